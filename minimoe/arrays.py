@@ -1,0 +1,111 @@
+"""NumPy or CuPy: which module an array belongs to, and moving arrays between host and GPU.
+
+No choice is global. A function asks ``xp = array_module(x)`` and computes with ``xp``, so both libraries can work
+side by side in one process and a test can compare them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from minimoe.errors import UserError
+
+Array: TypeAlias = NDArray[Any]
+"""A NumPy array, or a CuPy array, which has the same methods."""
+
+Device = Literal["cpu", "gpu"]
+
+
+def array_module(x: Array) -> Any:
+    """The module, ``numpy`` or ``cupy``, that made ``x``."""
+    return np if isinstance(x, np.ndarray | np.generic) else sys.modules[type(x).__module__.partition(".")[0]]
+
+
+def to_host(x: Array) -> NDArray[Any]:
+    """``x`` as a NumPy array; copies from the GPU and waits for it, does nothing on the host."""
+    return x if isinstance(x, np.ndarray) else cast("NDArray[Any]", cast(Any, x).get())
+
+
+def to_device(x: Array, device: Device) -> Array:
+    """``x`` on ``device``: ``"cpu"`` or ``"gpu"``."""
+    if device == "cpu":
+        return to_host(x)
+    return cast(Array, importlib.import_module("cupy").asarray(x))
+
+
+def like(x: Array, host: NDArray[Any]) -> Array:
+    """A host array moved to where ``x`` lives."""
+    return host if isinstance(x, np.ndarray) else cast(Array, array_module(x).asarray(host))
+
+
+def float_dtype(name: DTypeLike) -> np.dtype[Any]:
+    """The dtype called ``name``; raises ``UserError`` unless it is float32 or float64."""
+    dtype = np.dtype(name)
+    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise UserError(f"dtype {dtype} is not supported: choose float32 (training) or float64 (gradient checks).")
+    return dtype
+
+
+def select_device(wish: str = "auto") -> Device:
+    """Turns ``"auto"``, ``"cpu"`` or ``"gpu"`` into the device to use.
+
+    ``"auto"`` takes the GPU only if a real product on it succeeds. ``"gpu"`` raises ``UserError`` with the reason if
+    it cannot be used.
+    """
+    if wish == "cpu":
+        return "cpu"
+    if wish not in ("auto", "gpu"):
+        raise UserError(f"device {wish!r} is unknown: choose auto, cpu or gpu.")
+    problem = gpu_problem()
+    if problem is None:
+        return "gpu"
+    if wish == "gpu":
+        raise UserError(problem)
+    return "cpu"
+
+
+def gpu_problem() -> str | None:
+    """None if the GPU computes; otherwise one sentence that says which of three things is missing.
+
+    CuPy imports happily without a GPU, and with one it can lack cuBLAS or the run-time compiler, so nothing less than
+    a computation tells.
+    """
+    try:
+        cupy = importlib.import_module("cupy")
+    except ImportError:
+        return f"CuPy is not installed: run `pip install {_wheel_name()}`, or use --device cpu."
+    try:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            return "CuPy is installed, but no GPU was found: check `nvidia-smi`, or use --device cpu."
+    except RuntimeError as error:
+        return f"CuPy is installed, but no GPU or driver answers ({error}): check `nvidia-smi`, or use --device cpu."
+    try:
+        ones = cupy.ones((2, 2), dtype=np.float32)
+        works = float((ones @ ones).sum()) == 8.0
+    except (ImportError, RuntimeError, OSError) as error:
+        return (
+            f"There is a GPU, but CuPy cannot load its CUDA libraries ({_first_line(error)}): "
+            f'run `pip install "{_wheel_name()}[ctk]"`, or use --device cpu.'
+        )
+    return None if works else "The GPU gives wrong results for a 2×2 product: use --device cpu."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _wheel_name() -> str:
+    """The CuPy wheel for the CUDA version that the driver announces; the 12.x one if there is no driver to ask."""
+    import ctypes
+
+    version = ctypes.c_int(0)
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return "cupy-cuda12x"
+    return f"cupy-cuda{min(max(version.value // 1000, 11), 13)}x"

@@ -1,0 +1,223 @@
+"""Settings: what a model is (``ModelConfig``), how it is trained (``TrainConfig``), and presets of both.
+
+Every field is documented here once; the command line and the checkpoints are made from these classes. A value that
+makes no sense raises ``UserError`` when the config is made, so nothing behind this file has to check again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from minimoe.errors import UserError
+
+MAX_SIZE = 2**20
+"""No single size of a model may exceed this: larger ones are slips of the keyboard."""
+
+
+def _setting(default: Any, doc: str, *, least: float | None = None, most: float | None = None, choices: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "most": most, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture: Mixtral's, in any size."""
+
+    vocab_size: int = _setting(256, "V: tokens of the vocabulary; training takes it from the tokenizer", least=1, most=MAX_SIZE)
+    width: int = _setting(128, "D: numbers that stand for one token", least=1, most=MAX_SIZE)
+    layers: int = _setting(4, "L: blocks", least=1, most=4096)
+    heads: int = _setting(4, "H: query heads", least=1, most=4096)
+    kv_heads: int = _setting(2, "G: key/value heads, shared by heads/kv_heads query heads each", least=1, most=4096)
+    head_width: int = _setting(32, "C: numbers in one head; even, since RoPE turns pairs", least=2, most=MAX_SIZE)
+    context: int = _setting(128, "T: tokens of a training sequence", least=1, most=MAX_SIZE)
+    window: int | None = _setting(None, "sliding window: a query sees keys with i - j < window; none for all", least=1)
+    experts: int = _setting(8, "E: experts in each layer", least=1, most=65536)
+    active_experts: int = _setting(2, "K: experts that each token goes to", least=1, most=65536)
+    expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
+    renormalize: bool = _setting(True, "softmax over the chosen experts (Mixtral) rather than over all (Switch)")
+    noisy_gating: bool = _setting(True, "router with trainable noise (Shazeer 2017), used in training only")
+    tied_embeddings: bool = _setting(False, "use the embedding table as output layer too")
+    rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
+    norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"heads {self.heads} cannot share kv_heads {self.kv_heads} evenly: "
+                "choose kv_heads that divides heads (1 for multi-query, the same for multi-head)."
+            )
+        if self.head_width % 2:
+            raise UserError(f"head_width {self.head_width} is odd, but RoPE turns pairs of channels: choose an even one.")
+        if self.active_experts > self.experts:
+            raise UserError(
+                f"active_experts {self.active_experts} is more than experts {self.experts}: "
+                "a token cannot go to more experts than there are."
+            )
+        if self.active_experts == 1 and self.experts > 1 and self.renormalize:
+            raise UserError(
+                "active_experts 1 with renormalize on gives every chosen expert the constant weight 1, so the router "
+                "gets no gradient from the language-model loss: set renormalize to false (as Switch does) or "
+                "active_experts to 2 or more."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The recipe: data, objective, optimiser, schedule, bookkeeping."""
+
+    tokenizer: str = _setting("char", "units of text", choices=("char", "byte"))
+    steps: int = _setting(1000, "optimiser steps", least=0, most=10**9)
+    batch: int = _setting(16, "B: sequences in a step", least=1, most=MAX_SIZE)
+    accumulate: int = _setting(1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1)
+    seed: int = _setting(0, "start of every random draw", least=0, most=2**63)
+    optimizer: str = _setting("muon", "for the attention and expert matrices; all else is AdamW's", choices=("muon", "adamw"))
+    learning_rate: float = _setting(3e-3, "peak learning rate", least=0.0, most=10.0)
+    warmup: int = _setting(100, "steps of linear warm-up", least=0)
+    final_rate: float = _setting(0.1, "share of the peak learning rate left at the end of the cosine", least=0.0, most=1.0)
+    weight_decay: float = _setting(0.1, "decoupled decay, on matrices only", least=0.0, most=10.0)
+    beta1: float = _setting(0.9, "AdamW: memory of the mean gradient", least=0.0, most=0.999999)
+    beta2: float = _setting(0.99, "AdamW: memory of the mean square gradient", least=0.0, most=0.999999)
+    momentum: float = _setting(0.95, "Muon: memory of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
+    newton_schulz_steps: int = _setting(5, "Muon: steps of the orthogonalisation", least=1, most=20)
+    clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
+    balance_loss: float = _setting(0.01, "coefficient of the Switch load-balancing loss, per layer", least=0.0)
+    importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
+    load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
+    z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
+    capacity_factor: float | None = _setting(None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6)
+    evaluate_every: int = _setting(100, "steps between evaluations of the whole validation split; 0 for the end only", least=0)
+    save_every: int = _setting(100, "steps between checkpoints; 0 for the end only", least=0)
+    dtype: str = _setting("float32", "floating-point type", choices=("float32", "float64"))
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+        if self.batch % self.accumulate:
+            raise UserError(f"batch {self.batch} cannot be worked through in {self.accumulate} equal parts: choose a divisor of the batch.")
+
+
+Config = TypeVar("Config", ModelConfig, TrainConfig)
+
+
+def from_dict(kind: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
+    """A config from plain values, as ``config.json`` holds them; raises ``UserError`` on unknown names."""
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{source} has a setting {name!r} that {kind.__name__} does not know{_suggestion(name, known)}.")
+    return kind(**values)
+
+
+def _suggestion(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def field_types(kind: type[Any]) -> dict[str, tuple[type, bool]]:
+    """For each field of a config class: its type, and whether it may be None."""
+    hints = typing.get_type_hints(kind)
+    result = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        optional = isinstance(hint, types.UnionType)
+        result[field.name] = (typing.get_args(hint)[0] if optional else hint, optional)
+    return result
+
+
+def _check_fields(config: Any) -> None:
+    """Type, range and choices of every field; whole numbers are accepted where a float is meant."""
+    field_kinds = field_types(type(config))
+    for field in dataclasses.fields(config):
+        kind, optional = field_kinds[field.name]
+        value = getattr(config, field.name)
+        if value is None and optional:
+            continue
+        if kind is float and type(value) is int:
+            value = float(value)
+            object.__setattr__(config, field.name, value)
+        if type(value) is not kind:
+            raise UserError(f"{field.name} {value!r} is not {_KIND_NAMES[kind]}.")
+        least, most, choices = (field.metadata[key] for key in ("least", "most", "choices"))
+        if kind is float and not math.isfinite(value):
+            raise UserError(f"{field.name} {value} is not a finite number.")
+        if least is not None and value < least:
+            raise UserError(f"{field.name} {value} is too small: it must be at least {least:g}.")
+        if most is not None and value > most:
+            raise UserError(f"{field.name} {value} is too large: it must be at most {most:g}.")
+        if choices is not None and value not in choices:
+            raise UserError(f"{field.name} {value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+_KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model, a recipe and the corpus they are meant for."""
+
+    doc: str
+    model: ModelConfig
+    train: TrainConfig
+    corpus: str = "data"
+
+
+PRESETS: dict[str, Preset] = {
+    "toy": Preset(
+        "a small Mixtral that learns the texts of data/ in about two minutes",
+        ModelConfig(),
+        TrainConfig(),
+    ),
+    "tiny": Preset(
+        "seconds on any machine, for lessons and tests",
+        ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_width=8, context=32, experts=4, expert_width=32),
+        TrainConfig(steps=50, batch=8, warmup=5, evaluate_every=25, save_every=25),
+        corpus="fables",
+    ),
+    "nanogpt-cpu": Preset(
+        "nanoGPT's CPU recipe: 2000 steps of 12 × 64 tokens of tiny Shakespeare, at most 0.85M active parameters",
+        ModelConfig(context=64, expert_width=176),
+        TrainConfig(steps=2000, batch=12, evaluate_every=500),
+        corpus="shakespeare",
+    ),
+    "makemoe": Preset(
+        "makeMoE's budget: 5000 steps of 16 × 32 tokens of tiny Shakespeare, at most 2.67M active parameters",
+        ModelConfig(context=32, expert_width=352),
+        TrainConfig(steps=5000, batch=16, evaluate_every=500),
+        corpus="shakespeare",
+    ),
+    "shakespeare-fast": Preset(
+        "the shortest time to a validation loss of 1.744 on tiny Shakespeare",
+        ModelConfig(context=64, expert_width=128),
+        TrainConfig(steps=600, batch=16, evaluate_every=50),
+        corpus="shakespeare",
+    ),
+    "mixtral-8x7b": Preset(
+        "Mixtral 8x7B's shape, for accounting: 46.7 billion parameters do not train on a laptop",
+        ModelConfig(
+            vocab_size=32_000,
+            width=4096,
+            layers=32,
+            heads=32,
+            kv_heads=8,
+            head_width=128,
+            context=32_768,
+            expert_width=14_336,
+            noisy_gating=False,
+            rope_theta=1e6,
+        ),
+        TrainConfig(),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset called ``name``; raises ``UserError`` with the names there are."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name!r}{_suggestion(name, PRESETS)}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]

@@ -1,0 +1,218 @@
+"""Attention: every token gathers values from earlier tokens, weighted by how well their keys match its query.
+
+    A = softmax(q kᵀ / √C),    o = A v,    y = o W_o
+
+Causal: query i sees key j only if j ≤ i; with a sliding window w, only if also i − j < w. Grouped queries: H query
+heads share G key/value heads, H/G to each, which shrinks the key/value cache by as much.
+
+The T × T weights are never held for the whole sequence. Queries are taken a few rows at a time, each with only the
+keys that they may see; backward recomputes the weights from the log-sum-exp of each row (Dao et al. 2022).
+
+Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Beltagy et al. 2020,
+arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135.  Lesson: lessons/05_attention.ipynb
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minimoe.arrays import Array, array_module
+from minimoe.layers import linear, rope
+from minimoe.layers.linear import Linear
+from minimoe.layers.rope import Rotation
+
+ROWS = 64
+"""Queries handled at a time: small enough to skip most of the masked half, large enough for a good matrix product."""
+
+
+class Attention(NamedTuple):
+    query: Linear  # (D, H·C)
+    key: Linear  # (D, G·C)
+    value: Linear  # (D, G·C)
+    output: Linear  # (H·C, D)
+
+
+class KeyValues(NamedTuple):
+    """Rotated keys, and values, of the positions up to the newest."""
+
+    keys: Array  # (B, S, G, C)
+    values: Array  # (B, S, G, C)
+
+
+class AttendCache(NamedTuple):
+    q: Array  # (B, T, H, C)
+    k: Array  # (B, S, G, C)
+    v: Array  # (B, S, G, C)
+    o: Array  # (B, T, H, C)
+    log_sum_exp: Array  # (B, G, H/G, T, 1)  of each query's scores
+    window: int | None
+
+
+class Cache(NamedTuple):
+    projected: linear.Cache  # of query, key and value alike: they share x
+    attended: AttendCache
+    merged: linear.Cache
+    rotation: Rotation
+
+
+def init(
+    rng: np.random.Generator,
+    width: int,
+    heads: int,
+    kv_heads: int,
+    head_width: int,
+    output_std: float | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Attention:
+    """Projections drawn from N(0, 1/D); ``output_std`` sets another spread for the output projection."""
+    return Attention(
+        query=linear.init(rng, width, heads * head_width, dtype=dtype),
+        key=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
+        value=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
+        output=linear.init(rng, heads * head_width, width, output_std, dtype=dtype),
+    )
+
+
+def forward(
+    params: Attention,
+    x: Array,
+    rotation: Rotation,
+    head_width: int,
+    window: int | None = None,
+    past: KeyValues | None = None,
+) -> tuple[Array, Cache]:
+    """x (B, T, D) → y (B, T, D).
+
+    ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
+    are already known, and sees them too.
+    """
+    B, T, _ = x.shape
+    heads = (B, T, -1, head_width)
+    q, projected = linear.forward(params.query, x)
+    k, _ = linear.forward(params.key, x)
+    v, _ = linear.forward(params.value, x)
+    q = rope.forward(rotation, q.reshape(heads))
+    k = rope.forward(rotation, k.reshape(heads))
+    v = v.reshape(heads)
+    if past is not None:
+        xp = array_module(x)
+        k = xp.concatenate([past.keys, k], axis=1)
+        v = xp.concatenate([past.values, v], axis=1)
+    o, attended = attend(q, k, v, window)
+    y, merged = linear.forward(params.output, o.reshape(B, T, -1))
+    return y, Cache(projected, attended, merged, rotation)
+
+
+def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attention]:
+    """dy (B, T, D) → dx (B, T, D) and the gradient of every projection.
+
+    x feeds query, key and value, so dx is the sum of what the three send back.
+    """
+    B, T, _ = dy.shape
+    do, d_output = linear.backward(params.output, cache.merged, dy)
+    dq, dk, dv = attend_backward(cache.attended, do.reshape(cache.attended.o.shape))
+    dq = rope.backward(cache.rotation, dq)
+    dk = rope.backward(cache.rotation, dk)
+    dx, d_query = linear.backward(params.query, cache.projected, dq.reshape(B, T, -1))
+    dx_key, d_key = linear.backward(params.key, cache.projected, dk.reshape(B, T, -1))
+    dx_value, d_value = linear.backward(params.value, cache.projected, dv.reshape(B, T, -1))
+    dx += dx_key
+    dx += dx_value
+    return dx, Attention(d_query, d_key, d_value, d_output)
+
+
+def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
+    """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries are the last T of the S positions."""
+    xp = array_module(q)
+    groups = k.shape[2]
+    o = xp.empty_like(q)
+    q_grouped, o_grouped = _by_group(q, groups), _by_group(o, groups)
+    log_sum_exp = xp.empty((*q_grouped.shape[:-1], 1), q.dtype)
+    for rows, columns in _tiles(q.shape[1], k.shape[1], window):
+        scores = _scores(q_grouped, k, rows, columns, window)
+        peak = scores.max(-1, keepdims=True)
+        scores -= peak
+        weights = xp.exp(scores, out=scores)
+        total = weights.sum(-1, keepdims=True)
+        weights /= total
+        o_grouped[..., rows, :] = weights @ _keys_first(v[:, columns])
+        log_sum_exp[..., rows, :] = peak + xp.log(total)
+    return o, AttendCache(q, k, v, o, log_sum_exp, window)
+
+
+def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]:
+    """do (B, T, H, C) → dq (B, T, H, C), dk and dv (B, S, G, C).
+
+    With S = q kᵀ/√C and A = softmax(S), a row's softmax sends back dS = A ⊙ (dA − Σ_j A_j dA_j), and since
+    dA = do vᵀ that sum is do · o, so that no row of A·dA is ever summed:
+
+        dv = Aᵀ do,    dS = A ⊙ (do vᵀ − do·o),    dq = dS k/√C,    dk = dSᵀ q/√C
+
+    dk and dv add over the H/G query heads that share them.
+    """
+    q, k, v, o, log_sum_exp, window = cache
+    xp = array_module(q)
+    groups = k.shape[2]
+    scale = q.shape[-1] ** -0.5
+    dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
+    q_grouped, dq_grouped, do_grouped = _by_group(q, groups), _by_group(dq, groups), _by_group(do, groups)
+    do_dot_o = (do_grouped * _by_group(o, groups)).sum(-1, keepdims=True)  # (B, G, H/G, T, 1)
+    for rows, columns in _tiles(q.shape[1], k.shape[1], window):
+        scores = _scores(q_grouped, k, rows, columns, window)
+        scores -= log_sum_exp[..., rows, :]
+        weights = xp.exp(scores, out=scores)
+        do_rows = do_grouped[..., rows, :]
+        dv[:, columns] += _keys_back((_transpose(weights) @ do_rows).sum(2))
+        dscores = do_rows @ _transpose(_keys_first(v[:, columns]))
+        dscores -= do_dot_o[..., rows, :]
+        dscores *= weights
+        dscores *= scale
+        dq_grouped[..., rows, :] = dscores @ _keys_first(k[:, columns])
+        dk[:, columns] += _keys_back((_transpose(dscores) @ q_grouped[..., rows, :]).sum(2))
+    return dq, dk, dv
+
+
+def _tiles(queries: int, positions: int, window: int | None) -> list[tuple[slice, slice]]:
+    """Slices of queries, each with the slice of positions that at least one of them may see."""
+    past = positions - queries
+    tiles = []
+    for start in range(0, queries, ROWS):
+        stop = min(start + ROWS, queries)
+        first_seen = 0 if window is None else max(0, past + start - window + 1)
+        tiles.append((slice(start, stop), slice(first_seen, past + stop)))
+    return tiles
+
+
+def _scores(q_grouped: Array, k: Array, rows: slice, columns: slice, window: int | None) -> Array:
+    """q kᵀ/√C of one tile, −∞ where the query may not look: (B, G, H/G, rows, columns)."""
+    xp = array_module(k)
+    past = k.shape[1] - q_grouped.shape[-2]
+    scale = k.shape[-1] ** -0.5
+    scores = (q_grouped[..., rows, :] * scale) @ _transpose(_keys_first(k[:, columns]))
+    distance = xp.arange(past + rows.start, past + rows.stop)[:, None] - xp.arange(columns.start, columns.stop)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    scores += xp.where(hidden, -np.inf, 0.0).astype(scores.dtype)
+    return scores
+
+
+def _by_group(x: Array, groups: int) -> Array:
+    """A view of (B, T, H, C) as (B, G, H/G, T, C)."""
+    B, T, H, C = x.shape
+    return x.reshape(B, T, groups, H // groups, C).transpose(0, 2, 3, 1, 4)
+
+
+def _keys_first(x: Array) -> Array:
+    """A view of (B, S, G, C) as (B, G, 1, S, C), to meet every query head of its group."""
+    return x.transpose(0, 2, 1, 3)[:, :, None]
+
+
+def _keys_back(x: Array) -> Array:
+    """A view of (B, G, S, C) as (B, S, G, C)."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def _transpose(x: Array) -> Array:
+    return x.swapaxes(-1, -2)

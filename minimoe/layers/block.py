@@ -1,0 +1,105 @@
+"""A block: attention lets tokens exchange what they know, the experts let each token think, both on a residual stream.
+
+    h = x + Attention(RMSNorm(x)),    y = h + MoE(RMSNorm(h))
+
+Normalising before, not after, leaves a straight path from the loss to every layer (Xiong et al. 2020, arXiv
+2002.04745).  Lesson: lessons/10_decoder.ipynb
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minimoe.arrays import Array
+from minimoe.config import ModelConfig
+from minimoe.layers import attention, moe, rmsnorm
+from minimoe.layers.attention import Attention, KeyValues
+from minimoe.layers.moe import MoE
+from minimoe.layers.rmsnorm import RMSNorm
+from minimoe.layers.rope import Rotation
+from minimoe.layers.router import RouterStats
+
+
+class Block(NamedTuple):
+    attention_norm: RMSNorm
+    attention: Attention
+    moe_norm: RMSNorm
+    moe: MoE
+
+
+class Cache(NamedTuple):
+    attention_norm: rmsnorm.Cache
+    attention: attention.Cache
+    moe_norm: rmsnorm.Cache
+    moe: moe.Cache
+
+
+def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Block:
+    """One block in the shapes of ``config``.
+
+    The two products that write to the residual stream start smaller by √(2L): 2L of them add up (Radford et al. 2019).
+    """
+    residual = (2 * config.layers) ** -0.5
+    return Block(
+        attention_norm=rmsnorm.init(config.width, dtype),
+        attention=attention.init(
+            rng,
+            config.width,
+            config.heads,
+            config.kv_heads,
+            config.head_width,
+            output_std=residual * (config.heads * config.head_width) ** -0.5,
+            dtype=dtype,
+        ),
+        moe_norm=rmsnorm.init(config.width, dtype),
+        moe=moe.init(rng, config, output_std=residual * config.expert_width**-0.5, dtype=dtype),
+    )
+
+
+def forward(
+    params: Block,
+    x: Array,
+    rotation: Rotation,
+    config: ModelConfig,
+    *,
+    noise: Array | None = None,
+    capacity_factor: float | None = None,
+    estimate_load: bool = True,
+    mask: Array | None = None,
+    past: KeyValues | None = None,
+) -> tuple[Array, RouterStats, int, Cache]:
+    """x (B, T, D) → y (B, T, D), the router's sums, the number of dropped entries; arguments as in attention and moe."""
+    normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
+    gathered, attended = attention.forward(params.attention, normed, rotation, config.head_width, config.window, past)
+    h = x + gathered
+    normed, moe_norm = rmsnorm.forward(params.moe_norm, h, config.norm_eps)
+    y, stats, dropped, mixed = moe.forward(
+        params.moe,
+        normed,
+        config,
+        noise=noise,
+        capacity_factor=capacity_factor,
+        estimate_load=estimate_load,
+        mask=mask,
+    )
+    y += h
+    return y, stats, dropped, Cache(attention_norm, attended, moe_norm, mixed)
+
+
+def backward(params: Block, cache: Cache, dy: Array, dstats: RouterStats | None) -> tuple[Array, Block]:
+    """dy (B, T, D), and the gradient of the losses by the router's sums → dx (B, T, D) and every gradient.
+
+    A residual adds, so the gradient takes both ways, straight on and through the layer:
+
+        dh = dy + d(MoE ∘ norm)(dy),    dx = dh + d(Attention ∘ norm)(dh)
+    """
+    dnormed, dmoe = moe.backward(params.moe, cache.moe, dy, dstats)
+    dh, dmoe_norm = rmsnorm.backward(params.moe_norm, cache.moe_norm, dnormed)
+    dh += dy
+    dnormed, dattention = attention.backward(params.attention, cache.attention, dh)
+    dx, dattention_norm = rmsnorm.backward(params.attention_norm, cache.attention_norm, dnormed)
+    dx += dh
+    return dx, Block(dattention_norm, dattention, dmoe_norm, dmoe)

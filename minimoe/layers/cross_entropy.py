@@ -1,0 +1,57 @@
+"""Cross-entropy: how surprised the model is by the next token, in nats.
+
+    loss = Σ_t m_t · (log Σ_v exp(z_tv) − z_t,target)
+
+m_t is 1, or 0 for a token that should not count. The loss is returned as a sum together with its count, because sums
+over shards of a batch add up and means do not.  Lesson: lessons/02_backprop_by_hand.ipynb
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from minimoe.arrays import Array, array_module
+
+
+class Cache(NamedTuple):
+    probabilities: Array  # (N, V)  softmax(z)
+    targets: Array  # (N,)
+    mask: Array | None  # (N,)
+
+
+class LossSum(NamedTuple):
+    total: Array  # ()  nats, summed over the tokens that count
+    count: Array | int  # ()  how many those are
+
+
+def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[LossSum, Cache]:
+    """logits (..., V), targets (...) of integers, mask (...) of 0 and 1 → the summed loss and how many tokens it covers."""
+    xp = array_module(logits)
+    targets = targets.reshape(-1)
+    rows = xp.arange(len(targets))
+    z = logits.reshape(len(targets), -1)
+    z = z - z.max(-1, keepdims=True)
+    z_target = z[rows, targets]
+    probabilities = xp.exp(z, out=z)
+    sums = probabilities.sum(-1, keepdims=True)
+    nats = xp.log(sums[:, 0]) - z_target
+    probabilities /= sums
+    if mask is None:
+        return LossSum(nats.sum(), len(targets)), Cache(probabilities, targets, None)
+    mask = mask.reshape(-1).astype(nats.dtype)
+    return LossSum((nats * mask).sum(), mask.sum()), Cache(probabilities, targets, mask)
+
+
+def backward(cache: Cache, dloss: Array | float) -> Array:
+    """dloss, the gradient of the summed loss (1/count for a mean) → dlogits (N, V).
+
+    ∂/∂z_v log Σ_u exp(z_u) = softmax(z)_v and the target's own logit enters with −1:
+
+        dz = dloss · m ⊙ (softmax(z) − onehot(target))
+    """
+    xp = array_module(cache.probabilities)
+    dlogits = cache.probabilities * dloss
+    dlogits[xp.arange(len(cache.targets)), cache.targets] -= dloss
+    if cache.mask is not None:
+        dlogits *= cache.mask[:, None]
+    return dlogits

@@ -1,0 +1,55 @@
+"""RMSNorm: give every token unit root-mean-square, then one learned gain per channel.
+
+    y = gain · x / rms(x),    rms(x) = √(mean(x²) + ε)
+
+Zhang and Sennrich 2019, arXiv 1910.07467.  Lesson: lessons/03_rmsnorm.ipynb
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minimoe.arrays import Array, array_module
+
+
+class RMSNorm(NamedTuple):
+    gain: Array  # (D,)
+
+
+class Cache(NamedTuple):
+    x_hat: Array  # (..., D)  x / rms(x)
+    inv_rms: Array  # (..., 1)
+
+
+def init(width: int, dtype: DTypeLike = np.float32) -> RMSNorm:
+    """A gain of one for every channel."""
+    return RMSNorm(np.ones(width, dtype))
+
+
+def forward(params: RMSNorm, x: Array, eps: float = 1e-5) -> tuple[Array, Cache]:
+    """x (..., D) → y (..., D)."""
+    xp = array_module(x)
+    inv_rms = 1 / xp.sqrt(xp.square(x).mean(-1, keepdims=True) + eps)
+    x_hat = x * inv_rms
+    return params.gain * x_hat, Cache(x_hat, inv_rms)
+
+
+def backward(params: RMSNorm, cache: Cache, dy: Array) -> tuple[Array, RMSNorm]:
+    """dy (..., D) → dx (..., D) and the gradient of the gain.
+
+    x̂ = r·x depends on x twice, directly and through r = 1/rms(x), with ∂r/∂x = −r³ x / D, so
+
+        dx = r · (dx̂ − x̂ · mean(x̂ ⊙ dx̂)),   dx̂ = gain ⊙ dy
+        dgain = Σ_t dy_t ⊙ x̂_t
+    """
+    x_hat, inv_rms = cache
+    weighted = dy * x_hat
+    dgain = weighted.reshape(-1, weighted.shape[-1]).sum(0)
+    weighted *= params.gain  # x̂ ⊙ dx̂
+    dx = params.gain * dy
+    dx -= x_hat * weighted.mean(-1, keepdims=True)
+    dx *= inv_rms
+    return dx, RMSNorm(dgain)

@@ -1,0 +1,119 @@
+"""SwiGLU experts: E feed-forward networks in one stack, each for the tokens that were sent to it.
+
+    a = x W_gate,    b = x W_up,    h = silu(a) ⊙ b,    y = h W_down,    silu(a) = a · sigmoid(a)
+
+Tokens arrive sorted by expert, so that each expert's are one contiguous segment of rows and cost three large matrix
+products. With one expert and one segment this is the dense feed-forward layer of a Llama or a Mistral.
+
+Shazeer 2020, arXiv 2002.05202.  Lesson: lessons/06_swiglu_expert.ipynb
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from minimoe.arrays import Array, array_module
+
+
+class Experts(NamedTuple):
+    w_gate: Array  # (E, D, F)
+    w_up: Array  # (E, D, F)
+    w_down: Array  # (E, F, D)
+
+
+class Cache(NamedTuple):
+    x: Array  # (M, D)  sorted by expert
+    a: Array  # (M, F)
+    b: Array  # (M, F)
+    segments: list[slice]  # E of them: the rows of each expert
+
+
+def init(
+    rng: np.random.Generator,
+    experts: int,
+    width: int,
+    expert_width: int,
+    output_std: float | None = None,
+    dtype: DTypeLike = np.float32,
+) -> Experts:
+    """Weights drawn from N(0, 1/inputs); ``output_std`` sets another spread for W_down."""
+
+    def normal(inputs: int, outputs: int, std: float | None = None) -> Array:
+        std = inputs**-0.5 if std is None else std
+        return (std * rng.standard_normal((experts, inputs, outputs))).astype(dtype)
+
+    return Experts(
+        w_gate=normal(width, expert_width),
+        w_up=normal(width, expert_width),
+        w_down=normal(expert_width, width, output_std),
+    )
+
+
+def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Cache]:
+    """x (M, D), the first ``counts[0]`` rows for expert 0 and so on → y (M, D).
+
+    Rows behind the last segment belong to no expert and come out as zero.
+    """
+    xp = array_module(x)
+    width = params.w_gate.shape[2]
+    a, b = xp.empty((len(x), width), x.dtype), xp.empty((len(x), width), x.dtype)
+    y = xp.empty_like(x)
+    segments = segments_of(counts)
+    for e, rows in enumerate(segments):
+        xp.matmul(x[rows], params.w_gate[e], out=a[rows])
+        xp.matmul(x[rows], params.w_up[e], out=b[rows])
+        h = a[rows] * sigmoid(a[rows])
+        h *= b[rows]
+        xp.matmul(h, params.w_down[e], out=y[rows])
+    y[sum(counts) :] = 0
+    return y, Cache(x, a, b, segments)
+
+
+def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
+    """dy (M, D) → dx (M, D) and the gradient of every expert; zero for an expert without tokens.
+
+    h = a s ⊙ b with s = sigmoid(a) and s' = s(1 − s), so, expert by expert,
+
+        dW_down = hᵀ dy,    dh = dy W_downᵀ
+        db = dh ⊙ a s,      da = dh ⊙ b ⊙ s (1 + a (1 − s))
+        dW_gate = xᵀ da,    dW_up = xᵀ db,    dx = da W_gateᵀ + db W_upᵀ
+    """
+    xp = array_module(dy)
+    grads = Experts(*(xp.empty_like(weight) for weight in params))
+    dx = xp.empty_like(cache.x)
+    for e, rows in enumerate(cache.segments):
+        x, a, b = cache.x[rows], cache.a[rows], cache.b[rows]
+        s = sigmoid(a)
+        silu = a * s
+        xp.matmul((silu * b).T, dy[rows], out=grads.w_down[e])
+        da = dy[rows] @ params.w_down[e].T  # dh, until the derivative of silu is multiplied in
+        db = da * silu
+        silu *= 1 - s
+        silu += s  # now s (1 + a (1 − s)), the derivative of silu
+        silu *= b
+        da *= silu
+        xp.matmul(x.T, da, out=grads.w_gate[e])
+        xp.matmul(x.T, db, out=grads.w_up[e])
+        xp.matmul(da, params.w_gate[e].T, out=dx[rows])
+        dx[rows] += db @ params.w_up[e].T
+    dx[cache.segments[-1].stop :] = 0
+    return dx, grads
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(−x)), by way of tanh, which cannot overflow."""
+    xp = array_module(x)
+    y = xp.tanh(0.5 * x)
+    y += 1
+    y *= 0.5
+    return y
+
+
+def segments_of(counts: Sequence[int]) -> list[slice]:
+    """Counts of rows → slices of rows, one after the other."""
+    stops = np.cumsum(counts).tolist()
+    return [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]

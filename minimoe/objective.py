@@ -1,0 +1,131 @@
+"""The training objective and its gradient, for a batch in any number of shards.
+
+    loss = mean cross-entropy + Σ_layers Σ_losses coefficient · auxiliary loss
+
+Both kinds of term are functions of sums over tokens, so a step has two phases:
+
+    1  forward on every shard; add up the sums (cross-entropy, token count, RouterStats)
+    2  from the totals take the gradient by each sum; backward on every shard; add up the gradients
+
+Threads, micro-batches and a single batch therefore give the same gradient, auxiliary losses included, to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from minimoe import tree
+from minimoe.arrays import Array
+from minimoe.config import ModelConfig
+from minimoe.layers import balance, cross_entropy, decoder
+from minimoe.layers.balance import Coefficients, Losses
+from minimoe.layers.cross_entropy import LossSum
+from minimoe.layers.decoder import Decoder
+from minimoe.layers.router import RouterStats
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Applies a function to each item and yields the results in order: ``map``, or the ``map`` of a thread pool."""
+
+
+class Objective(NamedTuple):
+    """What is minimised, beside the cross-entropy, and what happens in training only."""
+
+    coefficients: Coefficients = Coefficients()
+    capacity_factor: float | None = None
+
+
+class Shard(NamedTuple):
+    """Some sequences of a batch."""
+
+    tokens: Array  # (B, T) integers
+    targets: Array  # (B, T) integers: the next token
+    noise: Array | None = None  # (L, B, T, E)  standard normal
+    mask: Array | None = None  # (B, T)  1 counts, 0 is padding: left out of every loss
+
+
+class Forward(NamedTuple):
+    """Phase 1 of one shard."""
+
+    loss: LossSum
+    stats: list[RouterStats]  # L
+    dropped: list[int]  # L
+    caches: tuple[cross_entropy.Cache, decoder.Cache] | None
+
+
+class Totals(NamedTuple):
+    """The sums of a whole batch, and what follows from them."""
+
+    cross_entropy: Any  # ()  nats a token
+    total: Any  # ()  with the auxiliary losses
+    auxiliary: list[Losses]  # L
+    stats: list[RouterStats]  # L
+    dropped: list[int]  # L
+    dloss: Any  # ()  gradient by the summed cross-entropy
+    dstats: list[RouterStats]  # L: gradient by each layer's sums
+
+
+def forward(params: Decoder, shard: Shard, config: ModelConfig, objective: Objective, keep: bool = True) -> Forward:
+    """Phase 1 for one shard; without ``keep``, only the sums remain."""
+    logits, routed, cache = decoder.forward(
+        params,
+        shard.tokens,
+        config,
+        noise=shard.noise,
+        capacity_factor=objective.capacity_factor,
+        estimate_load=objective.coefficients.load > 0,
+        mask=shard.mask,
+    )
+    loss, loss_cache = cross_entropy.forward(logits, shard.targets, shard.mask)
+    return Forward(loss, routed.stats, routed.dropped, (loss_cache, cache) if keep else None)
+
+
+def add_up(forwards: Sequence[Forward], objective: Objective) -> Totals:
+    """The turn between the phases: sums of all shards → losses, and the gradient by each sum."""
+    loss = tree.add(*(f.loss for f in forwards))
+    stats = [tree.add(*layer) for layer in zip(*(f.stats for f in forwards), strict=True)]
+    dropped = [sum(layer) for layer in zip(*(f.dropped for f in forwards), strict=True)]
+    count = max(loss.count, 1) if isinstance(loss.count, int) else loss.count.clip(1)
+    mean = total = loss.total / count
+    auxiliary, dstats = [], []
+    for layer in stats:
+        losses, dlayer = balance.loss(layer, objective.coefficients)
+        total = total + balance.weighted(losses, objective.coefficients)
+        auxiliary.append(losses)
+        dstats.append(dlayer)
+    return Totals(mean, total, auxiliary, stats, dropped, 1 / count, dstats)
+
+
+def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:
+    """Phase 2 for one shard: its part of the gradient of the whole batch's loss."""
+    assert forward.caches is not None
+    loss_cache, cache = forward.caches
+    return decoder.backward(params, cache, cross_entropy.backward(loss_cache, totals.dloss), totals.dstats)
+
+
+def loss_and_gradient(
+    params: Decoder,
+    shards: Sequence[Shard],
+    config: ModelConfig,
+    objective: Objective,
+    *,
+    run: Run = map,
+    recompute: bool = False,
+) -> tuple[Totals, Decoder]:
+    """Both phases over all shards of a batch → its losses and the gradient of ``total``.
+
+    ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
+    shards that are at work at once: this is gradient accumulation.
+    """
+    forwards = list(run(lambda shard: forward(params, shard, config, objective, keep=not recompute), shards))
+    totals = add_up(forwards, objective)
+
+    def gradient_of(pair: tuple[Shard, Forward]) -> Decoder:
+        shard, done = pair
+        return backward(params, forward(params, shard, config, objective) if recompute else done, totals)
+
+    gradients = iter(run(gradient_of, zip(shards, forwards, strict=True)))
+    total = next(gradients)
+    for gradient in gradients:
+        tree.accumulate(total, gradient)
+    return totals, total

@@ -1,0 +1,246 @@
+"""Text to numbers and back: one token a character, or one token a byte.
+
+    "deed"  →  characters "de"  →  [0, 1, 1, 0]          CharTokenizer: small vocabulary, knows only its own text
+    "é"     →  UTF-8 C3 A9      →  [195, 169]            ByteTokenizer: 256 tokens, knows every text
+
+A model with few tokens is a model whose embedding and output layer are small, which leaves nearly all of its
+parameters to the experts. Both tokenizers are frozen values with the same few methods, so the rest of the package
+never asks which one it holds.
+
+Losses of different tokenizers are compared in bits per byte: the summed loss in nats, divided by
+``log(2) · tokenizer.bytes_of(targets)``.
+"""
+
+import codecs
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from minimoe.errors import UserError
+
+Ids: TypeAlias = npt.NDArray[np.int32]
+AnyIds: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
+
+KINDS = ("char", "byte")
+
+
+@dataclass(frozen=True)
+class CharTokenizer:
+    """One token for each character that the training text contains.
+
+    Attributes:
+        characters: every known character once, in the order of code points; the id of a character is its index.
+
+    Raises:
+        UserError: ``characters`` is empty, not sorted, repeats a character or holds half of a surrogate pair.
+    """
+
+    kind: ClassVar[str] = "char"
+    characters: str
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise UserError(
+                "A char tokenizer needs at least one character, got none; give it a text that is not empty."
+            )
+        if self.characters != "".join(sorted(set(self.characters))):
+            raise UserError(
+                f"The characters of a char tokenizer are {_shown(self.characters)}, expected each of them once and in "
+                "order; make the tokenizer with build('char', text)."
+            )
+        if halves := [character for character in self.characters if "\ud800" <= character <= "\udfff"]:
+            raise UserError(
+                f"The text contains {_shown(halves)}, half of a surrogate pair, which is not a character and cannot be "
+                "written as UTF-8; read the text again as UTF-8."
+            )
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens: V."""
+        return len(self.characters)
+
+    def encode(self, text: str) -> Ids:
+        """The id of every character of ``text``, as an int32 array of length ``len(text)``.
+
+        Raises:
+            UserError: a character is not one of ``characters``.
+        """
+        points = _code_points(text)
+        known = _code_points(self.characters)
+        # One table from code point to id. Its last entry stands for every code point above the largest known one.
+        id_of = np.full(int(known[-1]) + 2, -1, dtype=np.int32)
+        id_of[known] = np.arange(len(known), dtype=np.int32)
+        ids: Ids = id_of[np.minimum(points, known[-1] + 1)]
+        if ids.size and ids.min() < 0:
+            unseen = dict.fromkeys(text[i] for i in np.flatnonzero(ids < 0))  # a dict keeps the order of appearance
+            raise UserError(
+                f"The text contains {_shown(unseen)}, but this model knows only the {self.vocab_size} characters of "
+                "its training text; use other characters, or train a model with --tokenizer byte, which knows every text."
+            )
+        return ids
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text that a one-dimensional array of ids stands for.
+
+        Raises:
+            UserError: ``ids`` is not one-dimensional, not integer, or holds an id that is not in the vocabulary.
+        """
+        points = _code_points(self.characters)[_checked_row(ids, self.vocab_size)]
+        return str(points.tobytes(), "utf-32-le")
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the character of each id as soon as the id arrives.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        for token in ids:
+            yield self.decode([token])
+
+    def bytes_of(self, ids: AnyIds) -> int:
+        """How many bytes of UTF-8 the ids, of any shape, stand for.
+
+        Raises:
+            UserError: ``ids`` is not integer, or holds an id that is not in the vocabulary.
+        """
+        lengths = np.array([len(character.encode()) for character in self.characters], dtype=np.int64)
+        return int(lengths[_checked(ids, self.vocab_size)].sum())
+
+    def to_dict(self) -> dict[str, str]:
+        """A dictionary for JSON; ``from_dict`` makes the tokenizer again."""
+        return {"kind": self.kind, "characters": self.characters}
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """One token for each of the 256 bytes: every text can be encoded, and é costs two tokens."""
+
+    kind: ClassVar[str] = "byte"
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens: V = 256."""
+        return 256
+
+    def encode(self, text: str) -> Ids:
+        """The UTF-8 bytes of ``text``, as an int32 array.
+
+        Raises:
+            UserError: ``text`` holds half of a surrogate pair, which UTF-8 cannot write.
+        """
+        try:
+            data = text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"The text contains {text[error.start]!r}, half of a surrogate pair, which is not a character and "
+                "cannot be written as UTF-8; remove it, or read the text again as UTF-8."
+            ) from None
+        return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text of a one-dimensional array of bytes; bytes that are not UTF-8 become U+FFFD, the mark �.
+
+        Raises:
+            UserError: ``ids`` is not one-dimensional, not integer, or holds an id outside 0 … 255.
+        """
+        return _checked_row(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield text as bytes arrive, never half of a character: its bytes are held back until the last one is here.
+
+        Joined, the pieces are what ``decode`` makes of all the ids.
+
+        Raises:
+            UserError: an id is outside 0 … 255.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for token in ids:
+            if piece := decoder.decode(_checked([token], self.vocab_size).astype(np.uint8).tobytes()):
+                yield piece
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def bytes_of(self, ids: AnyIds) -> int:
+        """How many bytes of UTF-8 the ids, of any shape, stand for: one each.
+
+        Raises:
+            UserError: ``ids`` is not integer, or holds an id outside 0 … 255.
+        """
+        return int(_checked(ids, self.vocab_size).size)
+
+    def to_dict(self) -> dict[str, str]:
+        """A dictionary for JSON; ``from_dict`` makes the tokenizer again."""
+        return {"kind": self.kind}
+
+
+Tokenizer: TypeAlias = CharTokenizer | ByteTokenizer
+
+
+def build(kind: str, text: str) -> Tokenizer:
+    """The tokenizer of this kind for a training text, which the byte tokenizer does not need to see.
+
+    Raises:
+        UserError: ``kind`` is neither 'char' nor 'byte', or a char tokenizer is asked for an empty text.
+    """
+    if kind == "byte":
+        return ByteTokenizer()
+    if kind == "char":
+        # On a long text, unique code points are found several times faster than sorted(set(text)) finds characters.
+        points = np.flatnonzero(np.bincount(_code_points(text)))
+        return CharTokenizer("".join(map(chr, points.tolist())))
+    raise UserError(f"The tokenizer {kind!r} is unknown; use 'char' or 'byte'.")
+
+
+def from_dict(d: Mapping[str, object]) -> Tokenizer:
+    """The tokenizer that ``to_dict`` described.
+
+    Raises:
+        UserError: ``d`` is not such a description.
+    """
+    match dict(d) if isinstance(d, Mapping) else d:
+        case {"kind": "byte", **rest} if not rest:
+            return ByteTokenizer()
+        case {"kind": "char", "characters": str(characters), **rest} if not rest:
+            return CharTokenizer(characters)
+    described = repr(d)
+    raise UserError(
+        f"The tokenizer description {described[:80]}{'…' * (len(described) > 80)} is malformed, expected "
+        "{'kind': 'byte'} or {'kind': 'char', 'characters': '…'}; use a file that minimoe wrote."
+    )
+
+
+def _code_points(text: str) -> npt.NDArray[np.uint32]:
+    # Lone surrogates pass here so that they are reported as characters that the tokenizer does not know.
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype="<u4")
+
+
+def _shown(characters: Iterable[str], at_most: int = 5) -> str:
+    """Characters for an error message, quoted so that a tab or a control character can be seen."""
+    found = list(characters)
+    more = len(found) - at_most
+    return ", ".join(map(repr, found[:at_most])) + (f" and {more} more" if more > 0 else "")
+
+
+def _checked(ids: AnyIds, vocab_size: int) -> npt.NDArray[np.integer[Any]]:
+    """The ids as an array, all of them in the vocabulary: NumPy would read id -1 as the last token."""
+    array = np.asarray(ids)
+    if array.size == 0:
+        return array.astype(np.int32)  # an empty list has no integers to take a type from
+    if array.dtype.kind not in "iu":
+        raise UserError(f"Token ids must be integers, got {array.dtype}; pass what encode returned.")
+    outside = (array < 0) | (array >= vocab_size)
+    if outside.any():
+        raise UserError(
+            f"Token id {array[outside][0]} is not in a vocabulary of {vocab_size}; use ids from 0 to {vocab_size - 1}."
+        )
+    return array
+
+
+def _checked_row(ids: AnyIds, vocab_size: int) -> npt.NDArray[np.integer[Any]]:
+    array = _checked(ids, vocab_size)
+    if array.ndim != 1:
+        raise UserError(f"Token ids to decode must be one row, got shape {array.shape}; decode one row at a time.")
+    return array

@@ -1,0 +1,82 @@
+"""Trees: nested NamedTuples and lists of arrays, walked in one fixed order.
+
+Parameters, gradients and optimiser state are such trees. A leaf is an array; ``None`` is an absent branch, skipped
+everywhere. The path to a leaf, ``blocks[2].moe.experts.w_up``, is its name in code, in a checkpoint and on a plot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from minimoe.arrays import Array, array_module
+
+Tree = TypeVar("Tree")
+
+
+def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """Yields ``(name, array)`` for every leaf, fields in order of declaration."""
+    if tree is None:
+        return
+    if isinstance(tree, list):
+        for i, branch in enumerate(tree):
+            yield from named_leaves(branch, f"{prefix}[{i}]")
+    elif isinstance(tree, tuple):
+        for field, branch in zip(_fields(tree), tree, strict=True):
+            yield from named_leaves(branch, f"{prefix}.{field}" if prefix else field)
+    else:
+        yield prefix, tree
+
+
+def leaves(tree: Any) -> list[Array]:
+    """Every array of the tree, in the order of ``named_leaves``."""
+    return [leaf for _, leaf in named_leaves(tree)]
+
+
+def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
+    """The tree of ``function(leaf, leaf of others[0], …)``; all trees must have the same shape."""
+    if tree is None:
+        return tree
+    if isinstance(tree, list):
+        return [map(function, *branches) for branches in zip(tree, *others, strict=True)]  # type: ignore[return-value]
+    if isinstance(tree, tuple):
+        return type(tree)(*(map(function, *branches) for branches in zip(tree, *others, strict=True)))
+    return function(tree, *others)  # type: ignore[no-any-return]
+
+
+def rebuild(tree: Tree, new_leaves: list[Array]) -> Tree:
+    """A tree shaped like ``tree`` with ``new_leaves`` in the order of ``leaves``."""
+    supply = iter(new_leaves)
+    return map(lambda _: next(supply), tree)
+
+
+def add(*trees: Tree) -> Tree:
+    """The sum of trees, leaf by leaf, from left to right so that the rounding repeats."""
+
+    def total(first: Array, *rest: Array) -> Array:
+        for other in rest:
+            first = first + other
+        return first
+
+    return map(total, *trees)
+
+
+def accumulate(total: Tree, tree: Tree) -> None:
+    """Adds ``tree`` to ``total`` in place, leaf by leaf."""
+    for mine, other in zip(leaves(total), leaves(tree), strict=True):
+        mine += other
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """The same tree with every array zero."""
+    return map(lambda leaf: array_module(leaf).zeros_like(leaf), tree)
+
+
+def size(tree: Any) -> int:
+    """How many numbers the tree holds."""
+    return sum(leaf.size for leaf in leaves(tree))
+
+
+def _fields(branch: tuple[Any, ...]) -> tuple[str, ...]:
+    """Names of a NamedTuple's fields; a plain tuple's positions."""
+    return getattr(branch, "_fields", tuple(str(i) for i in range(len(branch))))
