@@ -21,7 +21,9 @@ MAX_SIZE = 2**20
 """No single size of a model may exceed this: larger ones are slips of the keyboard."""
 
 
-def _setting(default: Any, doc: str, *, least: float | None = None, most: float | None = None, choices: Any = None) -> Any:
+def _setting(
+    default: Any, doc: str, *, least: float | None = None, most: float | None = None, choices: Any = None
+) -> Any:
     return dataclasses.field(default=default, metadata={"doc": doc, "least": least, "most": most, "choices": choices})
 
 
@@ -29,7 +31,9 @@ def _setting(default: Any, doc: str, *, least: float | None = None, most: float 
 class ModelConfig:
     """The architecture: Mixtral's, in any size."""
 
-    vocab_size: int = _setting(256, "V: tokens of the vocabulary; training takes it from the tokenizer", least=1, most=MAX_SIZE)
+    vocab_size: int = _setting(
+        256, "V: tokens of the vocabulary; training takes it from the tokenizer", least=1, most=MAX_SIZE
+    )
     width: int = _setting(128, "D: numbers that stand for one token", least=1, most=MAX_SIZE)
     layers: int = _setting(4, "L: blocks", least=1, most=4096)
     heads: int = _setting(4, "H: query heads", least=1, most=4096)
@@ -54,7 +58,9 @@ class ModelConfig:
                 "choose kv_heads that divides heads (1 for multi-query, the same for multi-head)."
             )
         if self.head_width % 2:
-            raise UserError(f"head_width {self.head_width} is odd, but RoPE turns pairs of channels: choose an even one.")
+            raise UserError(
+                f"head_width {self.head_width} is odd, but RoPE turns pairs of channels: choose an even one."
+            )
         if self.active_experts > self.experts:
             raise UserError(
                 f"active_experts {self.active_experts} is more than experts {self.experts}: "
@@ -75,12 +81,18 @@ class TrainConfig:
     tokenizer: str = _setting("char", "units of text", choices=("char", "byte"))
     steps: int = _setting(1000, "optimiser steps", least=0, most=10**9)
     batch: int = _setting(16, "B: sequences in a step", least=1, most=MAX_SIZE)
-    accumulate: int = _setting(1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1)
+    accumulate: int = _setting(
+        1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1
+    )
     seed: int = _setting(0, "start of every random draw", least=0, most=2**63)
-    optimizer: str = _setting("muon", "for the attention and expert matrices; all else is AdamW's", choices=("muon", "adamw"))
+    optimizer: str = _setting(
+        "muon", "for the attention and expert matrices; all else is AdamW's", choices=("muon", "adamw")
+    )
     learning_rate: float = _setting(3e-3, "peak learning rate", least=0.0, most=10.0)
     warmup: int = _setting(100, "steps of linear warm-up", least=0)
-    final_rate: float = _setting(0.1, "share of the peak learning rate left at the end of the cosine", least=0.0, most=1.0)
+    final_rate: float = _setting(
+        0.1, "share of the peak learning rate left at the end of the cosine", least=0.0, most=1.0
+    )
     weight_decay: float = _setting(0.1, "decoupled decay, on matrices only", least=0.0, most=10.0)
     beta1: float = _setting(0.9, "AdamW: memory of the mean gradient", least=0.0, most=0.999999)
     beta2: float = _setting(0.99, "AdamW: memory of the mean square gradient", least=0.0, most=0.999999)
@@ -91,15 +103,22 @@ class TrainConfig:
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
-    capacity_factor: float | None = _setting(None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6)
-    evaluate_every: int = _setting(100, "steps between evaluations of the whole validation split; 0 for the end only", least=0)
+    capacity_factor: float | None = _setting(
+        None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6
+    )
+    evaluate_every: int = _setting(
+        100, "steps between evaluations of the whole validation split; 0 for the end only", least=0
+    )
     save_every: int = _setting(100, "steps between checkpoints; 0 for the end only", least=0)
     dtype: str = _setting("float32", "floating-point type", choices=("float32", "float64"))
 
     def __post_init__(self) -> None:
         _check_fields(self)
         if self.batch % self.accumulate:
-            raise UserError(f"batch {self.batch} cannot be worked through in {self.accumulate} equal parts: choose a divisor of the batch.")
+            raise UserError(
+                f"batch {self.batch} cannot be worked through in accumulate {self.accumulate} equal parts: "
+                "choose a divisor of the batch."
+            )
 
 
 Config = TypeVar("Config", ModelConfig, TrainConfig)
@@ -110,7 +129,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], source: str = "conf
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
-            raise UserError(f"{source} has a setting {name!r} that {kind.__name__} does not know{_suggestion(name, known)}.")
+            raise UserError(
+                f"{source} has a setting {name!r} that {kind.__name__} does not know{_suggestion(name, known)}."
+            )
     return kind(**values)
 
 
@@ -144,7 +165,7 @@ def _check_fields(config: Any) -> None:
         if type(value) is not kind:
             raise UserError(f"{field.name} {value!r} is not {_KIND_NAMES[kind]}.")
         least, most, choices = (field.metadata[key] for key in ("least", "most", "choices"))
-        if kind is float and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{field.name} {value} is not a finite number.")
         if least is not None and value < least:
             raise UserError(f"{field.name} {value} is too small: it must be at least {least:g}.")
@@ -221,3 +242,13 @@ def preset(name: str) -> Preset:
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}{_suggestion(name, PRESETS)}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
+
+
+def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
+    """``chosen`` with other values for some fields of its model and its recipe, whichever they belong to."""
+    of_model = {field.name for field in dataclasses.fields(ModelConfig)}
+    return dataclasses.replace(
+        chosen,
+        model=dataclasses.replace(chosen.model, **{k: v for k, v in settings.items() if k in of_model}),
+        train=dataclasses.replace(chosen.train, **{k: v for k, v in settings.items() if k not in of_model}),
+    )

@@ -54,7 +54,6 @@ PYTHON_MODULES = (
     "sched",
     "selectors",
     "shelve",
-    "shlex",
     "shutil",
     "socketserver",
     "statistics",
@@ -80,6 +79,7 @@ class Corpus:
     Attributes:
         name: what the corpus is called in metrics and checkpoints.
         documents: document name → text, in a fixed order.
+        paths: the files that the documents came from; none for a built-in corpus.
 
     Raises:
         UserError: there is no document, or one of them is empty.
@@ -87,6 +87,7 @@ class Corpus:
 
     name: str
     documents: dict[str, str]
+    paths: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.documents:
@@ -139,12 +140,13 @@ def read_files(paths: Iterable[str | Path] | str | Path) -> Corpus:
         UserError: no path is given, or a file is missing, a directory, unreadable, empty or not UTF-8.
     """
     documents: dict[str, str] = {}
-    for path in map(Path, [paths] if isinstance(paths, str | Path) else paths):
+    files = [Path(path).absolute() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    for path in files:
         numbered = (path.stem if n == 1 else f"{path.stem}-{n}" for n in count(1))
         documents[next(name for name in numbered if name not in documents)] = _read(path)
     if not documents:
         raise UserError("No text file is given; give at least one path.")
-    return Corpus("+".join(documents), documents)
+    return Corpus("+".join(documents), documents, tuple(files))
 
 
 def split(
@@ -219,26 +221,24 @@ def download(
         ) from error
 
     try:
-        # A continued file can be wrong because its beginning was: then, once, everything is fetched anew.
-        continued = part.exists()
-        if not continued or _sha256(part) != SHAKESPEARE_SHA256:
-            _fetch(url, part, progress)
-        digest = _sha256(part)
-        if continued and digest != SHAKESPEARE_SHA256:
+        for _ in range(2):
+            continued = part.exists()
+            if (digest := _sha256(part)) != SHAKESPEARE_SHA256:
+                _fetch(url, part, progress)
+                digest = _sha256(part)
+            if digest == SHAKESPEARE_SHA256:
+                os.replace(part, target)
+                return target
             part.unlink(missing_ok=True)
-            _fetch(url, part, progress)
-            digest = _sha256(part)
-        if digest == SHAKESPEARE_SHA256:
-            os.replace(part, target)
-            return target
-        part.unlink(missing_ok=True)
+            if not continued:  # a continued file may only have begun wrongly, which deserves a second, fresh attempt
+                break
     except (OSError, ValueError) as error:  # every network error is an OSError; a malformed URL is a ValueError
         raise UserError(
             f"The download of {name!r} from {url} failed ({error}); check the network and run again, which continues "
             "where this stopped, or train on any local file with --text PATH."
         ) from error
     raise UserError(
-        f"The file at {url} is not {name!r}: expected SHA-256 {SHAKESPEARE_SHA256}, got {digest or 'nothing'}. "
+        f"The file at {url} is not {name!r}: expected SHA-256 {SHAKESPEARE_SHA256}, got {digest}. "
         "Nothing was kept; run again, or train on any local file with --text PATH."
     )
 
@@ -262,11 +262,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urlopen(request, timeout=TIMEOUT) as response:
-            # 206 carries a range, which has to be the one asked for. Anything else is the whole file.
-            if response.status == 206:
-                if not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                    return
-            else:
+            if response.status != 206:  # only a 206 is the rest that was asked for, anything else the whole file
                 start = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)

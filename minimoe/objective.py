@@ -85,15 +85,15 @@ def add_up(forwards: Sequence[Forward], objective: Objective) -> Totals:
     loss = tree.add(*(f.loss for f in forwards))
     stats = [tree.add(*layer) for layer in zip(*(f.stats for f in forwards), strict=True)]
     dropped = [sum(layer) for layer in zip(*(f.dropped for f in forwards), strict=True)]
-    count = max(loss.count, 1) if isinstance(loss.count, int) else loss.count.clip(1)
-    mean = total = loss.total / count
+    tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
+    mean = total = loss.total / tokens
     auxiliary, dstats = [], []
     for layer in stats:
         losses, dlayer = balance.loss(layer, objective.coefficients)
         total = total + balance.weighted(losses, objective.coefficients)
         auxiliary.append(losses)
         dstats.append(dlayer)
-    return Totals(mean, total, auxiliary, stats, dropped, 1 / count, dstats)
+    return Totals(mean, total, auxiliary, stats, dropped, 1 / tokens, dstats)
 
 
 def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:

@@ -78,7 +78,7 @@ class CharTokenizer:
             unseen = dict.fromkeys(text[i] for i in np.flatnonzero(ids < 0))  # a dict keeps the order of appearance
             raise UserError(
                 f"The text contains {_shown(unseen)}, but this model knows only the {self.vocab_size} characters of "
-                "its training text; use other characters, or train a model with --tokenizer byte, which knows every text."
+                "its training text; use other characters, or train with --tokenizer byte, which knows every text."
             )
         return ids
 

@@ -1,4 +1,4 @@
-"""Trees: nested NamedTuples and lists of arrays, walked in one fixed order.
+"""Trees: nested NamedTuples, tuples and lists of arrays, walked in one fixed order.
 
 Parameters, gradients and optimiser state are such trees. A leaf is an array; ``None`` is an absent branch, skipped
 everywhere. The path to a leaf, ``blocks[2].moe.experts.w_up``, is its name in code, in a checkpoint and on a plot.
@@ -40,8 +40,9 @@ def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
     if isinstance(tree, list):
         return [map(function, *branches) for branches in zip(tree, *others, strict=True)]  # type: ignore[return-value]
     if isinstance(tree, tuple):
-        return type(tree)(*(map(function, *branches) for branches in zip(tree, *others, strict=True)))
-    return function(tree, *others)  # type: ignore[no-any-return]
+        branches = (map(function, *branches) for branches in zip(tree, *others, strict=True))
+        return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)  # type: ignore[return-value]
+    return function(tree, *others)
 
 
 def rebuild(tree: Tree, new_leaves: list[Array]) -> Tree:

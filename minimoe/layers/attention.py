@@ -14,7 +14,7 @@ arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135.  Lesson: lessons/0
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -40,6 +40,17 @@ class KeyValues(NamedTuple):
 
     keys: Array  # (B, S, G, C)
     values: Array  # (B, S, G, C)
+
+    def append(self, keys: Array, values: Array) -> KeyValues:
+        """These, then keys and values (B, T, G, C) of T further positions, as new arrays."""
+        xp = array_module(keys)
+        return KeyValues(xp.concatenate([self.keys, keys], axis=1), xp.concatenate([self.values, values], axis=1))
+
+
+class Past(Protocol):
+    """Anything that remembers earlier positions: ``KeyValues``, or a cache that appends in place."""
+
+    def append(self, keys: Array, values: Array) -> KeyValues: ...
 
 
 class AttendCache(NamedTuple):
@@ -82,7 +93,7 @@ def forward(
     rotation: Rotation,
     head_width: int,
     window: int | None = None,
-    past: KeyValues | None = None,
+    past: Past | None = None,
 ) -> tuple[Array, Cache]:
     """x (B, T, D) → y (B, T, D).
 
@@ -98,9 +109,7 @@ def forward(
     k = rope.forward(rotation, k.reshape(heads))
     v = v.reshape(heads)
     if past is not None:
-        xp = array_module(x)
-        k = xp.concatenate([past.keys, k], axis=1)
-        v = xp.concatenate([past.values, v], axis=1)
+        k, v = past.append(k, v)
     o, attended = attend(q, k, v, window)
     y, merged = linear.forward(params.output, o.reshape(B, T, -1))
     return y, Cache(projected, attended, merged, rotation)
@@ -109,16 +118,16 @@ def forward(
 def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attention]:
     """dy (B, T, D) → dx (B, T, D) and the gradient of every projection.
 
-    x feeds query, key and value, so dx is the sum of what the three send back.
+    x feeds query, key and value, so dx is the sum of what the three send back. A past is given, and gets no gradient.
     """
     B, T, _ = dy.shape
     do, d_output = linear.backward(params.output, cache.merged, dy)
     dq, dk, dv = attend_backward(cache.attended, do.reshape(cache.attended.o.shape))
     dq = rope.backward(cache.rotation, dq)
-    dk = rope.backward(cache.rotation, dk)
+    dk = rope.backward(cache.rotation, dk[:, -T:])
     dx, d_query = linear.backward(params.query, cache.projected, dq.reshape(B, T, -1))
     dx_key, d_key = linear.backward(params.key, cache.projected, dk.reshape(B, T, -1))
-    dx_value, d_value = linear.backward(params.value, cache.projected, dv.reshape(B, T, -1))
+    dx_value, d_value = linear.backward(params.value, cache.projected, dv[:, -T:].reshape(B, T, -1))
     dx += dx_key
     dx += dx_value
     return dx, Attention(d_query, d_key, d_value, d_output)

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 from minimoe.arrays import Array
 from minimoe.config import ModelConfig
 from minimoe.layers import attention, moe, rmsnorm
-from minimoe.layers.attention import Attention, KeyValues
+from minimoe.layers.attention import Attention, Past
 from minimoe.layers.moe import MoE
 from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
@@ -69,9 +69,9 @@ def forward(
     capacity_factor: float | None = None,
     estimate_load: bool = True,
     mask: Array | None = None,
-    past: KeyValues | None = None,
+    past: Past | None = None,
 ) -> tuple[Array, RouterStats, int, Cache]:
-    """x (B, T, D) → y (B, T, D), the router's sums, the number of dropped entries; arguments as in attention and moe."""
+    """x (B, T, D) → y (B, T, D), the router's sums, how many entries were dropped; arguments as in attention, moe."""
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
     gathered, attended = attention.forward(params.attention, normed, rotation, config.head_width, config.window, past)
     h = x + gathered

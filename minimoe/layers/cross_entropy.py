@@ -21,11 +21,11 @@ class Cache(NamedTuple):
 
 class LossSum(NamedTuple):
     total: Array  # ()  nats, summed over the tokens that count
-    count: Array | int  # ()  how many those are
+    tokens: Array | int  # ()  how many those are
 
 
 def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[LossSum, Cache]:
-    """logits (..., V), targets (...) of integers, mask (...) of 0 and 1 → the summed loss and how many tokens it covers."""
+    """logits (..., V), targets (...) of integers, mask (...) of 0 and 1 → the summed loss and its number of tokens."""
     xp = array_module(logits)
     targets = targets.reshape(-1)
     rows = xp.arange(len(targets))

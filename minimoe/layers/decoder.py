@@ -7,6 +7,7 @@ Jiang et al. 2024, arXiv 2401.04088 (Mixtral).  Lesson: lessons/10_decoder.ipynb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import DTypeLike
 from minimoe.arrays import Array, array_module
 from minimoe.config import ModelConfig
 from minimoe.layers import block, embedding, linear, rmsnorm, rope
-from minimoe.layers.attention import KeyValues
+from minimoe.layers.attention import Past
 from minimoe.layers.block import Block
 from minimoe.layers.embedding import Embedding
 from minimoe.layers.linear import Linear
@@ -50,7 +51,9 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
         embedding=embedding.init(rng, config.vocab_size, config.width, dtype=dtype),
         blocks=[block.init(rng, config, dtype) for _ in range(config.layers)],
         norm=rmsnorm.init(config.width, dtype),
-        head=None if config.tied_embeddings else linear.init(rng, config.width, config.vocab_size, std=0.02, dtype=dtype),
+        head=None
+        if config.tied_embeddings
+        else linear.init(rng, config.width, config.vocab_size, std=0.02, dtype=dtype),
     )
 
 
@@ -63,7 +66,7 @@ def forward(
     capacity_factor: float | None = None,
     estimate_load: bool = True,
     mask: Array | None = None,
-    past: list[KeyValues] | None = None,
+    past: Sequence[Past] | None = None,
     position: int = 0,
 ) -> tuple[Array, Routed, Cache]:
     """tokens (B, T) of integers in [0, V) → logits (B, T, V).

@@ -5,7 +5,8 @@ is turned by the angle t·ω_j, so the product of a query at i and a key at j de
 
     y₁ = x₁ cos − x₂ sin,    y₂ = x₂ cos + x₁ sin,    ω_j = θ^(−2j/C)
 
-Su et al. 2021, arXiv 2104.09864; pairs are split by halves as in the Hugging Face layout.  Lesson: lessons/04_rope.ipynb
+Su et al. 2021, arXiv 2104.09864; pairs are split by halves as in the Hugging Face layout.
+Lesson: lessons/04_rope.ipynb
 """
 
 from __future__ import annotations

@@ -1,0 +1,312 @@
+"""Runs on disk: atomic, checked, resumable to the bit, and readable by the safetensors library. No pickle anywhere.
+
+    config.json           model, recipe, tokenizer and corpus
+    metrics.jsonl         one line a step
+    model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
+    resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
+
+A file is written beside its place, forced to disk, then renamed, so at every moment each name holds a whole file. All
+that must agree is in one file, so there is no moment at which two files disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe import config as configs
+from minimoe import optimizer, tokenizer, tree
+from minimoe.arrays import Device, to_device, to_host
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.errors import UserError
+from minimoe.layers import decoder
+from minimoe.layers.decoder import Decoder
+from minimoe.tokenizer import Tokenizer
+
+CONFIG, METRICS, MODEL, RESUME = "config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"
+FORMAT = 1
+
+Tensors = dict[str, NDArray[Any]]
+
+
+class Source(NamedTuple):
+    """Where a run's text came from: a built-in corpus or files, and the checksum of their tokens."""
+
+    corpus: str
+    paths: list[str]  # empty for a built-in corpus
+    sha256: str
+
+
+class RunConfig(NamedTuple):
+    """All that config.json says."""
+
+    model: ModelConfig
+    train: TrainConfig
+    tokenizer: Tokenizer
+    source: Source
+
+
+class Model(NamedTuple):
+    """A trained model, ready to evaluate or to generate."""
+
+    params: Decoder
+    config: ModelConfig
+    tokenizer: Tokenizer
+    run: RunConfig
+
+    def to(self, device: Device) -> Model:
+        """The same model on ``device``."""
+        return self._replace(params=tree.map(lambda leaf: to_device(leaf, device), self.params))
+
+    @property
+    def on_gpu(self) -> bool:
+        return not isinstance(self.params.norm.gain, np.ndarray)
+
+
+class Progress(NamedTuple):
+    """How far a run has come."""
+
+    step: int
+    seconds: float  # of training so far
+    random_state: dict[str, Any]  # of the NumPy bit generator
+
+
+# Runs
+
+
+def save_config(folder: Path, run: RunConfig) -> None:
+    """Writes config.json."""
+    values = {
+        "format": FORMAT,
+        "model": dataclasses.asdict(run.model),
+        "train": dataclasses.asdict(run.train),
+        "tokenizer": run.tokenizer.to_dict(),
+        "source": run.source._asdict(),
+    }
+    write_atomically(folder / CONFIG, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def load_config(folder: str | Path) -> RunConfig:
+    """Reads config.json; raises ``UserError`` if the folder is no run or the file makes no sense."""
+    path = Path(folder) / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not a run: it has no {CONFIG}. Give the folder that `minimoe train` named."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or train again.") from None
+    try:
+        if values["format"] != FORMAT:
+            raise UserError(
+                f"{path} has format {values['format']!r}, and this version reads {FORMAT}: use the one that wrote it."
+            )
+        return RunConfig(
+            configs.from_dict(ModelConfig, values["model"], str(path)),
+            configs.from_dict(TrainConfig, values["train"], str(path)),
+            tokenizer.from_dict(values["tokenizer"]),
+            Source(**values["source"]),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a run's config ({error!r} is missing or wrong): restore it, or train again."
+        ) from None
+
+
+def save(folder: Path, params: Decoder, state: optimizer.State, progress: Progress) -> None:
+    """Writes resume.safetensors, then model.safetensors."""
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    everything = dict(tensors)
+    for name, moments in state.items():
+        for moment, values in zip(moments._fields, moments, strict=True):
+            if values is not None:
+                everything[f"optimizer.{name}.{moment}"] = to_host(values)
+    write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
+    write_tensors(folder / MODEL, tensors, {"step": str(progress.step)})
+
+
+def load_model(folder: str | Path) -> Model:
+    """The trained model of a run, on the host."""
+    run = load_config(folder)
+    path = Path(folder) / MODEL
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no {MODEL} yet: its training saved nothing so far; continue it with --resume {folder}."
+        )
+    tensors, _ = read_tensors(path)
+    params = _fill(_blank(run), tensors, path)
+    _refuse_surplus(tensors, path)
+    return Model(params, run.model, run.tokenizer, run)
+
+
+def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
+    """What a run needs to continue; None if it saved nothing yet."""
+    path = folder / RESUME
+    if not path.exists():
+        return None
+    tensors, metadata = read_tensors(path)
+    params = _fill(_blank(run), tensors, path)
+    state = optimizer.init(params, run.train)
+    for name, moments in state.items():
+        state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
+    _refuse_surplus(tensors, path)
+    try:
+        progress = Progress(**json.loads(metadata["progress"]))
+        np.random.default_rng().bit_generator.state = progress.random_state
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} does not say how far the run has come ({error!r}): it is not a file to resume from."
+        ) from None
+    return params, state, progress
+
+
+def saved_step(folder: Path) -> int | None:
+    """The step of the last checkpoint, None if there is none."""
+    if not (folder / MODEL).exists():
+        return None
+    return int(read_tensors(folder / MODEL)[1]["step"])
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for one training; raises ``UserError`` if another has it. The lock dies with its process."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows, where a second training is left to the person's care
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"another training is writing to {folder}: wait for it, or choose another --out.") from None
+        yield
+
+
+# Metrics
+
+
+def read_metrics(folder: str | Path, up_to: int | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, up to a step if asked; a last line that was cut short is left out."""
+    path = Path(folder) / METRICS
+    rows: list[dict[str, Any]] = []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if up_to is None or row["step"] <= up_to:
+                rows.append(row)
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(f"{path} line {number} is damaged: mend or remove that line.") from None
+    return rows
+
+
+def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes metrics.jsonl anew."""
+    write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+# Files
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise UserError(
+            f"{path} cannot be written ({error.strerror or error}): free space or choose another folder."
+        ) from None
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, atomically, with a checksum of its tensors in the metadata."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    write_atomically(path, save(contiguous, {**metadata, "sha256": checksum(contiguous)}))
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """A safetensors file's tensors and metadata; raises ``UserError`` if it is cut short, damaged or foreign."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
+        ) from None
+    if metadata.get("sha256") != checksum(tensors):
+        raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")
+    return tensors, metadata
+
+
+def checksum(tensors: Tensors) -> str:
+    """SHA-256 of names, types, shapes and contents."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name]
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+    return digest.hexdigest()
+
+
+def _blank(run: RunConfig) -> Decoder:
+    return decoder.init(np.random.default_rng(0), run.model, run.train.dtype)
+
+
+def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
+    """``blank`` with each leaf replaced by the tensor of its name, which is taken out of ``tensors``."""
+    filled = []
+    for name, leaf in tree.named_leaves(blank):
+        if prefix + name not in tensors:
+            raise UserError(f"{path} lacks the tensor {prefix + name}: it does not belong to this {CONFIG}.")
+        values = tensors.pop(prefix + name)
+        if values.shape != leaf.shape or values.dtype != leaf.dtype:
+            raise UserError(
+                f"{path} holds {prefix + name} as {values.dtype} {values.shape}, but {CONFIG} asks for "
+                f"{leaf.dtype} {leaf.shape}: the two are not of one run."
+            )
+        filled.append(values)
+    return tree.rebuild(blank, filled)
+
+
+def _refuse_surplus(tensors: Tensors, path: Path) -> None:
+    if tensors:
+        raise UserError(
+            f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: the two are not of one run."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Forces a rename to disk, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,230 @@
+"""The command line: ``minimoe train``, ``evaluate``, ``generate``, ``gradcheck``, ``corpus`` and ``info``.
+
+Every setting of ``ModelConfig`` and ``TrainConfig`` is an option of ``train``, made from the class itself. A command
+imports what it needs when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from minimoe import __version__, config
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.errors import UserError
+
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    try:
+        code: int = chosen.run(chosen)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"minimoe: {_printable(str(error))}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence; the list of all options is left to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="minimoe", description="A mixture-of-experts language model from scratch, small enough to understand."
+    )
+    parser.add_argument("--version", action="version", version=f"minimoe {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], doc: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=doc, description=doc, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    _train_options(command("train", _train, "train a model, or continue a training"))
+
+    sub = command(
+        "evaluate", _evaluate, "loss over the validation split of a run, or over another text, as one JSON line"
+    )
+    sub.add_argument("folder", metavar="RUN", help="folder of a run")
+    sub.add_argument(
+        "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
+    )
+    _machine_options(sub)
+
+    sub = command("generate", _generate, "let a model continue a prompt")
+    sub.add_argument("folder", metavar="RUN", help="folder of a run")
+    sub.add_argument("--prompt", required=True, help="the text to continue")
+    sub.add_argument("--tokens", type=int, default=300, help="how many tokens to write (300)")
+    sub.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token, 1 the model's own odds (0.8)"
+    )
+    sub.add_argument("--top-k", type=int, help="choose among the K likeliest tokens only")
+    sub.add_argument(
+        "--top-p", type=float, help="choose among the likeliest tokens that together have this probability"
+    )
+    sub.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
+    sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
+
+    sub = command("gradcheck", _gradcheck, "prove every gradient by finite differences in float64")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    sub.add_argument("--seed", type=int, default=0, help="of the random parameters and inputs (0)")
+
+    sub = command("corpus", _corpus, "fetch a corpus and say where it is")
+    sub.add_argument("name", metavar="NAME", help="shakespeare")
+
+    command("info", _info, "what this machine computes with: NumPy, BLAS, threads, GPU, memory")
+    return parser
+
+
+def _train_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--preset", help=f"settings to start from: {', '.join(config.PRESETS)} (toy)")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument(
+        "--corpus",
+        metavar="NAME",
+        help="a built-in corpus: data (four small texts), fables, python-docs, shakespeare, ...",
+    )
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
+    _machine_options(sub)
+    for kind, title in ((ModelConfig, "model"), (TrainConfig, "training")):
+        group = sub.add_argument_group(title)
+        types = config.field_types(kind)
+        for field in dataclasses.fields(kind):
+            if field.name != "vocab_size":  # the tokenizer's to say
+                group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+
+
+def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
+    """How argparse reads one field of a config; left out, it stays as the preset has it."""
+    doc = f"{field.metadata['doc']} (toy: {'none' if field.default is None else field.default})".replace("%", "%%")
+    common: dict[str, Any] = {"help": doc, "default": argparse.SUPPRESS}
+    if kind is bool:
+        return common | {"action": argparse.BooleanOptionalAction}
+
+    def read(text: str) -> Any:
+        return None if optional and text == "none" else kind(text)
+
+    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # argparse names it in its errors
+    return common | {"type": read, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+
+
+def _machine_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (every core)")
+
+
+def _train(chosen: argparse.Namespace) -> int:
+    from minimoe import corpus, trainer
+
+    known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    settings = {name: value for name, value in vars(chosen).items() if name in known}
+    if chosen.resume:
+        for name in ("preset", "corpus", "text", "out"):
+            if getattr(chosen, name) is not None:
+                raise UserError(f"--{name} cannot go with --resume: the folder says all that; leave --{name} out.")
+        done = trainer.resume(chosen.resume, changes=settings, device=chosen.device, threads=chosen.threads)
+    else:
+        preset_name = chosen.preset or "toy"
+        done = trainer.train(
+            config.override(config.preset(preset_name), settings),
+            corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
+            out=chosen.out,
+            name=preset_name,
+            device=chosen.device,
+            threads=chosen.threads,
+        )
+    return 0 if done.finished else INTERRUPTED
+
+
+def _evaluate(chosen: argparse.Namespace) -> int:
+    from minimoe import checkpoint, corpus, evaluation, texts, workers
+    from minimoe.arrays import select_device
+
+    model = checkpoint.load_model(chosen.folder).to(select_device(chosen.device))
+    if chosen.text:
+        documents = [model.tokenizer.encode(text) for text in corpus.read_files(chosen.text).documents.values()]
+    else:
+        documents = texts.reload(model.run.source, model.tokenizer, model.config.context).validation
+    with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
+        result = evaluation.evaluate(model.params, model.config, documents, pool)
+    size = sum(model.tokenizer.bytes_of(ids[1:]) for ids in documents)
+    print(
+        json.dumps(
+            {
+                "loss": result.loss,
+                "bits_per_byte": evaluation.bits_per_byte(result, size),
+                "tokens": result.tokens,
+                "load": result.load.round(5).tolist(),
+            }
+        )
+    )
+    return 0
+
+
+def _generate(chosen: argparse.Namespace) -> int:
+    from minimoe import checkpoint, generate
+    from minimoe.arrays import select_device
+
+    model = checkpoint.load_model(chosen.folder).to(select_device(chosen.device))
+    written = generate.generate(
+        model.params,
+        model.config,
+        model.tokenizer.encode(chosen.prompt),
+        tokens=chosen.tokens,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+        seed=chosen.seed,
+    )
+    print(_printable(chosen.prompt), end="", flush=True)
+    for piece in model.tokenizer.stream(written):
+        print(_printable(piece), end="", flush=True)
+    print()
+    return 0
+
+
+def _gradcheck(chosen: argparse.Namespace) -> int:
+    from minimoe import gradcheck
+
+    rows = gradcheck.run(chosen.seed)
+    print(gradcheck.to_json(rows) if chosen.json else gradcheck.table(rows))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+def _corpus(chosen: argparse.Namespace) -> int:
+    from minimoe import corpus
+
+    print(corpus.download(chosen.name))
+    return 0
+
+
+def _info(_: argparse.Namespace) -> int:
+    from minimoe import machine
+
+    print(machine.describe())
+    return 0
+
+
+def _printable(text: str) -> str:
+    """``text`` with control characters made visible, so that no text can steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

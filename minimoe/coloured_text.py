@@ -1,0 +1,171 @@
+"""A text in the colours of the experts that read it, for a notebook, a web page or a terminal.
+
+    ColouredText(routing.trace(params, config, tokens), tokenizer)     as the last line of a cell: shows itself
+    print(ColouredText(…).to_terminal(layer=2))
+
+Figure 8 of Jiang et al. 2024, arXiv 2401.04088, with every layer at once: radio buttons choose the layer, and a token
+under the pointer names its experts and weights. It is HTML and CSS alone, so it also works where a notebook is only
+shown and no program runs.
+"""
+
+from __future__ import annotations
+
+import html
+import unicodedata
+import uuid
+from dataclasses import dataclass
+
+from minimoe import palette
+from minimoe.errors import UserError
+from minimoe.routing import Trace
+from minimoe.tokenizer import Tokenizer
+
+HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through")
+TERMINAL_MARKS = ("", ";4", ";1", ";1;4", ";3", ";3;4", ";1;3")
+"""What sets experts of one colour apart: the first eight have no mark, the next eight an underline, and so on."""
+
+STYLE = """
+#ID{margin:.5em 0;line-height:1.7}
+#ID input{margin:0 .3em 0 0;vertical-align:middle}
+#ID label{display:inline;font-weight:normal;margin:0 1em 0 0;cursor:pointer}
+#ID p{margin:.3em 0}
+#ID pre{white-space:pre-wrap;overflow-wrap:anywhere;font:14px/1.7 monospace;color:inherit;\
+background:none;border:0;margin:.3em 0;padding:0}
+#ID span{padding:.2em 0;forced-color-adjust:none;print-color-adjust:exact}
+#ID p span{padding:.2em .6em}
+#ID pre span:hover{outline:2px solid}
+"""
+
+
+@dataclass(frozen=True, repr=False)
+class ColouredText:
+    """The tokens of a trace, each in the colour of its first choice; at most ``limit`` of them.
+
+    Any text is safe to show: what would be markup is escaped, and what would be invisible or would steer the terminal
+    or the direction of writing is shown by name.
+
+    Raises:
+        UserError: the trace has a token that the tokenizer does not know.
+    """
+
+    trace: Trace
+    tokenizer: Tokenizer
+    limit: int = 2000
+
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise UserError(f"limit {self.limit} leaves no token to show: give at least 1.")
+        self.tokenizer.decode(self.trace.tokens[: self.limit])
+
+    def __repr__(self) -> str:
+        return f"ColouredText({self._shown()}; in a notebook it shows itself, elsewhere print .to_terminal())"
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_html(self) -> str:
+        """A piece of a page, about 90 bytes a token for 4 layers and 2 choices.
+
+        A token carries its experts once, as the words of its tooltip, "L0: 5 61% 2 39%", and the style sheet matches
+        those words. Naming them in a class as well would cost half as much again.
+        """
+        name = "experts-" + uuid.uuid4().hex[:8]  # two of these on a page must not answer each other's buttons
+        layers, _, experts = self.trace.logits.shape
+        style = STYLE.replace("ID", name) + "\n".join(_colour_rule(name, e, layers) for e in range(experts))
+        buttons = "\n".join(
+            f"<input type=radio name={name} id={name}-{layer}{' checked' * (layer == 0)}>"
+            f"<label for={name}-{layer}>layer {layer}</label>"
+            for layer in range(layers)
+        )
+        key = " ".join(f"<span class=e{e}>{e}</span>" for e in range(experts))
+        tokens = "".join(
+            f'<span title="{tooltip}">{html.escape(visible(text))}</span>'
+            for text, tooltip in zip(self._texts(), self._tooltips(), strict=True)
+        )
+        return (
+            f'<div id={name} role=group aria-label="Text coloured by expert">\n<style>{style}\n</style>\n{buttons}\n'
+            f"<p>expert {key} &ensp; {self._shown()}; point at a token for its experts and weights</p>\n"
+            f"<pre>{tokens}</pre>\n</div>"
+        )
+
+    def to_terminal(self, layer: int = 0) -> str:
+        """The text of one layer with the escape codes of a 256-colour terminal, below a key to its colours.
+
+        Raises:
+            UserError: there is no such layer.
+        """
+        layers, _, experts = self.trace.logits.shape
+        if not 0 <= layer < layers:
+            raise UserError(f"There is no layer {layer}; choose one from 0 to {layers - 1}.")
+        key = " ".join(_in_colour(f" {e} ", e) for e in range(experts))
+        first = self.trace.experts[layer, : self.limit, 0].tolist()
+        text = "".join(_in_colour(visible(text), e) for text, e in zip(self._texts(), first, strict=True))
+        return f"layer {layer}, expert {key}\n{text}\n"
+
+    def _texts(self) -> list[str]:
+        return token_texts(self.tokenizer, self.trace.tokens[: self.limit].tolist())
+
+    def _tooltips(self) -> list[str]:
+        """For each token a line per layer: its experts, best first, each with its weight."""
+        lines = []
+        for layer, (experts, weights) in enumerate(zip(self.trace.experts, self.trace.weights, strict=True)):
+            pairs = zip(experts[: self.limit].tolist(), weights[: self.limit].tolist(), strict=True)
+            lines.append(
+                [
+                    f"L{layer}: " + " ".join(f"{e} {w:.0%}" for e, w in zip(chosen, weight, strict=True))
+                    for chosen, weight in pairs
+                ]
+            )
+        return ["\n".join(token) for token in zip(*lines, strict=True)]
+
+    def _shown(self) -> str:
+        total = len(self.trace.tokens)
+        return f"{total:,} tokens" if total <= self.limit else f"the first {self.limit:,} of {total:,} tokens"
+
+
+def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    """What each token stands for; a byte that is only a part of a character, as its number: ⟨C3⟩."""
+    texts = {token: tokenizer.decode([token]) for token in set(ids)}
+    if tokenizer.kind == "byte":
+        texts = {token: f"⟨{token:02X}⟩" if text == "\ufffd" else text for token, text in texts.items()}
+    return [texts[token] for token in ids]
+
+
+def visible(text: str) -> str:
+    """``text`` with nothing in it that is invisible or acts: a new line keeps its effect, with an arrow before it.
+
+    Control characters, marks of direction, zero-width characters and the like become their picture or their number,
+    ␛ or ⟨202E⟩. An accent without its letter gets a dotted circle to stand on.
+    """
+    shown = "".join(map(_visible_character, text))
+    return "◌" + shown if text and unicodedata.category(text[0]).startswith("M") else shown
+
+
+def _visible_character(character: str) -> str:
+    code = ord(character)
+    if character in "\n\t":
+        return {"\n": "↵\n", "\t": "→\t"}[character]
+    if code < 0x20:
+        return chr(0x2400 + code)  # the block of control pictures: ␀ ␁ … ␟
+    # all controls, formats (directions, zero widths), surrogates, private and unknown ones, and separators of lines
+    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"⟨{code:04X}⟩"
+    return character
+
+
+def _colour_rule(name: str, expert: int, layers: int) -> str:
+    """The CSS that colours one expert's tokens in the chosen layer, and its place in the key."""
+    tokens = "".join(f'#{name}-{layer}:checked~pre [title*="L{layer}: {expert} "],' for layer in range(layers))
+    background = palette.colour(expert)
+    mark = HTML_MARKS[expert // len(palette.COLOURS) % len(HTML_MARKS)]
+    decoration = "" if mark == "none" else f";text-decoration:{mark}"
+    return f"{tokens}#{name} .e{expert}{{background:{background};color:{palette.ink(background)}{decoration}}}"
+
+
+def _in_colour(text: str, expert: int) -> str:
+    """``text`` between escape codes that colour it; the colour stops before the end of a line, not to fill it."""
+    place = expert % len(palette.COLOURS)
+    ink = 16 if palette.ink(palette.COLOURS[place]) == "#000000" else 231
+    mark = TERMINAL_MARKS[expert // len(palette.COLOURS) % len(TERMINAL_MARKS)]
+    body, newline, _ = text.partition("\n")
+    return f"\x1b[38;5;{ink};48;5;{palette.TERMINAL[place]}{mark}m{body}\x1b[0m{newline}"

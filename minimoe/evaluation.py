@@ -1,0 +1,65 @@
+"""Evaluation: the loss over every token of a text, without noise and without dropping anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe import objective, tree
+from minimoe.arrays import Array, like, to_host
+from minimoe.config import ModelConfig
+from minimoe.layers.decoder import Decoder
+from minimoe.objective import Objective, Run, Shard
+
+SEQUENCES = 16
+"""Sequences in one forward pass; changes speed only."""
+
+
+class Evaluation(NamedTuple):
+    loss: float  # nats per token
+    tokens: int  # how many were predicted
+    load: NDArray[np.float64]  # (L, E)  share of each layer's assignments
+
+
+def evaluate(
+    params: Decoder, config: ModelConfig, documents: Sequence[NDArray[np.int32]], run: Run = map
+) -> Evaluation:
+    """The mean loss over all tokens of ``documents`` but each one's first, which nothing predicts.
+
+    A document is read in pieces of ``config.context`` tokens, one after the other; each piece starts afresh.
+    """
+    shards = [shard for document in documents for shard in _shards(params, document, config.context)]
+    done = list(run(lambda shard: objective.forward(params, shard, config, Objective(), keep=False), shards))
+    count = sum(int(f.loss.tokens) for f in done)
+    assignments = np.stack(
+        [to_host(tree.add(*layer).assignments) for layer in zip(*(f.stats for f in done), strict=True)]
+    )
+    load = assignments / assignments.sum(1, keepdims=True, dtype=np.float64)
+    return Evaluation(sum(float(f.loss.total) for f in done) / count, count, load)
+
+
+def bits_per_byte(result: Evaluation, size: int) -> float:
+    """The loss in bits over the UTF-8 bytes of the predicted text, ``size``: comparable between tokenizers."""
+    return result.loss * result.tokens / (math.log(2) * size)
+
+
+def _shards(params: Decoder, document: NDArray[np.int32], context: int) -> list[Shard]:
+    """The pieces of a document, ``SEQUENCES`` at a time; the last, shorter piece is a shard of its own."""
+    tokens, targets = document[:-1], document[1:]
+    whole = len(tokens) // context * context
+
+    def shard(start: int, stop: int, length: int) -> Shard:
+        def rows(ids: NDArray[np.int32]) -> Array:
+            return like(params.norm.gain, ids[start:stop].reshape(-1, length))
+
+        return Shard(rows(tokens), rows(targets))
+
+    step = SEQUENCES * context
+    shards = [shard(start, min(start + step, whole), context) for start in range(0, whole, step)]
+    if whole < len(tokens):
+        shards.append(shard(whole, len(tokens), len(tokens) - whole))
+    return shards

@@ -1,0 +1,248 @@
+"""Finite differences that know about top-k: is a backward pass the derivative of its forward pass?
+
+A layer's result y is a tensor, so it is weighted with a random dy and made a number, L = Σ dy ⊙ y. What ``backward``
+says about L is compared, in float64, with four values of L on a line through the point:
+
+    L′ ≈ (8 [L(h) − L(−h)] − [L(2h) − L(−2h)]) / 12h,    off by h⁴ L⁽⁵⁾/30 and by the rounding of L over h
+
+Top-k makes L jump where two experts change places, and at a jump there is no derivative to be had. So the four points
+must rank the experts just as the centre does. A probe that does not is refused, and the refusal is reported: an unlucky
+point must not look like a wrong gradient, nor a wrong gradient hide behind a wide tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe import tree
+from minimoe.arrays import Array, array_module, like, to_host
+from minimoe.errors import UserError
+
+NEGLIGIBLE = 1e-4
+"""Where no gradient of a tensor is larger than this, errors are relative to it; the loss itself is of order 1."""
+
+
+class Ranked(NamedTuple):
+    """The logits that a top-k compares, so that a probe can tell whether it changed their order."""
+
+    logits: Array  # (N, E)
+    top_k: int
+
+
+class Row(NamedTuple):
+    """The verdict on one tensor."""
+
+    component: str
+    tensor: str  # "x", or the name of a parameter
+    shape: tuple[int, ...]
+    bound: float  # what the error may be
+    margin: float | None  # smallest gap between a chosen logit and one that is not; None where nothing can flip
+    checked: int = 0  # probes compared: single entries, and directions through the whole tensor
+    refused: int = 0  # probes that would have changed the ranking of the experts
+    error: float = np.inf  # largest |numeric − analytic|, relative to the largest gradient
+    largest: float = 0.0  # the largest gradient; where it is 0, a check proves little
+    problem: str = ""  # a sentence where something is wrong
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+def check(
+    component: str,
+    forward: Callable[[Any, Any], tuple[Any, Any]],
+    backward: Callable[[Any, Any, Any], tuple[Any, Any]],
+    params: Any,
+    x: Any,
+    *,
+    routing: Callable[[Any, Any], Sequence[Ranked]] | None = None,
+    bound: float = 1e-7,
+    step: float = 3e-4,
+    entries: int = 32,
+    directions: int = 4,
+    seed: int = 0,
+) -> list[Row]:
+    """Checks ``backward`` against ``forward`` through every input and every parameter: one row a tensor.
+
+    ``forward(params, x)`` → (y, cache) and ``backward(params, cache, dy)`` → (dx, dparams). ``params``, ``x`` and ``y``
+    may each be an array, a tree of arrays (``minimoe.tree``) or None; dy comes in the shape of y. Floating point is
+    turned into float64; integers have no gradient and get no row. ``routing(params, cache)`` names what top-k ranks,
+    one ``Ranked`` for every layer that chooses experts.
+
+    A tensor of at most ``entries`` numbers is checked entry by entry. Of a larger one ``entries`` are drawn, and
+    ``directions`` random directions reach all of them together. ``step`` is h, relative to the tensor's root mean
+    square or to 1, whichever is less.
+
+    An error is relative to the largest gradient of the *tensor*. Relative to each entry it would say more about
+    rounding than about the formula: an entry that happens to be 10⁻⁹ of its neighbours cannot be known to nine digits.
+
+    Raises ``UserError`` if ``forward`` does not compute in float64.
+    """
+    rng = np.random.default_rng(seed)
+    x, params = tree.map(_float64, x), tree.map(_float64, params)
+    names, leaves = zip(*_named(x, params), strict=True)
+    originals = [leaf.copy() for leaf in leaves]
+    y, cache = forward(params, x)
+    dy = tree.map(lambda leaf: _random_weight(rng, leaf), y)
+    margin = None if routing is None else _margin(routing(params, cache))
+    gradients = dict(_named(*backward(params, cache, tree.map(lambda leaf: leaf.copy(), dy))))
+
+    def evaluate(leaves: Sequence[Array]) -> tuple[float, bytes]:
+        x_there, params_there = tree.rebuild((x, params), list(leaves))
+        y, cache = forward(params_there, x_there)
+        return _inner_product(y, dy), b"" if routing is None else _signature(routing(params_there, cache))
+
+    centre = evaluate(leaves)[1]
+
+    def loss(i: int, moved: Array) -> float | None:
+        """The loss with the i-th tensor replaced; None where that ranks the experts otherwise."""
+        value, signature = evaluate([*leaves[:i], moved, *leaves[i + 1 :]])
+        return value if signature == centre else None
+
+    rows = []
+    for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
+        gradient = gradients.pop(name, None)
+        if leaf.dtype.kind != "f":
+            continue
+        row = Row(component, name, leaf.shape, bound, margin, problem=_misfit(name, leaf, gradient))
+        if gradient is not None and row.passed:
+            h = step * min(_root_mean_square(leaf), 1.0)
+            probes = []
+            for place, direction in _directions(rng, leaf, entries, directions):
+                analytic = float((gradient * direction).sum())
+                probes.append(Probe(place, analytic, _slope(partial(loss, i), leaf, direction, h)))
+            row = _judged(row, probes, float(abs(gradient).max()))
+        if (leaf != originals[i]).any():
+            row = row._replace(problem=f"forward or backward changed {name} in place: work on a copy")
+        rows.append(row)
+    for name, gradient in gradients.items():
+        problem = f"backward returns a gradient for {name}, which is not among the parameters"
+        rows.append(Row(component, name, gradient.shape, bound, margin, problem=problem))
+    return rows
+
+
+def _misfit(name: str, leaf: Array, gradient: Array | None) -> str:
+    """What is wrong with a gradient before any number is compared; empty if nothing is."""
+    if gradient is None:
+        return f"backward returns no gradient for {name}"
+    if gradient.shape != leaf.shape:
+        return f"{name} has shape {leaf.shape}, but its gradient has shape {gradient.shape}"
+    if not array_module(gradient).isfinite(gradient).all():
+        return f"the gradient of {name} holds numbers that are not finite"
+    return ""
+
+
+class Probe(NamedTuple):
+    """One directional derivative of the loss, by backward and by finite differences."""
+
+    place: str  # "at [2, 3]"
+    analytic: float
+    numeric: float | None  # None if refused
+
+    @property
+    def difference(self) -> float:
+        """How far the two are apart, 0 for a refused probe; infinite if one of them is not a finite number."""
+        difference = abs(self.analytic - (self.analytic if self.numeric is None else self.numeric))
+        return difference if np.isfinite(difference) else np.inf
+
+
+def _judged(row: Row, probes: Sequence[Probe], largest: float) -> Row:
+    """The row with its numbers and, if something is wrong, the sentence that says so."""
+    refused = sum(probe.numeric is None for probe in probes)
+    worst = max(probes, key=lambda probe: probe.difference)
+    largest = max([largest, *(abs(probe.numeric) for probe in probes if probe.numeric is not None)])
+    row = row._replace(checked=len(probes) - refused, refused=refused, largest=largest)
+    if 2 * refused > len(probes):
+        return row._replace(
+            problem=f"{refused} of {len(probes)} probes would change the ranking of the experts: "
+            "choose another point or a smaller step"
+        )
+    row = row._replace(error=worst.difference / max(largest, NEGLIGIBLE))
+    if not row.error <= row.bound:  # so written, it is true for NaN
+        return row._replace(
+            problem=f"right shape, wrong values: {worst.place} backward says {worst.analytic:.6g}, "
+            f"finite differences {worst.numeric:.6g}"
+        )
+    return row
+
+
+def _slope(loss: Callable[[Array], float | None], leaf: Array, direction: Array, h: float) -> float | None:
+    """The derivative of the loss along a direction; None if one of its four points has no loss."""
+    total = 0.0
+    for steps, weight in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+        value = loss(leaf + steps * h * direction)
+        if value is None:
+            return None
+        total += weight * value
+    return total / (12 * h)
+
+
+def _directions(rng: np.random.Generator, leaf: Array, entries: int, directions: int) -> list[tuple[str, Array]]:
+    """Unit vectors in the shape of a tensor: along single entries and, if there are more of those, at random."""
+    lines = []
+    for entry in np.sort(rng.choice(leaf.size, min(entries, leaf.size), replace=False)):
+        place = tuple(int(i) for i in np.unravel_index(entry, leaf.shape))
+        direction = np.zeros(leaf.shape)
+        direction[place] = 1.0
+        lines.append((f"at {list(place)}", like(leaf, direction)))
+    for _ in range(directions if leaf.size > entries else 0):
+        direction = rng.standard_normal(leaf.shape)
+        lines.append(("along a random direction", like(leaf, direction / np.sqrt(np.square(direction).sum()))))
+    return lines
+
+
+def _signature(routing: Sequence[Ranked]) -> bytes:
+    """Who stands where among the best K + 1 of every token: the chosen, and the one that is next in line.
+
+    The order counts, not just the set: the K-th and the (K+1)-th logit are the thresholds of the load estimator.
+    """
+    return b"".join(
+        np.argsort(-to_host(logits), axis=1, kind="stable")[:, : top_k + 1].tobytes() for logits, top_k in routing
+    )
+
+
+def _margin(routing: Sequence[Ranked]) -> float | None:
+    """The smallest gap between the K-th and the (K+1)-th logit; None if every expert is always chosen."""
+    gaps = []
+    for logits, top_k in routing:
+        if top_k < logits.shape[1]:
+            ascending = np.sort(to_host(logits), axis=1)
+            gaps.append(float((ascending[:, -top_k] - ascending[:, -top_k - 1]).min()))
+    return min(gaps, default=None)
+
+
+def _named(x: Any, params: Any) -> list[tuple[str, Array]]:
+    """The input, called x, then the parameters by their own names."""
+    return [*tree.named_leaves(x, "x"), *((name or "params", leaf) for name, leaf in tree.named_leaves(params))]
+
+
+def _random_weight(rng: np.random.Generator, y: Array) -> Array | None:
+    """dy for one tensor of the result; None for integers."""
+    y = np.asarray(y) if isinstance(y, int | float) else y
+    if y.dtype.kind != "f":
+        return None
+    if y.dtype != np.float64:
+        raise UserError(
+            f"forward turned float64 into {y.dtype}, which is too coarse for finite differences: "
+            "make it follow the dtype of what it is given."
+        )
+    return like(y, rng.standard_normal(y.shape))
+
+
+def _inner_product(y: Any, dy: Any) -> float:
+    """Σ dy ⊙ y over all floating-point leaves."""
+    terms = tree.map(lambda leaf, weight: None if weight is None else (leaf * weight).sum(), y, dy)
+    return float(sum(tree.leaves(terms)))
+
+
+def _float64(leaf: Array) -> Array:
+    return leaf.astype(np.float64) if leaf.dtype.kind == "f" else leaf
+
+
+def _root_mean_square(leaf: Array) -> float:
+    """1 for zeros, which say nothing about the scale that matters."""
+    return float(array_module(leaf).sqrt((leaf * leaf).mean())) or 1.0

@@ -1,0 +1,331 @@
+"""The proof of every gradient: each component, and the whole decoder, against finite differences in float64.
+
+Nothing here is at a special point. Parameters that start at zero or one are moved away from it, so that no gradient is
+zero by accident and no wrong factor is hidden by a one. What a row says stands in ``finite_differences.Row``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from minimoe import objective, tree
+from minimoe.arrays import Array
+from minimoe.config import ModelConfig
+from minimoe.finite_differences import Ranked, Row, check
+from minimoe.layers import (
+    attention,
+    balance,
+    block,
+    cross_entropy,
+    decoder,
+    embedding,
+    linear,
+    moe,
+    rmsnorm,
+    rope,
+    router,
+    swiglu,
+)
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.router import Router, RouterStats
+from minimoe.objective import Objective, Shard
+
+__all__ = ["Ranked", "Row", "check", "failed", "run", "table", "to_json"]
+
+DECODER_BOUND = 1e-6
+"""A whole decoder is a longer chain than a component, so its rounding may be worse."""
+
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+
+CONFIG = ModelConfig(
+    vocab_size=11, width=8, layers=2, heads=4, kv_heads=2, head_width=4, context=6, experts=4, expert_width=5
+)
+
+
+def run(seed: int = 0) -> list[Row]:
+    """Checks everything at a point drawn from ``seed``; one row for every tensor of every case."""
+    rng = np.random.default_rng(seed)
+    proofs = (
+        _linear,
+        _embedding,
+        _rmsnorm,
+        _rope,
+        _attention,
+        _attention_after_past,
+        _swiglu,
+        _balance,
+        _router,
+        _moe,
+        _block,
+        _cross_entropy,
+        _decoder,
+    )
+    return [row for proof in proofs for row in proof(rng)]
+
+
+def failed(rows: Iterable[Row]) -> list[Row]:
+    """The rows that did not pass."""
+    return [row for row in rows if not row.passed]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, aligned, with a line at the end that sums them up."""
+    lines = [("component", "tensor", "worst relative error", "margin to a routing flip", "verdict")]
+    lines += [(row.component, row.tensor, f"{row.error:.1e}", _margin(row), _verdict(row)) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    text = [
+        f"{component:<{widths[0]}}  {tensor:<{widths[1]}}  {error:>{widths[2]}}  {margin:>{widths[3]}}  {verdict}"
+        for component, tensor, error, margin, verdict in lines
+    ]
+    bad = len(failed(rows))
+    worst = max((row.error for row in rows), default=0.0)
+    text.append(f"{len(rows)} tensors checked, {bad or 'none'} failed; worst relative error {worst:.1e}")
+    return "\n".join(text)
+
+
+def _margin(row: Row) -> str:
+    return "-" if row.margin is None else f"{row.margin:.1e}"
+
+
+def _verdict(row: Row) -> str:
+    refused = f" ({row.refused} of {row.refused + row.checked} probes refused: too near a flip)" if row.refused else ""
+    return f"ok{refused}" if row.passed else f"FAILED: {row.problem}"
+
+
+def to_json(rows: Iterable[Row]) -> str:
+    """The rows as a JSON list of objects, the names of ``Row`` as keys and ``passed`` beside them."""
+    objects = [{**row._asdict(), "error": row.error if math.isfinite(row.error) else None} for row in rows]
+    return json.dumps([{**o, "passed": not o["problem"]} for o in objects], indent=1)
+
+
+def _linear(rng: np.random.Generator) -> list[Row]:
+    params = linear.init(rng, 6, 5)
+    return check("linear", linear.forward, linear.backward, params, rng.standard_normal((2, 3, 6)))
+
+
+def _embedding(rng: np.random.Generator) -> list[Row]:
+    def backward(params: Any, cache: Any, dy: Array) -> tuple[None, Any]:
+        return None, embedding.backward(params, cache, dy)
+
+    tokens = np.array([[3, 0, 3, 6], [6, 3, 1, 1]])
+    return check("embedding", embedding.forward, backward, embedding.init(rng, 7, 4), tokens)
+
+
+def _rmsnorm(rng: np.random.Generator) -> list[Row]:
+    params = _moved(rng, rmsnorm.init(6))
+    return check("rmsnorm", rmsnorm.forward, rmsnorm.backward, params, rng.standard_normal((2, 3, 6)))
+
+
+def _rope(rng: np.random.Generator) -> list[Row]:
+    rotation = rope.init(np.arange(5, 9), 6, dtype=np.float64)
+
+    def forward(params: None, x: Array) -> tuple[Array, None]:
+        return rope.forward(rotation, x), None
+
+    def backward(params: None, cache: None, dy: Array) -> tuple[Array, None]:
+        return rope.backward(rotation, dy), None
+
+    return check("rope", forward, backward, None, rng.standard_normal((2, 4, 3, 6)))
+
+
+def _attention(rng: np.random.Generator) -> list[Row]:
+    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4)
+    rotation = rope.init(np.arange(6), 4, dtype=np.float64)
+    rows = []
+    for window, name in ((None, "attention"), (3, "attention, window 3")):
+
+        def forward(params: Any, x: Array, window: int | None = window) -> tuple[Array, Any]:
+            return attention.forward(params, x, rotation, 4, window)
+
+        rows += check(name, forward, attention.backward, params, rng.standard_normal((2, 6, 8)))
+    return rows
+
+
+def _attention_after_past(rng: np.random.Generator) -> list[Row]:
+    """Three queries behind four positions that came before, which have gradients of their own."""
+
+    def forward(params: None, qkv: Any) -> tuple[Array, Any]:
+        q, k, v = qkv
+        return attention.attend(q, k, v, window=5)
+
+    def backward(params: None, cache: Any, dy: Array) -> tuple[Any, None]:
+        return attention.attend_backward(cache, dy), None
+
+    qkv = rng.standard_normal((2, 3, 4, 6)), rng.standard_normal((2, 7, 2, 6)), rng.standard_normal((2, 7, 2, 6))
+    return check("attention after past", forward, backward, None, qkv)
+
+
+def _swiglu(rng: np.random.Generator) -> list[Row]:
+    def forward(params: Any, x: Array) -> tuple[Array, Any]:
+        return swiglu.forward(params, x, [3, 0, 4])
+
+    params = swiglu.init(rng, experts=3, width=4, expert_width=5)
+    return check("swiglu, one expert idle", forward, swiglu.backward, params, rng.standard_normal((7, 4)))
+
+
+def _balance(rng: np.random.Generator) -> list[Row]:
+    """The gradient of the losses by each sum over tokens."""
+    assignments = np.array([4.0, 1.0, 0.0, 3.0])
+
+    def loss(sums: Any) -> tuple[Array, RouterStats]:
+        probability, importance, load, squared_lse = sums
+        stats = RouterStats(5, assignments, probability, importance, load, squared_lse, np.zeros(()))
+        losses, gradient = balance.loss(stats, EVERY_LOSS)
+        return balance.weighted(losses, EVERY_LOSS), gradient
+
+    def backward(params: None, gradient: RouterStats, dy: Array) -> tuple[Any, None]:
+        g = gradient
+        return (dy * g.probability, dy * g.importance, dy * g.load, dy * g.squared_lse), None
+
+    sums = (*rng.uniform(0.5, 3, (3, 4)), rng.uniform(1, 3, ()))
+    return check("balance", lambda params, sums: loss(sums), backward, None, sums)
+
+
+def _router(rng: np.random.Generator) -> list[Row]:
+    noise, mask = rng.standard_normal((6, 5)), np.array([1, 1, 0, 1, 1, 1])
+    rows = []
+    for name, top_k, renormalize, noisy in (
+        ("router, noisy", 2, True, True),
+        ("router, noisy, all probabilities", 2, False, True),
+        ("router, top-k", 2, True, False),
+        ("router, top-1", 1, False, False),
+        ("router, every expert", 5, True, True),
+    ):
+
+        def forward(
+            params: Router, x: Array, top_k: int = top_k, renormalize: bool = renormalize, noisy: bool = noisy
+        ) -> tuple[Any, Any]:
+            routing, stats, cache = router.forward(
+                params, x, top_k, renormalize=renormalize, noise=noise if noisy else None, mask=mask
+            )
+            losses, dstats = balance.loss(stats, EVERY_LOSS)
+            return (routing.weights, balance.weighted(losses, EVERY_LOSS)), (cache, dstats)
+
+        def backward(params: Router, cache: Any, dy: Any) -> tuple[Array, Router]:
+            dweights, daux = dy
+            router_cache, dstats = cache
+            return router.backward(params, router_cache, dweights, tree.map(lambda sum: sum * daux, dstats))
+
+        def routing(params: Router, cache: Any, top_k: int = top_k) -> list[Ranked]:
+            return [Ranked(logits(params, cache[0]), top_k)]
+
+        params = _moved(rng, router.init(rng, 4, 5, noisy=noisy))
+        rows += check(name, forward, backward, params, rng.standard_normal((6, 4)), routing=routing)
+    return rows
+
+
+def _moe(rng: np.random.Generator) -> list[Row]:
+    noise = rng.standard_normal((2, 6, CONFIG.experts))
+    rows = []
+    for capacity_factor, name in ((None, "moe"), (0.7, "moe, tokens dropped")):
+
+        def forward(params: Any, x: Array, capacity_factor: float | None = capacity_factor) -> tuple[Any, Any]:
+            y, stats, _, cache = moe.forward(params, x, CONFIG, noise=noise, capacity_factor=capacity_factor)
+            losses, dstats = balance.loss(stats, EVERY_LOSS)
+            return (y, balance.weighted(losses, EVERY_LOSS)), (cache, dstats)
+
+        def backward(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
+            return moe.backward(params, cache[0], dy[0], tree.map(lambda sum: sum * dy[1], cache[1]))
+
+        def routing(params: Any, cache: Any) -> list[Ranked]:
+            return [Ranked(logits(params.router, cache[0].router), CONFIG.active_experts)]
+
+        params = _moved(rng, moe.init(rng, CONFIG))
+        rows += check(name, forward, backward, params, rng.standard_normal((2, 6, CONFIG.width)), routing=routing)
+    return rows
+
+
+def _block(rng: np.random.Generator) -> list[Row]:
+    rotation = rope.init(np.arange(6), CONFIG.head_width, dtype=np.float64)
+    noise = rng.standard_normal((2, 6, CONFIG.experts))
+
+    def forward(params: Any, x: Array) -> tuple[Any, Any]:
+        y, stats, _, cache = block.forward(params, x, rotation, CONFIG, noise=noise)
+        losses, dstats = balance.loss(stats, EVERY_LOSS)
+        return (y, balance.weighted(losses, EVERY_LOSS)), (cache, dstats)
+
+    def backward(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
+        return block.backward(params, cache[0], dy[0], tree.map(lambda sum: sum * dy[1], cache[1]))
+
+    def routing(params: Any, cache: Any) -> list[Ranked]:
+        return [Ranked(logits(params.moe.router, cache[0].moe.router), CONFIG.active_experts)]
+
+    params = _moved(rng, block.init(rng, CONFIG))
+    return check("block", forward, backward, params, rng.standard_normal((2, 6, CONFIG.width)), routing=routing)
+
+
+def _cross_entropy(rng: np.random.Generator) -> list[Row]:
+    targets, mask = rng.integers(7, size=(2, 3)), np.array([[1, 1, 0], [1, 0, 1]])
+
+    def forward(params: None, x: Array) -> tuple[Array, Any]:
+        loss, cache = cross_entropy.forward(x, targets, mask)
+        return loss.total / loss.tokens, (cache, 1 / loss.tokens)
+
+    def backward(params: None, cache: Any, dy: Array) -> tuple[Array, None]:
+        return cross_entropy.backward(cache[0], cache[1] * dy).reshape(2, 3, 7), None
+
+    return check("cross-entropy", forward, backward, None, rng.standard_normal((2, 3, 7)))
+
+
+def _decoder(rng: np.random.Generator) -> list[Row]:
+    """The whole training loss, noise and every auxiliary loss included."""
+    windowed = dataclasses.replace(CONFIG, window=3, tied_embeddings=True)
+    rows = check_decoder("decoder", CONFIG, rng)
+    rows += check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7)
+    return rows + check_decoder("decoder, two shards, padding", CONFIG, rng, shards=2, padding=2)
+
+
+def check_decoder(
+    name: str,
+    config: ModelConfig,
+    rng: np.random.Generator,
+    *,
+    capacity_factor: float | None = None,
+    shards: int = 1,
+    padding: int = 0,
+    entries: int = 6,
+) -> list[Row]:
+    """The training loss of a batch of two sequences, the last ``padding`` tokens of the second masked out."""
+    B, T = 2, config.context
+    tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))
+    noise = rng.standard_normal((config.layers, B, T, config.experts))
+    mask = np.ones((B, T))
+    mask[-1, T - padding :] = 0
+    parts = np.split(np.arange(B), shards)
+    batch = [Shard(tokens[rows], targets[rows], noise[:, rows], mask[rows]) for rows in parts]
+    goal = Objective(EVERY_LOSS, capacity_factor)
+
+    def forward(params: Any, x: None) -> tuple[Array, Any]:
+        forwards = [objective.forward(params, shard, config, goal) for shard in batch]
+        return objective.add_up(forwards, goal).total, forwards
+
+    def backward(params: Any, forwards: Any, dy: Array) -> tuple[None, Any]:
+        _, gradient = objective.loss_and_gradient(params, batch, config, goal)
+        return None, tree.map(lambda leaf: leaf * dy, gradient)
+
+    def routing(params: Any, forwards: Any) -> list[Ranked]:
+        return [
+            Ranked(logits(layer.moe.router, cache.moe.router), config.active_experts)
+            for forward in forwards
+            for layer, cache in zip(params.blocks, forward.caches[1].blocks, strict=True)
+        ]
+
+    params = _moved(rng, decoder.init(rng, config))
+    return check(name, forward, backward, params, None, routing=routing, bound=DECODER_BOUND, entries=entries)
+
+
+def logits(params: Router, cache: router.Cache) -> Array:
+    """What a router ranked: its logits with their noise, (N, E)."""
+    clean = cache.x @ params.w_gate
+    return clean if cache.noise is None or cache.sigma is None else clean + cache.noise * cache.sigma
+
+
+def _moved(rng: np.random.Generator, params: Any) -> Any:
+    """Parameters away from the special values they start at."""
+    return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)

@@ -1,0 +1,46 @@
+"""What this machine computes with, in words."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import numpy as np
+
+from minimoe import __version__, workers
+from minimoe.arrays import gpu_problem
+
+
+def describe() -> str:
+    """Versions, BLAS and its threads, cores, memory, and the GPU or why there is none; one line each."""
+    from threadpoolctl import threadpool_info
+
+    lines = [
+        f"minimoe   {__version__}",
+        f"Python    {platform.python_version()} on {platform.system()} {platform.machine()}",
+        f"NumPy     {np.__version__}",
+    ]
+    for library in threadpool_info():
+        if library["user_api"] == "blas":
+            kernel = library.get("architecture", "unknown")
+            lines.append(
+                f"BLAS      {library['internal_api']} {library['version']}, {kernel} kernels, {library['num_threads']} "
+                "threads; training gives each of its own threads one"
+            )
+    lines.append(f"cores     {workers.cores()}")
+    memory = workers.memory_bytes()
+    if memory is not None:
+        lines.append(f"memory    {memory / 1e9:.1f} GB")
+    forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE",) if os.environ.get(name)]
+    if forced:
+        lines.append(f"note      {forced[0]} keeps BLAS from choosing this processor's own kernels: unset it for speed")
+    problem = gpu_problem()
+    if problem is None:
+        import cupy
+
+        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        free, total = cupy.cuda.runtime.memGetInfo()
+        lines.append(f"GPU       {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, CuPy {cupy.__version__}")
+    else:
+        lines.append(f"GPU       none in use. {problem}")
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""What a person sees of a training: the opening words, the progress bar, and at the end figures and a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minimoe import accounting, checkpoint, generate, plots, routing
+from minimoe.arrays import Device
+from minimoe.checkpoint import Model, RunConfig
+from minimoe.objective import Run
+from minimoe.texts import Texts
+
+LOSS, EXPERTS, SAMPLE = "loss.png", "experts.png", "sample.txt"
+PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 40, 300, 0.7
+
+
+class Bar:
+    """A progress bar that shows the numbers worth watching."""
+
+    def __init__(self, tqdm: Any) -> None:
+        self._tqdm = tqdm
+        self._validation = "-"
+
+    def show(self, row: dict[str, Any]) -> None:
+        """One more step is done; ``row`` is its line of the metrics."""
+        if "val_loss" in row:
+            self._validation = f"{row['val_loss']:.3f}"
+        fullest = max(max(layer) * len(layer) for layer in row["load"])
+        self._tqdm.set_postfix_str(
+            f"loss {row['loss']:.3f}, validation {self._validation}, {row['tokens_per_second']:,.0f} tokens/s, "
+            f"fullest expert {fullest:.1f}x",
+            refresh=False,
+        )
+        self._tqdm.update()
+
+
+@contextmanager
+def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
+    """A bar from step ``first`` to ``steps``: the terminal's, or the notebook's in a notebook."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, initial=first, disable=not visible, unit="step", dynamic_ncols=True) as shown:
+        yield Bar(shown)
+
+
+def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:
+    """What is about to happen, in three lines."""
+    counts = accounting.parameters(run.model)
+    held_out = sum(len(ids) for ids in data.validation)
+    begin = f"continues at step {first} of" if first else "takes"
+    return (
+        f"A mixture of {run.model.experts} experts, {run.model.active_experts} at work for each token: "
+        f"{counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
+        f"It reads {', '.join(data.names)}: {len(data.train):,} tokens to learn from, {held_out:,} held out.\n"
+        f"Training {begin} {run.train.steps:,} steps of {run.train.batch * run.model.context:,} tokens "
+        f"on {'the GPU' if device == 'gpu' else f'{threads} CPU threads'} and writes to {folder}."
+    )
+
+
+def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
+    """How it ended, with a sample and the paths of the figures; or how to go on."""
+    step = metrics[-1]["step"] if metrics else 0
+    if not finished:
+        return f"\nInterrupted at step {step}; all of it is saved. Continue with: minimoe train --resume {folder}"
+    paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE))
+    validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
+    return (
+        f"\n{(folder / SAMPLE).read_text(encoding='utf-8')}\n"
+        f"Validation loss {validation} nats per token after {step:,} steps. Look at:\n{paths}\n"
+        f'Let it write: minimoe generate {folder} --prompt "..."'
+    )
+
+
+def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]], run: Run) -> None:
+    """Leaves loss.png, experts.png and sample.txt in the folder."""
+    domains = {name: ids for name, ids in zip(data.names, data.validation, strict=True)}
+    by_domain = routing.load_by_domain(model.params, model.config, domains)
+    checkpoint.write_atomically(folder / SAMPLE, sample(model, data).encode())
+    if metrics:
+        plots.save(plots.loss_curves(metrics), folder / LOSS)
+        plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
+
+
+def sample(model: Model, data: Texts) -> str:
+    """For each document the model's continuation of a passage that it never saw, behind a mark where it takes over."""
+    parts = []
+    for name, ids in zip(data.names, data.validation, strict=True):
+        prompt = ids[:PROMPT_TOKENS]
+        written = list(
+            generate.generate(model.params, model.config, prompt, tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0)
+        )
+        parts.append(f"--- {name} ---\n{model.tokenizer.decode(prompt)}|>{model.tokenizer.decode(written)}\n")
+    return "\n".join(parts)

@@ -1,0 +1,87 @@
+"""Sampling: from the scores of the last position to the next token.
+
+    p = softmax(z / temperature)
+
+A low temperature sharpens, a high one flattens; 0 always takes the likeliest token. Two filters cut off the tail of
+unlikely tokens, each of which is rare but which together would derail a text:
+
+    top-k    keep the k likeliest tokens
+    top-p    keep the likeliest tokens until their probabilities add up to p: few where the model is sure, many where not
+
+What is left is scaled to add up to 1 again. Among equals the lowest index comes first.
+
+Fan et al. 2018, arXiv 1805.04833 (top-k); Holtzman et al. 2019, arXiv 1904.09751 (top-p, or nucleus sampling).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe.errors import UserError
+
+
+def sample(
+    logits: NDArray[Any],
+    rng: np.random.Generator,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> int:
+    """logits (V,) → the id of one token, drawn from ``probabilities``. Takes one number from ``rng``.
+
+    Raises:
+        UserError: as ``probabilities``.
+    """
+    cumulative = np.cumsum(probabilities(logits, temperature, top_k, top_p))
+    # the first token whose cumulative probability exceeds the draw: never one of probability 0
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def probabilities(
+    logits: NDArray[Any], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> NDArray[np.float64]:
+    """logits (V,) → the probability (V,) of each token to be drawn, float64, zero where filtered out.
+
+    ``temperature`` comes first, then ``top_k``, then ``top_p`` of what top-k has left. A logit may be −∞.
+
+    Raises:
+        UserError: a setting is out of its range, or the logits hold NaN or +∞, or nothing but −∞.
+    """
+    check(temperature, top_k, top_p)
+    logits = np.asarray(logits, np.float64)
+    peak = logits.max()
+    if not math.isfinite(peak):
+        raise UserError(
+            f"The largest logit is {peak}, expected a finite number: the model has diverged, so use an earlier "
+            "checkpoint, or train again with a lower learning rate."
+        )
+    if temperature == 0:  # the limit: all probability on the likeliest
+        temperature, top_k = 1, 1
+    likeliest_first = np.argsort(-logits, kind="stable")[:top_k]
+    with np.errstate(over="ignore"):  # so near 0 a temperature sends all but the likeliest to −∞, which is right
+        p = np.exp((logits[likeliest_first] - peak) / temperature)
+    p /= p.sum()
+    if top_p is not None and top_p < 1:
+        enough = np.searchsorted(np.cumsum(p), top_p)  # the token that reaches p
+        p = p[: enough + 1]
+        p /= p.sum()
+    result = np.zeros(len(logits))
+    result[likeliest_first[: len(p)]] = p
+    return result
+
+
+def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Raises ``UserError`` unless 0 ≤ temperature < ∞, top_k ≥ 1 and 0 < top_p ≤ 1; None switches a filter off."""
+    if not 0 <= temperature < math.inf:  # NaN fails every comparison
+        raise UserError(
+            f"temperature {temperature} makes no probabilities: choose 0 for the likeliest token, 1 for the model's "
+            "own odds, or any number at least 0."
+        )
+    if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
+        raise UserError(f"top_k {top_k} keeps no number of tokens: choose a whole number of at least 1, or none for all.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p} is no share of probability: choose a number above 0 and at most 1, or none for all.")

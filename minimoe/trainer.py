@@ -1,0 +1,269 @@
+"""The training loop: draw a batch, take its gradient in shards, step the optimiser, measure, save.
+
+    trained = train("toy", corpus="data", out="runs/toy")
+
+Whatever happens, the folder holds the last checkpoint whole. Killed, interrupted or stopped by a loss that is no
+number, a run continues with ``resume`` as if nothing had happened: with the same number of threads on the same machine
+it ends with the same bits.  Lesson: lessons/11_training.ipynb
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe import accounting, checkpoint, config, evaluation, optimizer, report, texts, tree, workers
+from minimoe import objective as objectives
+from minimoe.arrays import Device, like, select_device, to_device, to_host
+from minimoe.checkpoint import Model, Progress, RunConfig
+from minimoe.config import Preset
+from minimoe.corpus import Corpus
+from minimoe.errors import UserError
+from minimoe.layers import decoder
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.decoder import Decoder
+from minimoe.objective import Objective, Shard, Totals
+from minimoe.texts import Texts
+
+CHANGEABLE = ("steps", "evaluate_every", "save_every")
+"""Settings that a resumed run may change; with any other, it would not be the same run."""
+
+
+class Trained(NamedTuple):
+    """A run that ended, or was interrupted and saved."""
+
+    model: Model
+    folder: Path
+    metrics: list[dict[str, Any]]
+    finished: bool
+
+
+def train(
+    preset: str | Preset = "toy",
+    *,
+    corpus: str | Corpus | None = None,
+    out: str | Path | None = None,
+    name: str | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Trains a new model and leaves a run folder.
+
+    ``corpus`` is a built-in name or a ``Corpus``; without it, the preset's own. ``out`` must not hold a run yet;
+    without it, a new folder under ``runs/`` is made, called ``name`` or after the preset. ``threads`` defaults to the
+    cores at hand. Raises ``UserError`` for anything that cannot work, before anything is written where possible.
+    """
+    chosen = config.preset(preset) if isinstance(preset, str) else preset
+    where, threads = select_device(device), workers.count(threads)
+    accounting.check_memory(chosen.model, chosen.train, threads)
+    data, source, codec = texts.prepare(corpus or chosen.corpus, chosen.train, chosen.model.context)
+    model = dataclasses.replace(chosen.model, vocab_size=codec.vocab_size)
+    accounting.check_memory(model, chosen.train, threads)
+    run = RunConfig(model, chosen.train, codec, source)
+    folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
+    with checkpoint.locked(folder):
+        checkpoint.save_config(folder, run)
+        return _loop(folder, run, data, where, threads, progress)
+
+
+def resume(
+    folder: str | Path,
+    *,
+    corpus: Corpus | None = None,
+    changes: Mapping[str, Any] | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
+
+    ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold new values for
+    ``CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, or if the run's text has changed or is gone.
+    """
+    folder = Path(folder)
+    run = checkpoint.load_config(folder)
+    stored = dataclasses.asdict(run.model) | dataclasses.asdict(run.train)
+    for name, value in (changes or {}).items():
+        if name not in CHANGEABLE and stored.get(name) != value:
+            raise UserError(
+                f"{name} was {stored.get(name)!r} when this run began and cannot become {value!r}: "
+                "leave it out, or train anew."
+            )
+    train_config = dataclasses.replace(run.train, **{k: v for k, v in (changes or {}).items() if k in CHANGEABLE})
+    run = run._replace(train=train_config)
+    where, threads = select_device(device), workers.count(threads)
+    data = texts.reload(run.source, run.tokenizer, run.model.context, corpus)
+    with checkpoint.locked(folder):
+        checkpoint.save_config(folder, run)
+        return _loop(folder, run, data, where, threads, progress)
+
+
+def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, progress: bool) -> Trained:
+    """Steps from where the folder's checkpoint stands to the end."""
+    recipe = run.train
+    rng = np.random.default_rng(recipe.seed)
+    saved = checkpoint.load_progress(folder, run)
+    if saved is None:
+        params = decoder.init(rng, run.model, recipe.dtype)
+        state = optimizer.init(params, recipe)
+        first, seconds = 0, 0.0
+    else:
+        params, state, (first, seconds, rng.bit_generator.state) = saved
+    params = tree.map(lambda leaf: to_device(leaf, device), params)
+    state = {name: tree.map(lambda leaf: to_device(leaf, device), moments) for name, moments in state.items()}
+    metrics = checkpoint.read_metrics(folder, up_to=first)
+    checkpoint.write_metrics(folder, metrics)
+    objective = Objective(
+        Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
+        recipe.capacity_factor,
+    )
+    threads = 1 if device == "gpu" else min(threads, recipe.batch)
+    if progress:
+        print(report.opening(folder, run, data, device, threads, first))
+
+    with (
+        workers.pool(threads) as pool,
+        interruptible() as interrupted,
+        (folder / checkpoint.METRICS).open("a", encoding="utf-8") as log,
+        report.bar(recipe.steps, first, progress) as bar,
+    ):
+        for step in range(first, recipe.steps):
+            started = time.perf_counter()
+            shards = _shards(rng, run, data, params, threads)
+            totals, gradient = objectives.loss_and_gradient(
+                params, shards, run.model, objective, run=pool, recompute=recipe.accumulate > 1
+            )
+            norm = float(optimizer.clip(gradient, recipe.clip))
+            if not math.isfinite(norm) or not math.isfinite(float(totals.total)):
+                raise UserError(_diverged(folder, step, metrics))
+            optimizer.update(params, gradient, state, recipe, step, pool)
+            elapsed = time.perf_counter() - started
+            seconds += elapsed
+
+            done, last = step + 1, step + 1 == recipe.steps or interrupted.is_set()
+            row = _row(done, run, totals, norm, elapsed, seconds)
+            if last or _is_due(done, recipe.evaluate_every):
+                row["val_loss"] = evaluation.evaluate(params, run.model, data.validation, pool).loss
+            metrics.append(row)
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            bar.show(row)
+            if last or _is_due(done, recipe.save_every):
+                checkpoint.save(folder, params, state, Progress(done, seconds, dict(rng.bit_generator.state)))
+            if interrupted.is_set():
+                break
+        finished = not metrics or metrics[-1]["step"] == recipe.steps
+        model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
+        if finished:
+            report.write(folder, model, data, metrics, pool)
+    if progress:
+        print(report.closing(folder, finished, metrics))
+    return Trained(model, folder, metrics, finished)
+
+
+def _shards(rng: np.random.Generator, run: RunConfig, data: Texts, params: Decoder, threads: int) -> list[Shard]:
+    """A random batch, noise included, cut into one shard for each thread and each accumulated part."""
+    recipe, model = run.train, run.model
+    tokens, targets = data.draw(rng, recipe.batch, model.context)
+    noise: NDArray[Any] | None = None
+    if model.noisy_gating:
+        shape = (model.layers, recipe.batch, model.context, model.experts)
+        noise = rng.standard_normal(shape, np.dtype(recipe.dtype).type)
+    where = params.norm.gain
+    pieces = np.array_split(np.arange(recipe.batch), min(recipe.batch, threads * recipe.accumulate))
+    return [
+        Shard(
+            like(where, tokens[piece]),
+            like(where, targets[piece]),
+            None if noise is None else like(where, noise[:, piece]),
+        )
+        for piece in pieces
+    ]
+
+
+def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    tokens = run.train.batch * run.model.context
+    assignments = [to_host(layer.assignments).astype(np.float64) for layer in totals.stats]
+    return {
+        "step": step,
+        "tokens": step * tokens,
+        "loss": float(totals.cross_entropy),
+        "total": float(totals.total),
+        "auxiliary": {
+            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
+            for name in ("balance", "importance", "load", "z")
+        },
+        "learning_rate": optimizer.learning_rate(step - 1, run.train),
+        "gradient_norm": norm,
+        "tokens_per_second": round(tokens / elapsed, 1),
+        "seconds": round(seconds, 4),
+        "load": [(counts / counts.sum()).round(5).tolist() for counts in assignments],
+        "dropped": [count / (tokens * run.model.active_experts) for count in totals.dropped],
+        "router_entropy": [round(float(layer.entropy / layer.tokens), 5) for layer in totals.stats],
+    }
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C sets, so that a step is never cut in two; the second one interrupts at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+
+    def on_interrupt(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _diverged(folder: Path, step: int, metrics: list[dict[str, Any]]) -> str:
+    saved = checkpoint.saved_step(folder)
+    kept = f"the checkpoint of step {saved} in {folder} is untouched" if saved else "nothing had been saved yet"
+    return (
+        f"the loss or its gradient is not a finite number at step {step + 1}; {kept}: "
+        "try a lower --learning-rate or a --clip."
+    )
+
+
+def _new_folder(out: str | Path | None, name: str) -> Path:
+    """``out``, or a folder under runs/ that is not taken, made if need be and proved writable."""
+    if out is None:
+        numbered = (Path("runs", name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
+        folder = next(path for path in numbered if not path.exists())
+    else:
+        folder = Path(out)
+        if (folder / checkpoint.CONFIG).exists():
+            raise UserError(
+                f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."
+        ) from None
+    return folder

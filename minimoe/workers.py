@@ -1,0 +1,48 @@
+"""Threads: shards of a batch side by side, each with a single-threaded BLAS.
+
+NumPy lets go of the interpreter lock while it computes, so two threads that each work through half a batch keep two
+cores busy from end to end; a BLAS with two threads does so only inside its products.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from minimoe.errors import UserError
+from minimoe.objective import Run
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def count(wish: int | None) -> int:
+    """``wish``, or every core if it is None; raises ``UserError`` for a number that makes no sense."""
+    if wish is None:
+        return cores()
+    if not 1 <= wish <= 1024:
+        raise UserError(f"threads {wish} makes no sense: give a whole number from 1 up, at best the number of cores.")
+    return wish
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+@contextlib.contextmanager
+def pool(threads: int) -> Iterator[Run]:
+    """A ``map`` over ``threads`` threads, with BLAS held to one thread each while it is open."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as executor:
+        yield executor.map if threads > 1 else map

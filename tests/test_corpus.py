@@ -1,0 +1,584 @@
+"""Corpora: what load and read_files give, where split cuts, and downloads that go wrong in every way but silently."""
+
+import hashlib
+import importlib.util
+import lzma
+import os
+import re
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe import corpus
+from minimoe.corpus import Corpus, download, load, read_files, split
+from minimoe.errors import UserError
+
+DATA = Path(__file__).parents[1] / "data"
+PLAY = "".join(f"Line {n}: the quick brown fox says {n * n}.\n" for n in range(10_000)).encode()
+
+
+# The data files themselves
+
+
+@pytest.mark.parametrize(("name", "least"), [("fables", 60_000), ("dialogues", 25_000), ("contes", 25_000)])
+def test_prose_is_long_enough_and_does_not_repeat_itself(name: str, least: int) -> None:
+    data = (DATA / f"{name}.txt").read_bytes()
+    text = data.decode("utf-8")
+    assert len(data) >= least
+    assert text.endswith("\n")
+    assert "\r" not in text
+    # A text made of templates compresses far better than prose: every repetition is almost free.
+    assert 8 * len(lzma.compress(data, preset=9)) / len(text) >= 2.0
+
+
+@pytest.fixture(scope="module")
+def make_sums() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_sums", DATA / "make_sums.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_sums_are_what_their_generator_writes(make_sums: ModuleType) -> None:
+    data = (DATA / "sums.txt").read_bytes()
+    assert len(data) >= 40_000
+    assert data == make_sums.make().encode("ascii")
+    assert data.endswith(b"\n")
+    assert data != make_sums.make(seed=make_sums.SEED + 1).encode("ascii")
+
+
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_every_sum_is_right(make_sums: ModuleType, shift: int) -> None:
+    text = make_sums.make(seed=make_sums.SEED + shift)
+    side = r"\b\d+(?: +[-+x/] +\d+)*"
+    # "[ ] - 5 = 20" has no left side that can be worked out: skip its numbers.
+    chains = re.findall(rf"(?<!\] [-+] )({side}(?: +[=<>] +{side})+)", text)
+    wrong, links = [], 0
+    for chain in chains:
+        parts = re.split(r" +([=<>]) +", chain)
+        for left, sign, right in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
+            a, b = (eval(part.replace("x", "*")) for part in (left, right))
+            links += 1
+            if not {"=": a == b, "<": a < b, ">": a > b}[sign]:
+                wrong.append(chain)
+    columns = re.findall(r"^ +(\d+)\n\+ +(\d+)\n-+\n +(\d+)$", text, flags=re.MULTILINE)
+    wrong += [f"{a} + {b} = {total}" for a, b, total in columns if int(a) + int(b) != int(total)]
+    assert wrong == []
+    assert links > 1000
+    assert len(columns) > 20
+
+
+def test_every_exercise_appears(make_sums: ModuleType) -> None:
+    text = make_sums.make()
+    layouts = ["carry 1", "carried\n", "borrow a ten", "table of", "remainder", "True.", "False,", "fewer", "Half of"]
+    layouts += ["Count on", "Count back", "The box holds", "o'clock", "Now there are", "left over", "the change is"]
+    assert [layout for layout in layouts if layout not in text] == []
+
+
+# Built-in corpora
+
+
+def test_data_is_the_four_texts_in_order() -> None:
+    data = load("data")
+    assert data.name == "data"
+    assert list(data.documents) == ["fables", "dialogues", "contes", "sums"]
+    for name, text in data.documents.items():
+        assert load(name) == Corpus(name, {name: text})
+        assert text == (DATA / f"{name}.txt").read_text(encoding="utf-8")
+    assert data.text == "".join(data.documents.values())
+
+
+def test_python_docs_hold_every_topic() -> None:
+    from pydoc_data.topics import topics
+
+    text = load("python-docs").documents["python-docs"]
+    assert len(text) > 300_000
+    assert all(topic.strip() in text for topic in topics.values())
+
+
+def test_python_docs_are_in_order_and_drop_a_text_that_comes_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    shuffled = ModuleType("pydoc_data.topics")
+    shuffled.topics = {"b": "loops\n", "a": "\nnames", "c": "names"}  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", shuffled)
+    assert load("python-docs").text == "names\n\n\nloops\n"
+
+
+def test_python_code_is_about_a_megabyte_that_compiles_without_running() -> None:
+    assert sorted(corpus.PYTHON_MODULES) == list(corpus.PYTHON_MODULES)
+    text = load("python-code").documents["python-code"]
+    assert 700_000 < len(text) < 1_600_000
+    assert "def heappush(" in text
+    assert text.index("class ArgumentParser") < text.index("def heappush(") < text.index("class WeakValueDictionary")
+    assert len(set(text)) < 150  # a module that needs an alphabet of its own would make every char model larger
+
+
+def test_python_code_skips_modules_that_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "heapq.py").write_bytes("# -*- coding: latin-1 -*-\n# François\n".encode("latin-1"))
+    (tmp_path / "copy.py").write_text("import nothing_that_exists\n")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    assert load("python-code").text == "import nothing_that_exists\n\n\n# -*- coding: latin-1 -*-\n# François\n"
+    (tmp_path / "heapq.py").unlink()
+    (tmp_path / "copy.py").unlink()
+    with pytest.raises(UserError, match="no source files"):
+        load("python-code")
+
+
+def test_python_docs_missing_from_this_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(UserError, match="without pydoc_data"):
+        load("python-docs")
+
+
+def test_an_unknown_name_lists_the_names_and_suggests_one() -> None:
+    with pytest.raises(UserError) as caught:
+        load("shakespear")
+    message = str(caught.value)
+    assert all(name in message for name in corpus.NAMES)
+    assert "'shakespear' is unknown" in message
+    assert message.endswith("Did you mean 'shakespeare'?")
+    with pytest.raises(UserError, match="unknown") as caught:
+        load("???")
+    assert "Did you mean" not in str(caught.value)
+
+
+def test_every_name_but_shakespeare_loads_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "download", lambda name: pytest.fail("no corpus but shakespeare may download"))
+    assert [load(name).name for name in corpus.NAMES if name != "shakespeare"] == list(corpus.NAMES[:-1])
+
+
+def test_an_installed_package_carries_its_own_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    inside = tmp_path / "minimoe" / "_data"
+    inside.mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "sums.txt").write_text("somebody else's")
+    (inside / "sums.txt").write_text("1 + 1 = 2\n")
+    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "minimoe" / "corpus.py"))
+    assert load("sums").text == "1 + 1 = 2\n"
+    with pytest.raises(UserError, match=r"fables\.txt does not exist"):
+        load("fables")
+
+
+def test_a_corpus_has_documents_and_they_have_text() -> None:
+    with pytest.raises(UserError, match="'nothing' has no documents"):
+        Corpus("nothing", {})
+    with pytest.raises(UserError, match="'b' of the corpus 'hollow' is empty"):
+        Corpus("hollow", {"a": "text", "b": ""})
+
+
+def test_importing_the_module_imports_nothing_slow() -> None:
+    # NumPy brings some of these modules along by itself: those are not ours to avoid.
+    code = "import sys, numpy; before = set(sys.modules); import minimoe.corpus; " + (
+        "print([m for m in ('urllib.request', 'http.client', 'ssl', 'tqdm', 'hashlib', 'difflib') "
+        "if m in sys.modules and m not in before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DATA.parent, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# Files
+
+
+def test_a_file_is_a_document_named_after_it(tmp_path: Path) -> None:
+    (tmp_path / "été.txt").write_text("Il fait beau.\n", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    read = read_files([tmp_path / "été.txt", str(tmp_path / "notes.md")])
+    assert read == Corpus("été+notes", {"été": "Il fait beau.\n", "notes": "# Notes\n"})
+
+
+def test_one_path_need_not_be_in_a_list(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    assert read_files(str(tmp_path / "a.txt")) == read_files(tmp_path / "a.txt") == Corpus("a", {"a": "a"})
+
+
+def test_files_of_one_name_stay_apart(tmp_path: Path) -> None:
+    paths = [tmp_path / p for p in ("x/a.txt", "y/a.txt", "z/a-2.txt", "x/a.md")]
+    for n, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(n))
+    assert read_files(paths).documents == {"a": "0", "a-2": "1", "a-2-2": "2", "a-3": "3"}
+
+
+def test_line_ends_and_byte_order_mark_are_normalised(tmp_path: Path) -> None:
+    path = tmp_path / "windows.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n\xef\xbb\xbf")
+    assert read_files([path]).text == "one\ntwo\n\ufeff"  # only a leading mark is a byte order mark
+
+
+def test_files_that_cannot_be_texts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.txt does not exist"):
+        read_files([tmp_path / "gone.txt"])
+    with pytest.raises(UserError, match="is a directory"):
+        read_files([tmp_path])
+    with pytest.raises(UserError, match="at least one path"):
+        read_files([])
+    for blank in (b"", b"\xef\xbb\xbf", b" \n"):
+        (tmp_path / "blank.txt").write_bytes(blank)
+        with pytest.raises(UserError, match=r"blank\.txt is empty"):
+            read_files([tmp_path / "blank.txt"])
+    (tmp_path / "latin.txt").write_bytes("\r\n\r\ncafé".encode("latin-1"))
+    with pytest.raises(UserError, match=r"latin\.txt is not UTF-8: the byte at offset 7 is 0xe9"):
+        read_files([tmp_path / "latin.txt"])
+
+
+def test_a_file_that_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(UserError, match=r"secret\.txt cannot be read \(Permission denied\)"):
+        read_files([tmp_path / "secret.txt"])
+
+
+# Splitting
+
+
+def test_shakespeare_is_split_as_everybody_splits_it() -> None:
+    path = os.environ.get("MINIMOE_TEST_SHAKESPEARE")
+    text = Path(path).read_text(encoding="utf-8") if path else "x" * 1_115_394
+    train, validation = split([np.zeros(len(text), dtype=np.int32)])
+    assert (len(train[0]), len(validation[0])) == (1_003_854, 111_540)
+
+
+def test_every_document_is_split_on_its_own() -> None:
+    documents = [np.arange(10, dtype=np.int32), np.arange(100, 125, dtype=np.int32)]
+    train, validation = split(documents)
+    assert [part.tolist() for part in train] == [list(range(9)), list(range(100, 122))]
+    assert [part.tolist() for part in validation] == [[9], [122, 123, 124]]
+    assert all(np.shares_memory(a, b) for a, b in zip(train, documents, strict=True))
+    assert train[0].dtype == np.int32
+
+
+@given(st.lists(st.integers(2, 500), min_size=1, max_size=5), st.floats(0.01, 0.5))
+def test_split_loses_nothing_and_leaves_no_part_empty(lengths: list[int], fraction: float) -> None:
+    documents = [np.arange(length, dtype=np.int32) for length in lengths]
+    train, validation = split(documents, fraction)
+    for ids, first, last in zip(documents, train, validation, strict=True):
+        np.testing.assert_array_equal(np.concatenate([first, last]), ids)
+        assert len(first) > 0
+        assert abs(len(last) - fraction * len(ids)) < 1 + 1e-9
+        assert len(last) > 0
+
+
+def test_split_without_validation() -> None:
+    train, validation = split([np.arange(7)], validation_fraction=0)
+    assert (len(train[0]), len(validation[0])) == (7, 0)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, 10, float("nan")])
+def test_split_refuses_fractions_that_are_none(fraction: float) -> None:
+    with pytest.raises(UserError, match=f"validation_fraction is {fraction}"):
+        split([np.arange(100)], fraction)
+
+
+def test_split_refuses_a_fraction_that_validates_on_nothing() -> None:
+    with pytest.raises(UserError, match="Document 1 has 100 tokens, too few"):
+        split([np.arange(100)], 1e-18)
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_split_refuses_documents_that_are_too_short(length: int) -> None:
+    with pytest.raises(UserError, match=f"Document 2 has {length} tokens, too few"):
+        split([np.arange(10), np.arange(length)])
+
+
+# Downloading
+
+
+@dataclass
+class Server:
+    """A server of one file on this machine, with the faults that a test asks for."""
+
+    body: bytes = PLAY
+    ranges: bool = True  # answer Range with 206
+    wrong_range: bool = False  # answer Range with a range that was not asked for
+    cut_after: int | None = None  # break off after so many bytes of the answer
+    status: int = 200
+    asked: list[str | None] = field(default_factory=list)  # the Range header of every request
+    url: str = ""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
+    """A server, a cache of its own for this test, and PLAY as the file that 'shakespeare' is expected to be."""
+    state = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            state.asked.append(asked)
+            if state.status != 200:
+                self.send_error(state.status)
+                return
+            body, start = state.body, 0
+            if asked and (state.ranges or state.wrong_range):
+                start = int(asked.removeprefix("bytes=").removesuffix("-"))
+                if start >= len(body):
+                    self.send_error(416)
+                    return
+                if state.wrong_range:
+                    start -= 1
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(body) - start))
+            self.end_headers()
+            self.wfile.write(body[start:][: state.cut_after])
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Tests read what was asked from ``state``; the terminal stays quiet."""
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("MINIMOE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(corpus, "SHAKESPEARE_SHA256", hashlib.sha256(PLAY).hexdigest())
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        state.url = f"http://127.0.0.1:{http.server_port}/input.txt"
+        monkeypatch.setenv("MINIMOE_SHAKESPEARE_URL", state.url)
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield state
+        http.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def leave_part(cache: Path, content: bytes) -> None:
+    cache.mkdir()
+    (cache / "shakespeare.txt.part").write_bytes(content)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_download_once_then_from_the_cache(server: Server, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = download(progress=False)
+    assert path == cache / "shakespeare.txt"
+    assert path.read_bytes() == PLAY
+    assert names_in(cache) == ["shakespeare.txt"]
+    assert capfd.readouterr() == ("", "")
+    assert download() == path
+    assert load("shakespeare") == Corpus("shakespeare", {"shakespeare": PLAY.decode()})
+    assert server.asked == [None]
+
+
+def test_download_shows_its_progress_on_standard_error(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
+    load("shakespeare")
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert "shakespeare.txt" in shown.err
+    assert "100%" in shown.err
+
+
+def test_progress_counts_what_was_there_before(server: Server, cache: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    leave_part(cache, PLAY[: len(PLAY) // 2])
+    download()
+    assert "100%" in capfd.readouterr().err
+
+
+def test_arguments_come_before_the_environment(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MINIMOE_SHAKESPEARE_URL", "http://127.0.0.1:1/nowhere")
+    path = download(url=server.url, cache_dir=cache.parent / "other", progress=False)
+    assert path == cache.parent / "other" / "shakespeare.txt"
+    assert not cache.exists()
+
+
+def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv("USERPROFILE", "/home/ada")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("MINIMOE_CACHE", raising=False)
+    assert corpus._cache_folder() == Path("/home/ada/.cache/minimoe")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
+    assert corpus._cache_folder() == Path("/var/xdg/minimoe")
+    monkeypatch.setenv("MINIMOE_CACHE", "/var/own")
+    assert corpus._cache_folder() == Path("/var/own")
+
+
+def test_a_cached_file_that_was_damaged_is_fetched_again(server: Server, cache: Path) -> None:
+    cache.mkdir()
+    (cache / "shakespeare.txt").write_bytes(PLAY[:-1])
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == [None]
+
+
+def test_resume_asks_only_for_the_rest(server: Server, cache: Path) -> None:
+    leave_part(cache, PLAY[:1000])
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == ["bytes=1000-"]
+    assert names_in(cache) == ["shakespeare.txt"]
+
+
+def test_a_broken_connection_keeps_what_arrived_and_goes_on_from_there(server: Server, cache: Path) -> None:
+    server.cut_after = 12_345
+    with pytest.raises(UserError, match=f"closed after 12,345 of {len(PLAY):,} bytes.*run again.*--text PATH"):
+        download(progress=False)
+    assert (cache / "shakespeare.txt.part").read_bytes() == PLAY[:12_345]
+    assert names_in(cache) == ["shakespeare.txt.part"]
+    server.cut_after = None
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == [None, "bytes=12345-"]
+
+
+def test_a_server_that_ignores_ranges_sends_everything(server: Server, cache: Path) -> None:
+    server.ranges = False
+    leave_part(cache, PLAY[:1000])
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == ["bytes=1000-"]
+
+
+def test_a_server_that_sends_another_range_is_asked_for_everything(server: Server, cache: Path) -> None:
+    server.wrong_range = True
+    leave_part(cache, PLAY[:1000])
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == ["bytes=1000-", None]
+
+
+def test_a_complete_part_needs_no_network(server: Server, cache: Path) -> None:
+    leave_part(cache, PLAY)
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("part", [b"?" * 1000, b"?" * len(PLAY), PLAY + b"more"])
+def test_a_part_that_is_wrong_or_too_long_is_thrown_away(server: Server, cache: Path, part: bytes) -> None:
+    leave_part(cache, part)
+    assert download(progress=False).read_bytes() == PLAY
+    assert server.asked == [f"bytes={len(part)}-", None]
+    assert names_in(cache) == ["shakespeare.txt"]
+
+
+@pytest.mark.parametrize("part", [None, PLAY[:1000]])
+def test_a_corrupted_file_is_not_kept(server: Server, cache: Path, part: bytes | None) -> None:
+    server.body = PLAY[:-1] + b"!"
+    if part:
+        leave_part(cache, part)
+    with pytest.raises(UserError) as caught:
+        download(progress=False)
+    message = str(caught.value)
+    assert f"expected SHA-256 {hashlib.sha256(PLAY).hexdigest()}" in message
+    assert f"got {hashlib.sha256(server.body).hexdigest()}" in message
+    assert "--text PATH" in message
+    assert names_in(cache) == []
+    assert server.asked == (["bytes=1000-", None] if part else [None])
+
+
+@pytest.mark.parametrize("status", [404, 416, 500])
+def test_a_server_that_refuses(server: Server, cache: Path, status: int) -> None:
+    server.status = status
+    with pytest.raises(UserError, match=f"{re.escape(server.url)} failed .*{status}.*--text PATH"):
+        download(progress=False)
+    assert names_in(cache) == []
+
+
+def test_a_server_that_refuses_for_now_leaves_the_part_alone(server: Server, cache: Path) -> None:
+    server.status = 503
+    leave_part(cache, PLAY[:1000])
+    with pytest.raises(UserError, match="503"):
+        download(progress=False)
+    assert (cache / "shakespeare.txt.part").read_bytes() == PLAY[:1000]
+
+
+def test_a_server_that_falls_silent(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(corpus, "TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        with pytest.raises(UserError, match="timed out"):
+            download(url=url, cache_dir=cache, progress=False)
+
+
+def test_a_download_that_stalls_keeps_what_arrived(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(corpus, "TIMEOUT", 0.2)
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as stalling:
+
+        def begin() -> None:
+            connection, _ = stalling.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n" + b"x" * 1000)
+                done.wait(10)
+
+        thread = threading.Thread(target=begin)
+        thread.start()
+        with pytest.raises(UserError, match="timed out"):
+            download(url=f"http://127.0.0.1:{stalling.getsockname()[1]}/", cache_dir=cache, progress=False)
+        done.set()
+        thread.join()
+    assert (cache / "shakespeare.txt.part").read_bytes() == b"x" * 1000
+
+
+def test_a_server_that_speaks_something_else(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"220 mail.example ready\r\n")
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        with pytest.raises(UserError, match="BadStatusLine"):
+            download(url=f"http://127.0.0.1:{other.getsockname()[1]}/", cache_dir=cache, progress=False)
+        thread.join()
+
+
+def test_no_server(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as closing:
+        port = closing.getsockname()[1]
+    with pytest.raises(UserError, match=r"failed \(.*refused.*--text PATH"):
+        download(url=f"http://127.0.0.1:{port}/", cache_dir=cache, progress=False)
+
+
+def test_offline(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unresolved(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("MINIMOE_SHAKESPEARE_URL", raising=False)
+    monkeypatch.setenv("MINIMOE_CACHE", str(cache))
+    monkeypatch.setattr(socket, "getaddrinfo", unresolved)
+    with pytest.raises(UserError, match="name resolution.*--text PATH") as caught:
+        load("shakespeare")
+    assert corpus.SHAKESPEARE_URL in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://exa mple/", "gopher://example.org/"])
+def test_urls_that_are_none(cache: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with pytest.raises(UserError, match=f"from {url} failed"):
+        download(url=url, cache_dir=cache, progress=False)
+
+
+def test_only_shakespeare_is_downloaded() -> None:
+    with pytest.raises(UserError, match="'fables' is not downloaded"):
+        download("fables")
+
+
+def test_a_cache_that_cannot_be_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="cannot be used.*MINIMOE_CACHE"):
+        download(cache_dir=tmp_path / "file", progress=False)
