@@ -52,20 +52,35 @@ def parameters(config: ModelConfig) -> Parameters:
 def training_bytes(model: ModelConfig, train: TrainConfig, threads: int = 1) -> int:
     """Bytes of weights, optimiser and one gradient a thread; the activations of a step come on top."""
     counts = parameters(model)
-    number = 8 if train.dtype == "float64" else 4
     every = counts.total + counts.noise
     by_muon = counts.attention + counts.experts if train.optimizer == "muon" else 0
     moments = 2 * every - by_muon
-    return number * (every * (1 + threads) + moments)
+    return _number_bytes(train) * (every * (1 + threads) + moments)
+
+
+def activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Bytes that forward leaves for backward, at least: the large rows, of each token that is at work at once.
+
+    These are the probabilities of the vocabulary; in each layer, four rows of width D; and for each of the K experts,
+    its x and its answer, of width D, and the two factors of its SwiGLU, of width F.
+    """
+    tokens = train.batch * model.context // train.accumulate
+    layer = 4 * model.width + model.active_experts * 2 * (model.width + model.expert_width)
+    return _number_bytes(train) * tokens * (model.vocab_size + model.layers * layer)
 
 
 def check_memory(model: ModelConfig, train: TrainConfig, threads: int = 1) -> None:
     """Raises ``UserError`` if training needs more memory than the machine has."""
     available = workers.memory_bytes()
-    needed = training_bytes(model, train, threads)
-    if available is not None and needed > available:
+    state, step = training_bytes(model, train, threads), activation_bytes(model, train)
+    if available is not None and state + step > available:
         total = parameters(model).total
         raise UserError(
-            f"training {total:,} parameters needs {needed / 1e9:,.1f} GB for weights, gradients and optimiser, and "
-            f"this machine has {available / 1e9:,.1f} GB: choose a smaller preset, width, layers or experts."
+            f"training {total:,} parameters needs {state / 1e9:,.1f} GB for weights, gradients and optimiser and "
+            f"{step / 1e9:,.1f} GB for a step of {train.batch * model.context:,} tokens, and this machine has "
+            f"{available / 1e9:,.1f} GB: choose a smaller preset, width, layers, experts, batch or context."
         )
+
+
+def _number_bytes(train: TrainConfig) -> int:
+    return 8 if train.dtype == "float64" else 4

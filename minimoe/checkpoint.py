@@ -6,7 +6,8 @@
     resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
 
 A file is written beside its place, forced to disk, then renamed, so at every moment each name holds a whole file. All
-that must agree is in one file, so there is no moment at which two files disagree.
+that must agree is in one file. It is written last: if a crash comes before it, the steps since the one before are taken
+again, and the model that was already written is written again.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from minimoe import accounting, optimizer, tokenizer, tree
 from minimoe import config as configs
-from minimoe import optimizer, tokenizer, tree
 from minimoe.arrays import Device, to_device, to_host
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
@@ -33,6 +34,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.tokenizer import Tokenizer
 
 CONFIG, METRICS, MODEL, RESUME = "config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"
+FILES = (CONFIG, METRICS, MODEL, RESUME)
 FORMAT = 1
 
 Tensors = dict[str, NDArray[Any]]
@@ -104,35 +106,42 @@ def load_config(folder: str | Path) -> RunConfig:
         raise UserError(
             f"{folder} is not a run: it has no {CONFIG}. Give the folder that `minimoe train` named."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or train again.") from None
     try:
         if values["format"] != FORMAT:
             raise UserError(
                 f"{path} has format {values['format']!r}, and this version reads {FORMAT}: use the one that wrote it."
             )
-        return RunConfig(
+        source = Source(**values["source"])
+        run = RunConfig(
             configs.from_dict(ModelConfig, values["model"], str(path)),
             configs.from_dict(TrainConfig, values["train"], str(path)),
             tokenizer.from_dict(values["tokenizer"]),
-            Source(**values["source"]),
+            Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is not a run's config ({error!r} is missing or wrong): restore it, or train again."
         ) from None
+    if run.model.vocab_size != run.tokenizer.vocab_size:
+        raise UserError(
+            f"{path} has vocab_size {run.model.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
+            "restore it, or train again."
+        )
+    return run
 
 
 def save(folder: Path, params: Decoder, state: optimizer.State, progress: Progress) -> None:
-    """Writes resume.safetensors, then model.safetensors."""
+    """Writes model.safetensors, then resume.safetensors."""
     tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
     everything = dict(tensors)
     for name, moments in state.items():
         for moment, values in zip(moments._fields, moments, strict=True):
             if values is not None:
                 everything[f"optimizer.{name}.{moment}"] = to_host(values)
-    write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
     write_tensors(folder / MODEL, tensors, {"step": str(progress.step)})
+    write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
 
 
 def load_model(folder: str | Path) -> Model:
@@ -144,7 +153,7 @@ def load_model(folder: str | Path) -> Model:
             f"{folder} has no {MODEL} yet: its training saved nothing so far; continue it with --resume {folder}."
         )
     tensors, _ = read_tensors(path)
-    params = _fill(_blank(run), tensors, path)
+    params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_surplus(tensors, path)
     return Model(params, run.model, run.tokenizer, run)
 
@@ -155,7 +164,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     if not path.exists():
         return None
     tensors, metadata = read_tensors(path)
-    params = _fill(_blank(run), tensors, path)
+    params = _fill(_blank(run, tensors, path), tensors, path)
     state = optimizer.init(params, run.train)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
@@ -170,13 +179,6 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     return params, state, progress
 
 
-def saved_step(folder: Path) -> int | None:
-    """The step of the last checkpoint, None if there is none."""
-    if not (folder / MODEL).exists():
-        return None
-    return int(read_tensors(folder / MODEL)[1]["step"])
-
-
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for one training; raises ``UserError`` if another has it. The lock dies with its process."""
@@ -185,11 +187,17 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # not on Windows, where a second training is left to the person's care
         yield
         return
-    with (folder / ".lock").open("w") as file:
+    try:
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f"another training is writing to {folder}: wait for it, or choose another --out.") from None
+        except OSError:  # a file system without locks
+            pass
         yield
 
 
@@ -210,6 +218,16 @@ def read_metrics(folder: str | Path, up_to: int | None = None) -> list[dict[str,
             if number < len(lines):
                 raise UserError(f"{path} line {number} is damaged: mend or remove that line.") from None
     return rows
+
+
+def append_metrics(folder: Path, row: dict[str, Any]) -> None:
+    """Adds a line to metrics.jsonl and closes it, so that a crash costs that line at most."""
+    path = folder / METRICS
+    try:
+        with path.open("ab") as file:
+            file.write((json.dumps(row) + "\n").encode())
+    except OSError as error:
+        raise _unwritable(path, error) from None
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
@@ -233,17 +251,15 @@ def write_atomically(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
-        raise UserError(
-            f"{path} cannot be written ({error.strerror or error}): free space or choose another folder."
-        ) from None
+        raise _unwritable(path, error) from None
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, atomically, with a checksum of its tensors in the metadata."""
+    """Writes a safetensors file, atomically, with a checksum of all that it holds in its metadata."""
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-    write_atomically(path, save(contiguous, {**metadata, "sha256": checksum(contiguous)}))
+    write_atomically(path, save(contiguous, {**metadata, "sha256": checksum(contiguous, metadata)}))
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
@@ -260,14 +276,14 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
         ) from None
-    if metadata.get("sha256") != checksum(tensors):
+    if metadata.pop("sha256", None) != checksum(tensors, metadata):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")
     return tensors, metadata
 
 
-def checksum(tensors: Tensors) -> str:
-    """SHA-256 of names, types, shapes and contents."""
-    digest = hashlib.sha256()
+def checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the metadata and of the tensors' names, types, shapes and contents."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         values = tensors[name]
         digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
@@ -275,7 +291,14 @@ def checksum(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def _blank(run: RunConfig) -> Decoder:
+def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
+    """A decoder in the shapes of config.json, which are first seen to be no larger than the file."""
+    counts = accounting.parameters(run.model)
+    asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
+    if asked > held:
+        raise UserError(
+            f"{path} holds {held:,} numbers, but {CONFIG} asks for a model of {asked:,}: the two are not of one run."
+        )
     return decoder.init(np.random.default_rng(0), run.model, run.train.dtype)
 
 
@@ -300,6 +323,10 @@ def _refuse_surplus(tensors: Tensors, path: Path) -> None:
         raise UserError(
             f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: the two are not of one run."
         )
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror or error}): free space or choose another folder.")
 
 
 def _sync_folder(folder: Path) -> None:

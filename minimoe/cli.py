@@ -8,42 +8,64 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from minimoe import __version__, config
+from minimoe import config
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
+from minimoe.errors import UserError, printable
+from minimoe.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that know fewer characters than the texts
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
         code: int = chosen.run(chosen)
         sys.stdout.flush()
     except UserError as error:
-        print(f"minimoe: {_printable(str(error))}", file=sys.stderr)
-        return BAD_INPUT
+        return _refuse(str(error))
+    except MemoryError as error:
+        return _refuse(f"the memory does not suffice ({error}): choose a smaller --batch, --context or model.")
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        _drop_output()
+        return _refuse(f"the system refuses ({error}): free space, or choose another path.")
     return code
+
+
+def _refuse(sentence: str) -> int:
+    print(f"minimoe: {printable(sentence)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _drop_output() -> None:
+    """Sends what cannot be written nowhere, so that the interpreter does not try again on its way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence; the list of all options is left to --help."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -136,6 +158,7 @@ def _machine_options(sub: argparse.ArgumentParser) -> None:
 def _train(chosen: argparse.Namespace) -> int:
     from minimoe import corpus, trainer
 
+    warnings.simplefilter("ignore", RuntimeWarning)  # a training that overflows is stopped, and says so in words
     known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
     settings = {name: value for name, value in vars(chosen).items() if name in known}
     if chosen.resume:
@@ -182,11 +205,11 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _generate(chosen: argparse.Namespace) -> int:
-    from minimoe import checkpoint, generate
+    from minimoe import checkpoint, generation
     from minimoe.arrays import select_device
 
     model = checkpoint.load_model(chosen.folder).to(select_device(chosen.device))
-    written = generate.generate(
+    written = generation.generate(
         model.params,
         model.config,
         model.tokenizer.encode(chosen.prompt),
@@ -196,9 +219,9 @@ def _generate(chosen: argparse.Namespace) -> int:
         top_p=chosen.top_p,
         seed=chosen.seed,
     )
-    print(_printable(chosen.prompt), end="", flush=True)
+    print(printable(chosen.prompt), end="", flush=True)
     for piece in model.tokenizer.stream(written):
-        print(_printable(piece), end="", flush=True)
+        print(printable(piece), end="", flush=True)
     print()
     return 0
 
@@ -223,8 +246,3 @@ def _info(_: argparse.Namespace) -> int:
 
     print(machine.describe())
     return 0
-
-
-def _printable(text: str) -> str:
-    """``text`` with control characters made visible, so that no text can steer a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

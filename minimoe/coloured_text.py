@@ -32,7 +32,7 @@ STYLE = """
 #ID pre{white-space:pre-wrap;overflow-wrap:anywhere;font:14px/1.7 monospace;color:inherit;\
 background:none;border:0;margin:.3em 0;padding:0}
 #ID span{padding:.2em 0;forced-color-adjust:none;print-color-adjust:exact}
-#ID p span{padding:.2em .6em}
+#ID p span{padding:.2em .6em;white-space:nowrap}
 #ID pre span:hover{outline:2px solid}
 """
 
@@ -67,11 +67,11 @@ class ColouredText:
         """A piece of a page, about 90 bytes a token for 4 layers and 2 choices.
 
         A token carries its experts once, as the words of its tooltip, "L0: 5 61% 2 39%", and the style sheet matches
-        those words. Naming them in a class as well would cost half as much again.
+        those words. Naming them in a class as well would cost a fifth more.
         """
         name = "experts-" + uuid.uuid4().hex[:8]  # two of these on a page must not answer each other's buttons
         layers, _, experts = self.trace.logits.shape
-        style = STYLE.replace("ID", name) + "\n".join(_colour_rule(name, e, layers) for e in range(experts))
+        style = STYLE.replace("#ID", f"#{name}") + "\n".join(_colour_rule(name, e, layers) for e in range(experts))
         buttons = "\n".join(
             f"<input type=radio name={name} id={name}-{layer}{' checked' * (layer == 0)}>"
             f"<label for={name}-{layer}>layer {layer}</label>"
@@ -132,24 +132,21 @@ def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 def visible(text: str) -> str:
-    """``text`` with nothing in it that is invisible or acts: a new line keeps its effect, with an arrow before it.
+    """``text`` with nothing in it that hides or acts: only a new line and a tab keep their effect, behind an arrow.
 
-    Control characters, marks of direction, zero-width characters and the like become their picture or their number,
-    ␛ or ⟨202E⟩. An accent without its letter gets a dotted circle to stand on.
+    Control characters, marks of direction, zero-width characters and the like become their number, ⟨1B⟩ or ⟨202E⟩. An
+    accent without its letter gets a dotted circle to stand on.
     """
     shown = "".join(map(_visible_character, text))
     return "◌" + shown if text and unicodedata.category(text[0]).startswith("M") else shown
 
 
 def _visible_character(character: str) -> str:
-    code = ord(character)
     if character in "\n\t":
         return {"\n": "↵\n", "\t": "→\t"}[character]
-    if code < 0x20:
-        return chr(0x2400 + code)  # the block of control pictures: ␀ ␁ … ␟
     # all controls, formats (directions, zero widths), surrogates, private and unknown ones, and separators of lines
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return f"⟨{code:04X}⟩"
+        return f"⟨{ord(character):02X}⟩"
     return character
 
 
@@ -163,9 +160,9 @@ def _colour_rule(name: str, expert: int, layers: int) -> str:
 
 
 def _in_colour(text: str, expert: int) -> str:
-    """``text`` between escape codes that colour it; the colour stops before the end of a line, not to fill it."""
+    """``text`` between escape codes that colour it; the colour ends before a new line, lest it fill it."""
     place = expert % len(palette.COLOURS)
     ink = 16 if palette.ink(palette.COLOURS[place]) == "#000000" else 231
     mark = TERMINAL_MARKS[expert // len(palette.COLOURS) % len(TERMINAL_MARKS)]
-    body, newline, _ = text.partition("\n")
-    return f"\x1b[38;5;{ink};48;5;{palette.TERMINAL[place]}{mark}m{body}\x1b[0m{newline}"
+    start, stop = f"\x1b[38;5;{ink};48;5;{palette.TERMINAL[place]}{mark}m", "\x1b[0m"
+    return "\n".join(f"{start}{line}{stop}" if line else "" for line in text.split("\n"))

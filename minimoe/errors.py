@@ -1,4 +1,6 @@
-"""The one exception that speaks to the person at the keyboard."""
+"""What is said to the person at the keyboard: the one exception, and text that cannot steer a terminal."""
+
+from unicodedata import category
 
 
 class UserError(ValueError):
@@ -6,3 +8,8 @@ class UserError(ValueError):
 
     The command line prints the sentence and exits with code 2; in Python it is an ordinary ``ValueError``.
     """
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters made visible: shown in a terminal, it is text and nothing else."""
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1] for c in text)

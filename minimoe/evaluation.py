@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from minimoe import objective, tree
 from minimoe.arrays import Array, like, to_host
 from minimoe.config import ModelConfig
+from minimoe.errors import UserError
 from minimoe.layers.decoder import Decoder
 from minimoe.objective import Objective, Run, Shard
 
@@ -31,8 +32,13 @@ def evaluate(
     """The mean loss over all tokens of ``documents`` but each one's first, which nothing predicts.
 
     A document is read in pieces of ``config.context`` tokens, one after the other; each piece starts afresh.
+
+    Raises:
+        UserError: no document has two tokens, so there is nothing to predict.
     """
     shards = [shard for document in documents for shard in _shards(params, document, config.context)]
+    if not shards:
+        raise UserError("the text is one token long, which leaves nothing to predict: give a longer one.")
     done = list(run(lambda shard: objective.forward(params, shard, config, Objective(), keep=False), shards))
     count = sum(int(f.loss.tokens) for f in done)
     assignments = np.stack(

@@ -1,13 +1,12 @@
 """The key/value cache: what attention remembers, so that a new token costs one token's work and not the whole text's.
 
-A token's keys and values depend on the tokens before it alone, so they are computed once and kept. With a window w a
-query sees at most w positions, itself among them; older ones are forgotten, and memory stays the same however long
-the text grows:
+A token's keys and values do not depend on what follows, so they are computed once. With a window w a token sees
+itself and the w − 1 before it; older ones can be forgotten, and memory stays the same however long a text grows:
 
-    append →  ▓▓▓▓▓▓▓▓▓▓▓▓░░░░    2w rows; the newest w are in sight
-    full   →  ▓▓▓▓▓░░░░░░░░░░░    the newest w − 1 move to the front, about once every w tokens
+    append →   ▓▓▓▓▓▓▓▓▓▓▓▓░░░░    up to 2w rows, in order; the next token sees the last w − 1
+    full →     ▓▓▓▓▓▓▓░░░░░░░░░    only those move, to the front of a new buffer: about once every w tokens
 
-so that appending costs O(1) on average and what attention reads is always one contiguous piece, in order.
+Appending thus costs O(1) on average, and what attention reads is always one piece of memory.
 """
 
 from __future__ import annotations
@@ -23,35 +22,32 @@ from minimoe.layers.decoder import Decoder
 
 
 class LayerCache:
-    """Rotated keys and values of one layer, up to the newest position."""
+    """Rotated keys and values of one layer, of the positions that are still in sight."""
 
-    def __init__(self, like: Array, batch: int, kv_heads: int, head_width: int, window: int) -> None:
-        xp = array_module(like)
-        self.window = window
-        self.keys = xp.empty((batch, 2 * window, kv_heads, head_width), like.dtype)  # (B, 2w, G, C)
-        self.values = xp.empty_like(self.keys)
+    def __init__(self, empty: Array, window: int) -> None:
+        """``empty`` (B, 0, G, C) says where the cache lives, its dtype and its shape."""
+        self.keys = self.values = empty  # (B, rows, G, C)
         self.length = 0  # rows in use
+        self.window = window
 
     def append(self, keys: Array, values: Array) -> KeyValues:
-        """keys and values (B, T, G, C) of T ≤ w new positions → views (B, S, G, C) of all that these may see.
-
-        The views are good until the next call.
-        """
+        """keys and values (B, n, G, C) of the next n ≤ w positions → the (B, S, G, C) that at least one sees."""
         new = keys.shape[1]
         if self.length + new > self.keys.shape[1]:
-            self._forget()
-        stop = self.length + new
-        self.keys[:, self.length : stop] = keys
-        self.values[:, self.length : stop] = values
-        self.length = stop
-        seen = slice(max(0, stop - new - self.window + 1), stop)
+            self._make_room(new)
+        start, self.length = self.length, self.length + new
+        self.keys[:, start : self.length] = keys
+        self.values[:, start : self.length] = values
+        seen = slice(max(0, start - self.window + 1), self.length)
         return KeyValues(self.keys[:, seen], self.values[:, seen])
 
-    def _forget(self) -> None:
-        """Moves the w − 1 newest rows, which the next query still sees, to the front."""
-        kept = self.window - 1
-        for rows in (self.keys, self.values):
-            rows[:, :kept] = rows[:, self.length - kept : self.length].copy()  # they may overlap
+    def _make_room(self, new: int) -> None:
+        """Moves what the next token sees to new buffers, twice as long as needed but never longer than 2w."""
+        kept = min(self.length, self.window - 1)
+        rows = min(2 * (kept + new), 2 * self.window)
+        seen = slice(self.length - kept, self.length)
+        self.keys = _with_room(self.keys[:, seen], rows)
+        self.values = _with_room(self.values[:, seen], rows)
         self.length = kept
 
 
@@ -74,16 +70,26 @@ def init(params: Decoder, config: ModelConfig, batch: int = 1) -> KVCache:
     """
     if batch < 1:
         raise UserError(f"batch {batch} holds no sequence: it must be at least 1.")
+    gain = params.norm.gain
+    empty = array_module(gain).empty((batch, 0, config.kv_heads, config.head_width), gain.dtype)
     window = generation_window(config)
-    layers = [LayerCache(params.norm.gain, batch, config.kv_heads, config.head_width, window) for _ in params.blocks]
+    layers = [LayerCache(empty, window) for _ in params.blocks]
     return KVCache(dataclasses.replace(config, window=window), batch, window, layers)
 
 
 def generation_window(config: ModelConfig) -> int:
-    """How many positions a query sees in generation: the model's window, but never more than its context.
+    """How many positions a token sees in generation: the model's window, but never more than its context.
 
     Trained on T tokens, a model has never looked further back, and the angles that RoPE gives to larger distances are
     unknown to it. So a text of any length is written by letting every token see the newest T at most. With a cache the
     logits are those of ``decoder.forward`` of the whole text with this window, to rounding.
     """
     return config.context if config.window is None else min(config.window, config.context)
+
+
+def _with_room(kept: Array, rows: int) -> Array:
+    """A buffer (B, rows, G, C) that begins with the rows of ``kept``."""
+    xp = array_module(kept)
+    buffer: Array = xp.empty((kept.shape[0], rows, *kept.shape[2:]), kept.dtype)
+    buffer[:, : kept.shape[1]] = kept
+    return buffer

@@ -7,8 +7,9 @@ import platform
 
 import numpy as np
 
-from minimoe import __version__, workers
+from minimoe import workers
 from minimoe.arrays import gpu_problem
+from minimoe.version import __version__
 
 
 def describe() -> str:

@@ -64,14 +64,14 @@ def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
         xp.matmul(x, w_up[e], out=b[k])
     a *= swiglu.sigmoid(a)
     a *= b
-    y = 0
+    y = xp.zeros(len(x), x.dtype)
     for k, e in enumerate(chosen):
-        y = y + weights[k] * (a[k] @ w_down[e])
+        y += weights[k] * (a[k] @ w_down[e])
     return y
 
 
 def _route(logits: list[float], config: ModelConfig) -> tuple[list[int], list[float]]:
-    """The K chosen experts, the lowest index first in a tie, and their weights. On so few numbers Python is quickest."""
+    """The K chosen experts, ties to the lowest index, and their weights. On so few numbers plain Python is quickest."""
     chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[: config.active_experts]
     exp = [math.exp(z - logits[chosen[0]]) for z in logits]
     total = sum(exp[e] for e in chosen) if config.renormalize else sum(exp)

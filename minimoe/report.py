@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minimoe import accounting, checkpoint, generate, plots, routing
+from minimoe import accounting, checkpoint, generation, plots, routing
 from minimoe.arrays import Device
 from minimoe.checkpoint import Model, RunConfig
 from minimoe.objective import Run
@@ -65,7 +65,7 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
     step = metrics[-1]["step"] if metrics else 0
     if not finished:
         return f"\nInterrupted at step {step}; all of it is saved. Continue with: minimoe train --resume {folder}"
-    paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE))
+    paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE) if (folder / name).exists())
     validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
     return (
         f"\n{(folder / SAMPLE).read_text(encoding='utf-8')}\n"
@@ -90,7 +90,7 @@ def sample(model: Model, data: Texts) -> str:
     for name, ids in zip(data.names, data.validation, strict=True):
         prompt = ids[:PROMPT_TOKENS]
         written = list(
-            generate.generate(model.params, model.config, prompt, tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0)
+            generation.generate(model.params, model.config, prompt, tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0)
         )
         parts.append(f"--- {name} ---\n{model.tokenizer.decode(prompt)}|>{model.tokenizer.decode(written)}\n")
     return "\n".join(parts)

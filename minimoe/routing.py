@@ -54,7 +54,7 @@ class Favourite(NamedTuple):
     """A token that an expert takes more often than it takes tokens in general."""
 
     token: int
-    count: int  # how often the token is in the text
+    seen: int  # how often the token is in the text
     share: float  # how much of that goes to this expert
     lift: float  # share over the expert's share of all tokens, drawn towards 1 where the count is small
 
@@ -68,25 +68,25 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
     Raises:
         UserError: ``tokens`` has another shape, no token, or one that is not in the vocabulary.
     """
-    tokens = to_host(tokens) if hasattr(tokens, "ndim") else np.asarray(tokens)
-    if tokens.ndim not in (1, 2) or tokens.size == 0 or tokens.dtype.kind not in "iu":
+    ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
+    if ids.ndim not in (1, 2) or ids.size == 0 or ids.dtype.kind not in "iu":
         raise UserError(
-            f"Tokens to trace have shape {tokens.shape} and type {tokens.dtype}; give one row or several equal rows of "
+            f"Tokens to trace have shape {ids.shape} and type {ids.dtype}; give one row or several equal rows of "
             "integers, as a tokenizer's encode returns them."
         )
-    if tokens.min() < 0 or tokens.max() >= config.vocab_size:
-        outside = tokens.min() if tokens.min() < 0 else tokens.max()
+    if ids.min() < 0 or ids.max() >= config.vocab_size:
+        outside = ids.min() if ids.min() < 0 else ids.max()
         raise UserError(
             f"Token {outside} is not in the model's vocabulary of {config.vocab_size}; encode the text with the "
             "tokenizer that the model was trained with."
         )
-    rows = np.atleast_2d(tokens)
+    rows = np.atleast_2d(ids)
     passes = [_trace_windows(params, config, windows) for windows in _batches(rows, config.context)]
     experts, weights, logits = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
     windows_per_row = math.ceil(rows.shape[1] / config.context)
     in_row = np.arange(rows.shape[1]) // config.context
     window = (np.arange(len(rows))[:, None] * windows_per_row + in_row).reshape(-1)
-    return Trace(tokens.reshape(-1), window, experts, weights, logits)
+    return Trace(ids.reshape(-1), window, experts, weights, logits)
 
 
 def _batches(rows: Array, context: int) -> Iterator[Array]:
@@ -127,29 +127,32 @@ def load_by_domain(
     return {name: load(trace(params, config, tokens), choice) for name, tokens in domains.items()}
 
 
-def jensen_shannon(p: Array, q: Array) -> Array:
-    """How different two distributions p, q (…, E) are, in bits (…): 0 if equal, 1 if they have no expert in common.
+def jensen_shannon(*distributions: Array) -> Array:
+    """How different two or more distributions (…, E) are, in bits (…): 0 if equal, log₂ of their number at most.
 
-        JS = H((p + q)/2) − (H(p) + H(q))/2
+        JS = H(mean of p₁ … p_n) − mean of H(p₁) … H(p_n)
 
-    Lin 1991. Raises ``UserError`` if the shapes differ or a row is not a distribution.
+    Two that have no expert in common are 1 bit apart. Lin 1991, doi 10.1109/18.61115.
+
+    Raises:
+        UserError: fewer than two are given, their shapes differ, or a row is not a distribution.
     """
-    p, q = np.asarray(p, np.float64), np.asarray(q, np.float64)
-    if p.shape != q.shape:
-        raise UserError(f"Distributions of shapes {p.shape} and {q.shape} cannot be compared; give equal shapes.")
-    for distribution in (p, q):
-        sums = distribution.sum(-1)
-        if not (np.allclose(sums, 1, atol=1e-6) and (distribution >= 0).all()):
-            raise UserError(
-                f"A row to compare sums to {sums.reshape(-1)[0]:g} or has a negative entry; give shares that sum to 1, "
-                "as load returns them."
-            )
+    if len(distributions) < 2 or len({np.shape(p) for p in distributions}) > 1:
+        shapes = ", ".join(str(np.shape(p)) for p in distributions) or "none"
+        raise UserError(f"Distributions of shapes {shapes} cannot be compared; give at least two of one shape.")
+    p = np.stack(distributions).astype(np.float64)  # (n, …, E)
+    sums = p.sum(-1)
+    if not (np.allclose(sums, 1, atol=1e-6) and (p >= 0).all()):
+        worst = sums.flat[np.abs(sums - 1).argmax()]
+        raise UserError(
+            f"A row to compare sums to {worst:g} or has a negative entry; give shares that sum to 1, as load returns them."
+        )
 
-    def bits(distribution: Array) -> Array:
-        entropy: Array = -(distribution * np.log2(np.where(distribution > 0, distribution, 1))).sum(-1)
+    def bits(p: Array) -> Array:
+        entropy: Array = -(p * np.log2(np.where(p > 0, p, 1))).sum(-1)
         return entropy
 
-    return np.maximum(bits((p + q) / 2) - (bits(p) + bits(q)) / 2, 0)  # rounding can leave −1e-17 where p = q
+    return np.maximum(bits(p.mean(0)) - bits(p).mean(0), 0)  # rounding can leave −1e-17 where all are equal
 
 
 def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, seed: int = 0) -> Repetition:

@@ -6,7 +6,7 @@ A low temperature sharpens, a high one flattens; 0 always takes the likeliest to
 unlikely tokens, each of which is rare but which together would derail a text:
 
     top-k    keep the k likeliest tokens
-    top-p    keep the likeliest tokens until their probabilities add up to p: few where the model is sure, many where not
+    top-p    keep the likeliest tokens until their probabilities add up to p: few where the model is sure, else many
 
 What is left is scaled to add up to 1 again. Among equals the lowest index comes first.
 
@@ -36,9 +36,9 @@ def sample(
     Raises:
         UserError: as ``probabilities``.
     """
-    cumulative = np.cumsum(probabilities(logits, temperature, top_k, top_p))
+    cumulative = probabilities(logits, temperature, top_k, top_p).cumsum()
     # the first token whose cumulative probability exceeds the draw: never one of probability 0
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
 def probabilities(
@@ -61,12 +61,12 @@ def probabilities(
         )
     if temperature == 0:  # the limit: all probability on the likeliest
         temperature, top_k = 1, 1
-    likeliest_first = np.argsort(-logits, kind="stable")[:top_k]
+    likeliest_first = (-logits).argsort(kind="stable")[:top_k]
     with np.errstate(over="ignore"):  # so near 0 a temperature sends all but the likeliest to −∞, which is right
         p = np.exp((logits[likeliest_first] - peak) / temperature)
     p /= p.sum()
     if top_p is not None and top_p < 1:
-        enough = np.searchsorted(np.cumsum(p), top_p)  # the token that reaches p
+        enough = p.cumsum().searchsorted(top_p)  # the token that reaches p
         p = p[: enough + 1]
         p /= p.sum()
     result = np.zeros(len(logits))
@@ -82,6 +82,6 @@ def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
             "own odds, or any number at least 0."
         )
     if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-        raise UserError(f"top_k {top_k} keeps no number of tokens: choose a whole number of at least 1, or none for all.")
+        raise UserError(f"top_k {top_k} keeps no token: choose a whole number of at least 1, or none for all.")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p} is no share of probability: choose a number above 0 and at most 1, or none for all.")
+        raise UserError(f"top_p {top_p} is no probability: choose a number above 0 and at most 1, or none for all.")

@@ -44,17 +44,21 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
 def reload(source: Source, codec: Tokenizer, context: int, corpus: Corpus | None = None) -> Texts:
     """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
     read = corpus or (corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus))
-    texts, digest = _encode(read, codec, context)
+    named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
+    changed = UserError(f"{named} has changed since this run began: restore the text, or train anew.")
+    try:
+        texts, digest = _encode(read, codec, context)
+    except UserError:  # it holds a character that it did not hold, or is now too short
+        raise changed from None
     if digest != source.sha256:
-        named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
-        raise UserError(f"{named} has changed since this run began: restore the text, or train anew.")
+        raise changed
     return texts
 
 
 def _encode(corpus: Corpus, codec: Tokenizer, context: int) -> tuple[Texts, str]:
     encoded = [codec.encode(text) for text in corpus.documents.values()]
+    least = max((context + 1) * 10 // 9 + 2, 11)  # 11: two tokens held out, one to predict the other
     for name, ids in zip(corpus.documents, encoded, strict=True):
-        least = (context + 1) * 10 // 9 + 2
         if len(ids) < least:
             raise UserError(
                 f"the text {name!r} has {len(ids)} tokens, too few for a context of {context} and a tenth kept for "

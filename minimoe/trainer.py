@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import signal
 import threading
@@ -29,7 +28,7 @@ from minimoe.arrays import Device, like, select_device, to_device, to_host
 from minimoe.checkpoint import Model, Progress, RunConfig
 from minimoe.config import Preset
 from minimoe.corpus import Corpus
-from minimoe.errors import UserError
+from minimoe.errors import UserError, printable
 from minimoe.layers import decoder
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
@@ -74,7 +73,6 @@ def train(
     run = RunConfig(model, chosen.train, codec, source)
     folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
     with checkpoint.locked(folder):
-        checkpoint.save_config(folder, run)
         return _loop(folder, run, data, where, threads, progress)
 
 
@@ -90,7 +88,8 @@ def resume(
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
     ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold new values for
-    ``CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, or if the run's text has changed or is gone.
+    ``CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, if ``steps`` is less than what is done, or
+    if the run's text has changed or is gone.
     """
     folder = Path(folder)
     run = checkpoint.load_config(folder)
@@ -106,7 +105,6 @@ def resume(
     where, threads = select_device(device), workers.count(threads)
     data = texts.reload(run.source, run.tokenizer, run.model.context, corpus)
     with checkpoint.locked(folder):
-        checkpoint.save_config(folder, run)
         return _loop(folder, run, data, where, threads, progress)
 
 
@@ -121,6 +119,11 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
         first, seconds = 0, 0.0
     else:
         params, state, (first, seconds, rng.bit_generator.state) = saved
+    if first > recipe.steps:
+        raise UserError(f"{folder} has taken {first} steps already: give --steps at least that many, or train anew.")
+    checkpoint.save_config(folder, run)
+    if saved is None:  # so that there always is a model to load, and a full disk is found before the work is done
+        checkpoint.save(folder, params, state, Progress(0, 0.0, dict(rng.bit_generator.state)))
     params = tree.map(lambda leaf: to_device(leaf, device), params)
     state = {name: tree.map(lambda leaf: to_device(leaf, device), moments) for name, moments in state.items()}
     metrics = checkpoint.read_metrics(folder, up_to=first)
@@ -131,12 +134,12 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     )
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
-        print(report.opening(folder, run, data, device, threads, first))
+        print(printable(report.opening(folder, run, data, device, threads, first)))
 
+    done = kept = first
     with (
         workers.pool(threads) as pool,
         interruptible() as interrupted,
-        (folder / checkpoint.METRICS).open("a", encoding="utf-8") as log,
         report.bar(recipe.steps, first, progress) as bar,
     ):
         for step in range(first, recipe.steps):
@@ -147,29 +150,30 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             )
             norm = float(optimizer.clip(gradient, recipe.clip))
             if not math.isfinite(norm) or not math.isfinite(float(totals.total)):
-                raise UserError(_diverged(folder, step, metrics))
+                raise UserError(_diverged(folder, step, kept))
             optimizer.update(params, gradient, state, recipe, step, pool)
-            elapsed = time.perf_counter() - started
+            elapsed = max(time.perf_counter() - started, 1e-9)  # a clock may stand still, or be set back
             seconds += elapsed
 
-            done, last = step + 1, step + 1 == recipe.steps or interrupted.is_set()
+            done = step + 1
             row = _row(done, run, totals, norm, elapsed, seconds)
-            if last or _is_due(done, recipe.evaluate_every):
+            if done == recipe.steps or _is_due(done, recipe.evaluate_every):
                 row["val_loss"] = evaluation.evaluate(params, run.model, data.validation, pool).loss
             metrics.append(row)
-            log.write(json.dumps(row) + "\n")
-            log.flush()
+            checkpoint.append_metrics(folder, row)
             bar.show(row)
-            if last or _is_due(done, recipe.save_every):
+            stop = interrupted.is_set()  # asked once: what ends the loop must also have been saved
+            if stop or done == recipe.steps or _is_due(done, recipe.save_every):
                 checkpoint.save(folder, params, state, Progress(done, seconds, dict(rng.bit_generator.state)))
-            if interrupted.is_set():
+                kept = done
+            if stop:
                 break
-        finished = not metrics or metrics[-1]["step"] == recipe.steps
+        finished = done == recipe.steps
         model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
         if finished:
             report.write(folder, model, data, metrics, pool)
     if progress:
-        print(report.closing(folder, finished, metrics))
+        print(printable(report.closing(folder, finished, metrics)))
     return Trained(model, folder, metrics, finished)
 
 
@@ -239,12 +243,10 @@ def _is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _diverged(folder: Path, step: int, metrics: list[dict[str, Any]]) -> str:
-    saved = checkpoint.saved_step(folder)
-    kept = f"the checkpoint of step {saved} in {folder} is untouched" if saved else "nothing had been saved yet"
+def _diverged(folder: Path, step: int, kept: int) -> str:
     return (
-        f"the loss or its gradient is not a finite number at step {step + 1}; {kept}: "
-        "try a lower --learning-rate or a --clip."
+        f"the loss or its gradient is not a finite number at step {step + 1}; the checkpoint of step {kept} in "
+        f"{folder} is untouched: train anew with a lower --learning-rate or a --clip."
     )
 
 
@@ -255,12 +257,12 @@ def _new_folder(out: str | Path | None, name: str) -> Path:
         folder = next(path for path in numbered if not path.exists())
     else:
         folder = Path(out)
-        if (folder / checkpoint.CONFIG).exists():
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any((folder / file).exists() for file in checkpoint.FILES):
             raise UserError(
                 f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out."
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
     except OSError as error:
         raise UserError(

@@ -15,8 +15,10 @@ Lesson: lessons/08_load_balancing.ipynb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from minimoe import tree
 from minimoe.arrays import Array, array_module
 from minimoe.layers.router import RouterStats
 
@@ -68,6 +70,29 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
         entropy=xp.zeros_like(stats.entropy),
     )
     return losses, gradient
+
+
+def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, RouterStats]:
+    """The balance loss as the transformers library takes it, and ``coefficient`` times its gradient by each sum.
+
+    There the layers' sums are added up before the product is taken, and f is not divided by K:
+
+        E Σ_e f_e p̄_e,    f_e = Σ_l assignments_le / Σ_l N_l,    p̄_e = Σ_l Σp_le / Σ_l N_l
+
+    So the value is K, not 1, at perfect balance: with one layer it is K times ``Losses.balance``, and its coefficient
+    is worth K times as much. And it hides collapse: see above, that model scores the perfect K. It is here to compare
+    with models trained elsewhere; ``loss`` is the better one to train with. A sum enters only by way of the total, so
+    the gradient is the same for every layer:
+
+        ∂/∂Σp_le = α E f_e / Σ_l N_l
+    """
+    total = tree.add(*stats)
+    xp = array_module(total.probability)
+    tokens = xp.maximum(xp.asarray(total.tokens, total.probability.dtype), 1)
+    fraction = total.assignments / tokens  # (E,)  adds up to K
+    scale = len(fraction) / tokens
+    gradient = tree.zeros_like(total._replace(tokens=tokens))
+    return scale * (fraction * total.probability).sum(), gradient._replace(probability=coefficient * scale * fraction)
 
 
 def weighted(losses: Losses, coefficients: Coefficients) -> Array:

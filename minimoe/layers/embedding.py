@@ -48,10 +48,11 @@ def backward(params: Embedding, cache: Cache, dy: Array) -> Embedding:
     xp = array_module(dy)
     tokens = cache.tokens.reshape(-1)
     order = xp.argsort(tokens, kind="stable")
-    dy_sorted = dy.reshape(-1, dy.shape[-1])[order]  # (N, D)
     vocabulary = xp.arange(params.table.shape[0])
     starts = xp.searchsorted(tokens[order], vocabulary, side="left")  # (V,)
     stops = xp.searchsorted(tokens[order], vocabulary, side="right")
-    # reduceat returns a stray row for an empty segment, and refuses a start behind the last row
-    sums = xp.add.reduceat(dy_sorted, xp.minimum(starts, len(tokens) - 1), axis=0)
+    # tokens above the largest that occurs start behind the last row: a further row of zeros gives them a place
+    dy_sorted = xp.zeros((len(tokens) + 1, dy.shape[-1]), dy.dtype)
+    dy_sorted[:-1] = dy.reshape(-1, dy.shape[-1])[order]
+    sums = xp.add.reduceat(dy_sorted, starts, axis=0)  # for an empty segment, a stray row
     return Embedding(xp.where((starts < stops)[:, None], sums, 0).astype(dy.dtype, copy=False))

@@ -8,7 +8,7 @@ off and no token is dropped: the model is deterministic, and chance enters only 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from minimoe.errors import UserError
 from minimoe.kv_cache import KVCache
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.tokenizer import Tokenizer
 
 PIECE = 256
 """Tokens of a prompt read at a time: enough for large matrix products, few enough for little memory."""
@@ -50,7 +51,7 @@ def generate(
     if prompt.size == 0:
         raise UserError("The prompt is empty, but a model can only continue something: give it at least one token.")
     if prompt.ndim != 1:
-        raise UserError(f"The prompt has shape {prompt.shape}, expected one row of ids: generate from one prompt at a time.")
+        raise UserError(f"The prompt has shape {prompt.shape}, expected one row of ids: give one prompt at a time.")
     _check_ids(prompt, config.vocab_size)
     if tokens < 0:
         raise UserError(f"tokens {tokens} cannot be written: choose a number of at least 0.")
@@ -100,3 +101,39 @@ def _check_ids(ids: NDArray[Any], vocab_size: int) -> None:
     if ids.min() < 0 or ids.max() >= vocab_size:
         wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
         raise UserError(f"Token id {wrong} is not in a vocabulary of {vocab_size}: use ids from 0 to {vocab_size - 1}.")
+
+
+class Writer(Protocol):
+    """A model that can write: ``checkpoint.Model`` is one."""
+
+    @property
+    def params(self) -> Decoder: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+def write(
+    model: Writer,
+    prompt: str,
+    tokens: int = 200,
+    *,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> str:
+    """The text with which ``model`` continues ``prompt``; raises ``UserError`` as ``generate`` does."""
+    codec = model.tokenizer
+    ids = generate(
+        model.params,
+        model.config,
+        codec.encode(prompt),
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    return "".join(codec.stream(ids))

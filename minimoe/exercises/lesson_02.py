@@ -1,0 +1,162 @@
+"""Checks of lesson 02: backprop by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import cross_entropy, linear
+from minimoe.layers.linear import Linear
+
+
+def linear_with_bias_backward(answer: Answer) -> Report:
+    """(x, W, dy) → dx, dW, db of y = x W + b."""
+    rng = np.random.default_rng(2)
+    N, D, F = 5, 3, 4
+    x, W, b, dy = (rng.standard_normal(shape) for shape in ((N, D), (D, F), F, (N, F)))
+
+    def loss(x: Array, W: Array, b: Array) -> Array:
+        return ((linear.forward(Linear(W), x)[0] + b) * dy).sum()
+
+    return gradients(
+        answer,
+        (x, W, dy),
+        loss,
+        {"x": x, "W": W, "b": b},
+        sizes={"N": N, "D": D, "F": F},
+        mistakes={
+            "db": {
+                "b reaches every token, and you have kept its gradients apart: add them up.": dy,
+                "you summed over the wrong axis: b has one entry for each column of y.": dy.sum(1),
+                "this is a mean over tokens; b reaches every one of them in full.": dy.mean(0),
+            },
+            "dW": {
+                "this is one token's part; W is used by every token.": np.outer(x[0], dy[0]),
+                "only the last token is in it: a loop that overwrites instead of adding?": np.outer(x[-1], dy[-1]),
+            },
+        },
+    )
+
+
+def softmax_backward(answer: Answer) -> Report:
+    """(p, dp) → dz of p = softmax(z)."""
+    rng = np.random.default_rng(2)
+    N, V = 4, 5
+    z, dp = rng.standard_normal((2, N, V))
+    p = _softmax(z)
+
+    return gradients(
+        answer,
+        (p, dp),
+        lambda z: (_softmax(z) * dp).sum(),
+        {"z": z},
+        sizes={"N": N, "V": V},
+        mistakes={
+            "dz": {
+                "you have the diagonal only: z_v moves its own p_v, and also every other p of the row, through the sum "
+                "below.": p * (1 - p) * dp,
+                "you have the path through the numerator only; z_v is also in the sum below.": p * dp,
+                "the sum runs over the wrong axis: each token has a softmax of its own.": p * (dp - (p * dp).sum(0)),
+                "the sum runs over the whole matrix: each token has a softmax of its own.": p * (dp - (p * dp).sum()),
+                "dp itself is averaged; the weights of that mean are missing.": p * (dp - dp.mean(1, keepdims=True)),
+            }
+        },
+    )
+
+
+def tied_backward(answer: Answer) -> Report:
+    """(x, W, dy) → dx, dW of y = x W Wᵀ."""
+    rng = np.random.default_rng(2)
+    N, D, F = 5, 3, 4
+    x, W, dy = (rng.standard_normal(shape) for shape in ((N, D), (D, F), (N, D)))
+    first, second = x.T @ (dy @ W), dy.T @ (x @ W)
+
+    return gradients(
+        answer,
+        (x, W, dy),
+        lambda x, W: (x @ W @ W.T * dy).sum(),
+        {"x": x, "W": W},
+        sizes={"N": N, "D": D, "F": F},
+        mistakes={
+            "dW": {
+                "you have the path through the first W only; W is used twice.": first,
+                "you have the path through Wᵀ only; W is used twice.": second,
+                "both paths are there, and averaged; paths add.": (first + second) / 2,
+                "you doubled one path; the two uses of W do not send back the same.": 2 * first,
+            },
+            "dx": {"this stops half-way, before Wᵀ has carried it back.": dy @ W},
+        },
+    )
+
+
+def masked_cross_entropy_backward(answer: Answer) -> Report:
+    """(p, targets, mask) → dz of the mean loss over the tokens that count."""
+    rng = np.random.default_rng(2)
+    N, V = 7, 5
+    z, targets = rng.standard_normal((N, V)), rng.integers(V, size=N)
+    one_hot = np.eye(V)[targets]
+
+    def case(mask: Array) -> Report:
+        count = mask.sum()
+        p = cross_entropy.forward(z, targets)[1].probabilities
+
+        def loss(z: Array) -> Array:
+            return cross_entropy.forward(z, targets, mask)[0].total / count
+
+        counted = mask[:, None]
+        return gradients(
+            answer,
+            (p, targets, mask),
+            loss,
+            {"z": z},
+            sizes={"N": N, "V": V, "the number of tokens that count": int(count)},
+            mistakes={
+                "dz": {
+                    "the padding still has a gradient: a token that does not count must send back nothing.": (
+                        p - one_hot
+                    )
+                    / count,
+                    "the padding has a gradient, and is counted in the mean.": (p - one_hot) / N,
+                    "you divide by all N tokens; the mean is over those that count.": (p - one_hot) * counted / N,
+                    "the target's own logit is missing: where is the −1?": p * counted / count,
+                    "the sign is turned around: this makes the loss larger.": (one_hot - p) * counted / count,
+                }
+            },
+        )
+
+    some = np.array([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0])
+    return first_failure(case(mask) for mask in (some, np.ones(N)))
+
+
+def best_step(answer: Answer) -> Report:
+    """(value, curvature, epsilon) → the h with the smallest bound 2 ε |value| / h + h |curvature| / 2."""
+
+    def case(value: float, curvature: float, epsilon: float) -> Report:
+        ratio = epsilon * abs(value / curvature)
+        return values(
+            answer,
+            (value, curvature, epsilon),
+            {"h": 2 * np.sqrt(ratio)},
+            mistakes={
+                "h": {
+                    "the right dependence, without its factor: where is the derivative of the bound zero?": np.sqrt(
+                        ratio
+                    ),
+                    "√2 is missing: has each of the two losses a rounding error?": np.sqrt(2 * ratio),
+                    "this is the machine epsilon itself: then rounding is as large as the slope.": epsilon,
+                    "the root is missing: one error grows as 1/h, the other as h.": ratio,
+                    "value and curvature are swapped: a sharp bend wants a small step.": 2 * epsilon / np.sqrt(ratio),
+                }
+            },
+            reference="The minimum of the bound",
+        )
+
+    cases = ((3.0, 0.5, 2e-16), (-0.2, 7.0, 1e-7), (2.0, -1.5, 2e-16))
+    return first_failure(case(*arguments) for arguments in cases)
+
+
+def _softmax(z: Array) -> Array:
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)

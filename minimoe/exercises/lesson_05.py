@@ -1,0 +1,157 @@
+"""Checks of lesson 05: attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import attention
+
+
+def visible_pairs(answer: Answer) -> Report:
+    """(T, window) → the number of unmasked pairs, for windows shorter and longer than the text."""
+    return first_failure(_visible_pairs(answer, *case) for case in ((7, 3), (5, 9), (8192, 4096)))
+
+
+def _visible_pairs(answer: Answer, T: int, window: int) -> Report:
+    seen = np.minimum(np.arange(T) + 1, window)  # keys of every query
+    hints = {
+        "this ignores the window.": T * (T + 1) // 2,
+        "this ignores that the first tokens have fewer than w tokens before them.": T * window,
+        "this ignores the causal mask.": T * T,
+        "the window is off by one: a query sees itself and w − 1 others.": int(
+            np.minimum(np.arange(T) + 1, window + 1).sum()
+        ),
+        "a query sees itself too.": int((seen - 1).sum()),
+    }
+    right = int(seen.sum())
+    mistakes = {f"T = {T}, w = {window}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
+    return values(answer, (T, window), {"pairs": right}, mistakes={"pairs": mistakes})
+
+
+def temperature_backward(answer: Answer) -> Report:
+    """(S, temperature, dA) → dS, dtemperature."""
+    rng = np.random.default_rng(5)
+    T, temperature = 4, 0.7
+    S, dA = rng.standard_normal((2, T, T))
+
+    def loss(S: Array, temperature: Array) -> Array:
+        return (_softmax(S / temperature) * dA).sum()
+
+    A = _softmax(S / temperature)
+    dZ = A * (dA - (A * dA).sum(-1, keepdims=True))
+    return gradients(
+        answer,
+        (S, temperature, dA),
+        loss,
+        {"S": S, "temperature": np.array(temperature)},
+        sizes={"T": T},
+        mistakes={
+            "dS": {
+                "this is the gradient by S/τ; one step is left to S.": dZ,
+                "your dS lacks the mean: raising one weight lowers the others of its row.": A * dA / temperature,
+                "the mean runs over the wrong axis: a softmax belongs to a row.": (
+                    A * (dA - (A * dA).sum(0)) / temperature
+                ),
+                "the mean has to be weighted with A, since the row's weights are not equal.": (
+                    A * (dA - dA.mean(-1, keepdims=True)) / temperature
+                ),
+            },
+            "dtemperature": {
+                "what is the derivative of 1/τ? One power of τ is missing.": -(dZ * S).sum() / temperature,
+                "what is the derivative of 1/τ? Its sign is wrong.": (dZ * S).sum() / temperature**2,
+                "τ meets S on its way to A: every dZ is weighted with its S.": -dZ.sum() / temperature**2,
+            },
+        },
+    )
+
+
+def keys_as_values_backward(answer: Answer) -> Report:
+    """(A, q, k, do) → dq, dk."""
+    rng = np.random.default_rng(5)
+    T, C = 5, 3
+    q, k, do = rng.standard_normal((3, T, C))
+
+    def loss(q: Array, k: Array) -> Array:
+        o, _ = attention.attend(_one_head(q), _one_head(k), _one_head(k))
+        return (o[0, :, 0] * do).sum()
+
+    scores = np.where(np.tri(T, dtype=bool), q @ k.T * C**-0.5, -np.inf)
+    A = _softmax(scores)
+    dA = do @ k.T
+    dS = A * (dA - (A * dA).sum(-1, keepdims=True)) * C**-0.5
+    return gradients(
+        answer,
+        (A, q, k, do),
+        loss,
+        {"q": q, "k": k},
+        sizes={"T": T, "C": C},
+        mistakes={
+            "dq": {
+                "your dS lacks the mean of dA over its row.": A * dA * C**-0.5 @ k,
+                "dA has to pass through the softmax before it can be a gradient of the scores.": dA * C**-0.5 @ k,
+            },
+            "dk": {
+                "k reaches o by two paths, as keys and as values: this is the path as values.": A.T @ do,
+                "k reaches o by two paths, as keys and as values: this is the path as keys.": dS.T @ q,
+                "the path as keys lacks a transpose: row j of dk gathers from all queries that saw key j.": (
+                    A.T @ do + dS @ q
+                ),
+                "the path as keys lacks 1/√C.": A.T @ do + dS.T @ q * C**0.5,
+            },
+        },
+    )
+
+
+def sink_backward(answer: Answer) -> Report:
+    """(A, dA) → dS, db."""
+    rng = np.random.default_rng(5)
+    T, sink = 4, 0.3
+    S, dA = rng.standard_normal((2, T, T))
+    seen = np.tri(T)
+
+    def weights(S: Array, b: Array) -> Array:
+        exponentials = np.exp(S) * seen
+        return exponentials / (np.exp(b) + exponentials.sum(-1, keepdims=True))
+
+    def loss(S: Array, b: Array) -> Array:
+        return (weights(S, b) * dA).sum()
+
+    A = weights(S, np.array(sink))
+    gathered = (A * dA).sum(-1, keepdims=True)  # (T, 1)
+    spent = A.sum(-1, keepdims=True)  # (T, 1)
+    return gradients(
+        answer,
+        (A, dA),
+        loss,
+        {"S": S, "b": np.array(sink)},
+        sizes={"T": T},
+        mistakes={
+            "dS": {
+                "your dS lacks the mean: raising one weight lowers the others of its row.": A * dA,
+                "A itself stands in the formula, not rows made to sum to one: the sink has a share in every row.": (
+                    A * (dA - gathered / spent)
+                ),
+            },
+            "db": {
+                "every row has its own sink weight, which is 1 − Σ_j A_ij; it is missing.": -gathered.sum(),
+                "the sink takes weight away from what it does not bring: look at the sign.": (
+                    (1 - spent) * gathered
+                ).sum(),
+                "this uses the row's spent weight, Σ_j A_ij; the sink has the rest.": -(spent * gathered).sum(),
+                "b does reach the result: it stands in the denominator of every weight.": np.array(0.0),
+            },
+        },
+    )
+
+
+def _softmax(S: Array) -> Array:
+    weights = np.exp(S - S.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def _one_head(x: Array) -> Array:
+    """(T, C) → (B, T, H, C) with one sequence and one head."""
+    return x[None, :, None]

@@ -1,0 +1,269 @@
+"""Models in the layout of Hugging Face's transformers: load a Mixtral or a Mistral, save a model for others to load.
+
+    config.json                          huggingface_config
+    model.safetensors                    the weights, or with model.safetensors.index.json in several files
+    tokenizer.json                       huggingface_tokenizer
+
+What differs is names and orientation. A matrix lies there as (outputs, inputs) and here as (inputs, outputs), so every
+matrix is transposed; ``layout`` says which tensor is which, once, for reading and for writing. RoPE pairs channels by
+halves in both.
+
+Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
+(E, D, F). Both forms are read. Written is the older one, a tensor for each matrix, which every version reads.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import accounting, huggingface_config, huggingface_tokenizer, safetensors_file, tree, workers
+from minimoe.arrays import Array, Device, to_device, to_host
+from minimoe.checkpoint import write_atomically
+from minimoe.config import ModelConfig
+from minimoe.errors import UserError
+from minimoe.huggingface_config import CONFIG, is_folder
+from minimoe.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.layers.attention import Attention
+from minimoe.layers.block import Block
+from minimoe.layers.decoder import Decoder
+from minimoe.layers.embedding import Embedding
+from minimoe.layers.linear import Linear
+from minimoe.layers.moe import MoE
+from minimoe.layers.rmsnorm import RMSNorm
+from minimoe.layers.router import Router
+from minimoe.layers.swiglu import Experts
+from minimoe.safetensors_file import Stored
+from minimoe.tokenizer import Tokenizer
+
+__all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
+
+MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class Pretrained(NamedTuple):
+    """A model that was trained elsewhere, ready to generate."""
+
+    params: Decoder
+    config: ModelConfig
+    tokenizer: PretrainedTokenizer
+    end_tokens: tuple[int, ...]  # ids that end a text
+
+    def to(self, device: Device) -> Pretrained:
+        """The same model on ``device``."""
+        return self._replace(params=tree.map(lambda leaf: to_device(leaf, device), self.params))
+
+    @property
+    def on_gpu(self) -> bool:
+        return not isinstance(self.params.norm.gain, np.ndarray)
+
+
+def load(folder: str | Path) -> Pretrained:
+    """A model with its tokenizer, on the host in float32.
+
+    Raises:
+        UserError: as ``load_params``, or there is no tokenizer.json or nothing to read it with.
+    """
+    described = huggingface_config.read(folder)
+    tokenizer = huggingface_tokenizer.load(folder)
+    if tokenizer.vocab_size > described.model.vocab_size:
+        raise UserError(
+            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {described.model.vocab_size}: "
+            "the two do not belong together."
+        )
+    params, config = load_params(folder)
+    return Pretrained(params, config, tokenizer, described.end_tokens)
+
+
+def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
+    """The weights of a folder, on the host in float32, and their config.
+
+    Everything that the files claim is checked before memory is taken. The peak is the model and a few rows of one
+    tensor, however large the files are.
+
+    Raises:
+        UserError: config.json is unreadable or describes something else than a Mixtral or a Mistral; a tensor is
+            missing, surplus or of another shape or type; a file is damaged or lies outside the folder; the model does
+            not fit into this machine's memory.
+    """
+    folder = Path(folder)
+    config, dense, _ = huggingface_config.read(folder)
+    stored = _describe(folder)
+    surplus = set(stored)
+    for name, place in layout(_blank(config, lambda shape: np.broadcast_to(np.float32(0), shape)), dense):
+        surplus.discard(_find(stored, name, place.shape, config.experts, folder).name)
+    if surplus:
+        raise UserError(
+            f"{folder} has a tensor {min(surplus)} that the model in its {CONFIG} has no place for: "
+            "the two do not belong together."
+        )
+    _check_memory(config)
+    params = _blank(config, lambda shape: np.zeros(shape, np.float32))
+    for name, place in layout(params, dense):
+        safetensors_file.copy(_find(stored, name, place.shape, config.experts, folder), place)
+    return params, config
+
+
+def save(
+    folder: str | Path,
+    params: Decoder,
+    config: ModelConfig,
+    tokenizer: Tokenizer | PretrainedTokenizer | None = None,
+    end_tokens: tuple[int, ...] = (),
+) -> None:
+    """Writes a folder that transformers and ``load`` read, in float32; config.json comes last and completes it.
+
+    The router's trainable noise is a tool of training and stays behind. A model with a single expert becomes a Mistral.
+
+    Raises:
+        UserError: the folder already holds something, cannot be written, or the model is not of Mixtral's kind.
+    """
+    folder = Path(folder)
+    values = huggingface_config.to_dict(config, end_tokens)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty, and nothing in it shall be overwritten: choose a new folder.")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from None
+    on_host = tree.map(to_host, params)
+    safetensors_file.write(folder / MODEL, dict(layout(on_host, dense=config.experts == 1)))
+    if tokenizer is not None:
+        huggingface_tokenizer.write(folder, tokenizer)
+    write_atomically(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+
+
+def layout(params: Decoder, dense: bool) -> Iterator[tuple[str, Array]]:
+    """Every tensor of a folder: its name there and, in the shape that it has there, a view of its place in ``params``.
+
+    ``dense`` is Mistral's layout, whose only expert has no number and no router.
+    """
+    yield "model.embed_tokens.weight", params.embedding.table
+    for i, block in enumerate(params.blocks):
+        layer = f"model.layers.{i}."
+        yield layer + "input_layernorm.weight", block.attention_norm.gain
+        for letter, projection in zip("qkvo", block.attention, strict=True):
+            yield f"{layer}self_attn.{letter}_proj.weight", projection.weight.T
+        yield layer + "post_attention_layernorm.weight", block.moe_norm.gain
+        w_gate, w_up, w_down = block.moe.experts
+        if dense:
+            yield layer + "mlp.gate_proj.weight", w_gate[0].T
+            yield layer + "mlp.up_proj.weight", w_up[0].T
+            yield layer + "mlp.down_proj.weight", w_down[0].T
+            continue
+        yield layer + "block_sparse_moe.gate.weight", block.moe.router.w_gate.T
+        for e in range(len(w_gate)):
+            expert = f"{layer}block_sparse_moe.experts.{e}."
+            yield expert + "w1.weight", w_gate[e].T
+            yield expert + "w2.weight", w_down[e].T
+            yield expert + "w3.weight", w_up[e].T
+    yield "model.norm.weight", params.norm.gain
+    if params.head is not None:
+        yield "lm_head.weight", params.head.weight.T
+
+
+def _blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Decoder:
+    """A decoder in the shapes of ``config``, of whatever ``array`` makes of a shape."""
+    D, V, E, F = config.width, config.vocab_size, config.experts, config.expert_width
+    queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
+
+    def block() -> Block:
+        shapes = ((D, queries), (D, keys), (D, keys), (queries, D))
+        return Block(
+            attention_norm=RMSNorm(array((D,))),
+            attention=Attention(*(Linear(array(shape)) for shape in shapes)),
+            moe_norm=RMSNorm(array((D,))),
+            moe=MoE(
+                Router(w_gate=array((D, E)), w_noise=None),
+                Experts(w_gate=array((E, D, F)), w_up=array((E, D, F)), w_down=array((E, F, D))),
+            ),
+        )
+
+    return Decoder(
+        embedding=Embedding(array((V, D))),
+        blocks=[block() for _ in range(config.layers)],
+        norm=RMSNorm(array((D,))),
+        head=None if config.tied_embeddings else Linear(array((D, V))),
+    )
+
+
+def _describe(folder: Path) -> dict[str, Stored]:
+    """Every tensor of the folder's one file, or of all the files (shards) that its index names."""
+    if (folder / MODEL).exists():
+        return safetensors_file.describe(folder / MODEL)
+    index = folder / INDEX
+    if not index.exists():
+        raise UserError(f"{folder} has neither {MODEL} nor {INDEX}: convert the model to safetensors first.")
+    shard_of = huggingface_config.read_object(index).get("weight_map")
+    if not isinstance(shard_of, dict):
+        raise UserError(f"{index} has no weight_map, which says where each tensor is: download it again.")
+    for name, shard in shard_of.items():
+        if not isinstance(shard, str) or re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard) is None:
+            raise UserError(
+                f"{index} looks for the tensor {name} in {shard!r}, expected the plain name of a .safetensors file in "
+                "the same folder: do not use this folder."
+            )
+    stored = {}
+    for shard in sorted(set(shard_of.values())):
+        for name, tensor in safetensors_file.describe(folder / shard).items():
+            if shard_of.get(name) != shard:
+                raise UserError(
+                    f"{folder / shard} has a tensor {name} that {INDEX} does not place there: download both."
+                )
+            stored[name] = tensor
+    lost = shard_of.keys() - stored.keys()
+    if lost:
+        raise UserError(
+            f"{index} places the tensor {min(lost)} in {shard_of[min(lost)]}, which lacks it: download both."
+        )
+    return stored
+
+
+def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], experts: int, folder: Path) -> Stored:
+    """The tensor ``name`` under its older name, its newer name, or as rows of a fused one; raises if there is none."""
+    newer = name.replace(".block_sparse_moe.", ".mlp.")
+    tensor = stored.get(name) or stored.get(newer)
+    if tensor is not None:
+        _check_shape(tensor, shape)
+        return tensor
+    expert = re.fullmatch(r"(.*\.mlp\.experts\.)(\d+)\.(w[123])\.weight", newer)
+    if expert is not None:
+        prefix, e, matrix = expert.groups()
+        fused = stored.get(prefix + ("down_proj" if matrix == "w2" else "gate_up_proj"))
+        if fused is not None:
+            return _rows_of_fused(fused, experts, int(e), matrix, shape)
+    raise UserError(f"{folder} lacks the tensor {name} of the model in its {CONFIG}: download the missing file.")
+
+
+def _rows_of_fused(fused: Stored, experts: int, e: int, matrix: str, shape: tuple[int, ...]) -> Stored:
+    """The rows of down_proj (E, D, F) that are w2 of expert e, or of gate_up_proj (E, 2F, D) that are its w1 or w3."""
+    rows, columns = shape
+    rows_of_expert = rows if matrix == "w2" else 2 * rows
+    _check_shape(fused, (experts, rows_of_expert, columns))
+    first = e * rows_of_expert + (rows if matrix == "w3" else 0)
+    part = fused._replace(shape=shape)
+    return part._replace(start=fused.start + first * safetensors_file.size_of(part) // rows)
+
+
+def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
+    if tensor.shape != expected:
+        raise UserError(
+            f"{tensor.path} holds the tensor {tensor.name} with shape {tensor.shape}, but {CONFIG} asks for "
+            f"{expected}: the two do not belong together."
+        )
+
+
+def _check_memory(config: ModelConfig) -> None:
+    """Raises ``UserError`` if the weights are larger than this machine's memory."""
+    available = workers.memory_bytes()
+    needed = 4 * accounting.parameters(config).total
+    if available is not None and needed > available:
+        raise UserError(
+            f"the model's {needed // 4:,} parameters take {needed / 1e9:,.1f} GB in float32, and this machine has "
+            f"{available / 1e9:,.1f} GB: choose a smaller model."
+        )

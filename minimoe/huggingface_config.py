@@ -1,0 +1,211 @@
+"""The config.json of a Hugging Face folder, and what its names are called here.
+
+    hidden_size            width            num_local_experts       experts
+    intermediate_size      expert_width     num_experts_per_tok     active_experts
+    num_hidden_layers      layers           max_position_embeddings context
+    num_attention_heads    heads            sliding_window          window
+    num_key_value_heads    kv_heads         rms_norm_eps            norm_eps
+    head_dim               head_width       tie_word_embeddings     tied_embeddings
+
+Two architectures can be read: Mixtral, and Mistral, which is a Mixtral with a single expert and no router. Anything
+that would change the results and is not known here is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from minimoe.config import ModelConfig
+from minimoe.errors import UserError
+
+CONFIG = "config.json"
+
+
+class Architecture(NamedTuple):
+    """A family of models, and the values that its config may leave out, which are those of transformers 5."""
+
+    name: str
+    dense: bool  # one feed-forward network where a Mixtral has a router and experts
+    rms_norm_eps: float
+    rope_theta: float
+    sliding_window: int | None
+
+
+ARCHITECTURES = {
+    "mixtral": Architecture("MixtralForCausalLM", False, 1e-5, 1e6, None),
+    "mistral": Architecture("MistralForCausalLM", True, 1e-6, 1e4, 4096),
+}
+
+
+class Description(NamedTuple):
+    """All that config.json says and that matters here."""
+
+    model: ModelConfig
+    dense: bool
+    end_tokens: tuple[int, ...]  # ids that end a text
+
+
+def is_folder(path: str | Path) -> bool:
+    """Whether ``path`` is a folder in the Hugging Face layout; a run of minimoe is not."""
+    try:
+        values = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and not {"model_type", "architectures"}.isdisjoint(values)
+
+
+def read(folder: str | Path) -> Description:
+    """Reads config.json.
+
+    Raises:
+        UserError: the file cannot be read, lacks a size, or describes something else than a Mixtral or a Mistral.
+    """
+    path = Path(folder) / CONFIG
+    values = read_object(path)
+    try:
+        return _describe(values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises ``UserError`` if it cannot be read or holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} does not exist: give a folder that holds a model in the Hugging Face layout."
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or download it again.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, expected an object: download it again.")
+    return values
+
+
+def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, Any]:
+    """The config.json of a model; one with a single expert is written as a Mistral.
+
+    Raises:
+        UserError: the weights of the chosen experts are not renormalised, which a Mixtral's are.
+    """
+    if config.experts > 1 and not config.renormalize:
+        raise UserError(
+            "a model with renormalize false cannot be written as a Mixtral, which renormalises: keep the run."
+        )
+    model_type = "mistral" if config.experts == 1 else "mixtral"
+    values: dict[str, Any] = {
+        "architectures": [ARCHITECTURES[model_type].name],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.expert_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_width,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context,
+        "sliding_window": config.window,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "tie_word_embeddings": config.tied_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": list(end_tokens) or None,
+        "torch_dtype": "float32",
+    }
+    if model_type == "mixtral":
+        values |= {"num_local_experts": config.experts, "num_experts_per_tok": config.active_experts}
+    return values
+
+
+def _describe(values: Mapping[str, Any]) -> Description:
+    """What the values of a config.json mean here."""
+    model_type = values.get("model_type")
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
+    if architecture is None:
+        raise UserError(f"model_type {model_type!r} is not supported, only {' and '.join(ARCHITECTURES)} are.")
+    if values.get("architectures") not in (None, [architecture.name]):
+        raise UserError(f"architectures {values['architectures']!r} is not supported, only [{architecture.name!r}] is.")
+    if values.get("hidden_act", "silu") != "silu":
+        raise UserError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu' is.")
+    if values.get("quantization_config") is not None:
+        raise UserError("quantization_config says that the weights are quantised: use the model's original weights.")
+
+    width, heads = _value(values, "hidden_size", int), _value(values, "num_attention_heads", int)
+    if heads < 1:
+        raise UserError(f"num_attention_heads {heads} is too small: it must be at least 1.")
+    dense = architecture.dense
+    config = ModelConfig(
+        vocab_size=_value(values, "vocab_size", int),
+        width=width,
+        layers=_value(values, "num_hidden_layers", int),
+        heads=heads,
+        kv_heads=_or_none(values, "num_key_value_heads", int) or heads,
+        head_width=_or_none(values, "head_dim", int, None) or width // heads,
+        context=_value(values, "max_position_embeddings", int),
+        window=_or_none(values, "sliding_window", int, architecture.sliding_window),
+        experts=1 if dense else _value(values, "num_local_experts", int),
+        active_experts=1 if dense else _value(values, "num_experts_per_tok", int),
+        expert_width=_value(values, "intermediate_size", int),
+        noisy_gating=False,
+        tied_embeddings=_value(values, "tie_word_embeddings", bool, False),
+        rope_theta=_rope_theta(values, architecture.rope_theta),
+        norm_eps=_value(values, "rms_norm_eps", float, architecture.rms_norm_eps),
+    )
+    return Description(config, dense, _end_tokens(values.get("eos_token_id")))
+
+
+def _rope_theta(values: Mapping[str, Any], default: float) -> float:
+    """θ, from ``rope_theta`` in older folders or from ``rope_parameters`` in newer ones; scaled RoPE is refused."""
+    theta = _value(values, "rope_theta", float, default)
+    for name in ("rope_scaling", "rope_parameters"):
+        settings = values.get(name)
+        if settings is None:
+            continue
+        if not isinstance(settings, dict):
+            raise UserError(f"{name} {settings!r} is not an object.")
+        kind = settings.get("rope_type", settings.get("type", "default"))
+        if kind != "default":
+            raise UserError(f"{name} asks for RoPE of type {kind!r}, and only 'default' is supported.")
+        unknown = settings.keys() - {"rope_type", "type", "rope_theta"}
+        if unknown:
+            raise UserError(f"{name} has a setting {min(unknown)!r}, which is not supported.")
+        theta = _value(settings, "rope_theta", float, theta)
+    return theta
+
+
+def _end_tokens(value: Any) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(token) is int for token in ids):
+        raise UserError(f"eos_token_id {value!r} is neither an id nor a list of ids.")
+    return tuple(ids)
+
+
+_REQUIRED: Any = object()
+_KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
+Value = TypeVar("Value", int, float, bool)
+
+
+def _value(values: Mapping[str, Any], name: str, kind: type[Value], default: Value = _REQUIRED) -> Value:
+    """The field ``name``, of type ``kind``."""
+    value = values.get(name, default)
+    if value is _REQUIRED:
+        raise UserError(f"{name} is missing.")
+    if kind is float and type(value) is int:
+        return kind(value)
+    if type(value) is not kind:
+        raise UserError(f"{name} {value!r} is not {_KINDS[kind]}.")
+    return value
+
+
+def _or_none(
+    values: Mapping[str, Any], name: str, kind: type[Value], default: Value | None = _REQUIRED
+) -> Value | None:
+    """The field ``name``, which may be null."""
+    if values.get(name, default) is None:
+        return None
+    return _value(values, name, kind, _REQUIRED if default is None else default)

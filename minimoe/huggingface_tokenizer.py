@@ -1,0 +1,149 @@
+"""The tokenizer of a Hugging Face folder, with the methods of ``minimoe.tokenizer``.
+
+tokenizer.json holds a whole tokenizer, pieces of words and rules included. The ``tokenizers`` library reads it, an
+optional dependency: ``pip install "minimoe[hf]"``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minimoe.checkpoint import write_atomically
+from minimoe.errors import UserError
+from minimoe.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
+
+FILE = "tokenizer.json"
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer:
+    """Tokens are pieces of words. Text gets the special tokens that the model expects, and gives none back."""
+
+    kind: ClassVar[str] = "pretrained"
+    library: Any  # tokenizers.Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens; a model's V may be larger, its last rows unused."""
+        return int(self.library.get_vocab_size())
+
+    def encode(self, text: str) -> Ids:
+        """The ids of ``text`` as an int32 array, after a beginning-of-text token if the model expects one.
+
+        Raises:
+            UserError: the tokenizer does not know how to write this text.
+        """
+        try:
+            return np.array(self.library.encode(text).ids, dtype=np.int32)
+        except Exception as error:  # the library has no class of its own for this
+            raise UserError(f"The tokenizer cannot encode {text[:40]!r} ({error}): use other characters.") from None
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text of a one-dimensional array of ids, without special tokens.
+
+        Raises:
+            UserError: ``ids`` is not one-dimensional, not integer, or holds a negative id.
+        """
+        array = np.asarray(ids, dtype=None if len(ids) else np.int32)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or (array < 0).any():
+            raise UserError(f"Token ids to decode must be one row of whole numbers from 0 up, got {array!r:.80}.")
+        return str(self.library.decode(array.tolist()))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield text as ids arrive, never half of a character. Joined, the pieces are what ``decode`` makes of all.
+
+        How a piece is written depends on the one before it (the first word of a text has no space in front), so a text
+        that continues a prompt is streamed together with the prompt.
+        """
+        known: list[int] = []  # what was yielded last
+        new: list[int] = []
+        for token in ids:
+            new.append(token)
+            piece = self.decode(known + new)[len(self.decode(known)) :]
+            if piece and not piece.endswith("\ufffd"):  # which stands for a character whose last bytes are to come
+                yield piece
+                known, new = new, []
+        if rest := self.decode(known + new)[len(self.decode(known)) :]:
+            yield rest
+
+    def bytes_of(self, ids: AnyIds) -> int:
+        """How many bytes of UTF-8 the ids, of any shape, stand for."""
+        return len(self.decode(np.asarray(ids).reshape(-1)).encode())
+
+
+def load(folder: str | Path) -> PretrainedTokenizer:
+    """Reads tokenizer.json.
+
+    Raises:
+        UserError: the ``tokenizers`` library is not installed, or the file is missing or damaged.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise UserError(f"{path} does not exist: save the model's tokenizer there as a fast tokenizer of transformers.")
+    try:
+        from tokenizers import Tokenizer as Library
+    except ImportError:
+        raise UserError(f'{path} needs the tokenizers library: run `pip install "minimoe[hf]"`.') from None
+    try:
+        library = Library.from_file(str(path))
+    except Exception as error:  # the library has no class of its own for this
+        raise UserError(f"{path} is no tokenizer ({error}): download it again.") from None
+    library.no_truncation()
+    library.no_padding()
+    return PretrainedTokenizer(library)
+
+
+def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
+    """Writes tokenizer.json, and beside it the name of the class in transformers that reads any such file.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    if isinstance(tokenizer, PretrainedTokenizer):
+        content = tokenizer.library.to_str(pretty=True)
+    else:
+        content = json.dumps(_to_dict(tokenizer), indent=2, ensure_ascii=False)
+    write_atomically(path / FILE, content.encode())
+    write_atomically(path / "tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+
+
+def _to_dict(tokenizer: Tokenizer) -> dict[str, Any]:
+    """The tokenizer.json of one of minimoe's own tokenizers: a vocabulary, and no rule that joins two tokens.
+
+    A character that the char tokenizer does not know has no token to stand for it, so the library refuses it too.
+    """
+    model: dict[str, Any]
+    if isinstance(tokenizer, ByteTokenizer):
+        model = {
+            "type": "BPE",
+            "vocab": {f"<0x{byte:02X}>": byte for byte in range(256)},  # as the library writes a byte
+            "merges": [],
+            "byte_fallback": True,
+        }
+        splitter, decoders = None, [{"type": "ByteFallback"}, {"type": "Fuse"}]
+    else:
+        model = {
+            "type": "WordLevel",
+            "vocab": {character: i for i, character in enumerate(tokenizer.characters)},
+            "unk_token": "",
+        }
+        every_character = {"Regex": r"[\s\S]"}
+        splitter = {"type": "Split", "pattern": every_character, "behavior": "Isolated", "invert": False}
+        decoders = [{"type": "Fuse"}]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": splitter,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model,
+    }

@@ -1,0 +1,25 @@
+"""What the tests share: how long hypothesis may look, a seeded generator, and a model too small to be slow."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from minimoe.config import ModelConfig
+
+# The learner's run repeats itself; a longer look for new cases: pytest --hypothesis-profile=thorough
+settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("thorough", max_examples=500, deadline=None)
+settings.load_profile("quick")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def small() -> ModelConfig:
+    """Every size is another number, so that no two axes can be mixed up unnoticed."""
+    return ModelConfig(
+        vocab_size=13, width=6, layers=2, heads=4, kv_heads=2, head_width=8, context=7, experts=5, expert_width=3
+    )

@@ -1,0 +1,231 @@
+"""Attention against loops over heads, queries and keys; its window to the position; its cache at every split."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe.gradcheck import check, failed
+from minimoe.layers import attention, rope
+from minimoe.layers.attention import ROWS, Attention, KeyValues
+from minimoe.layers.linear import Linear
+
+
+def attend_by_loops(q: Any, k: Any, v: Any, window: int | None) -> np.ndarray:
+    """q (B, T, H, C), k and v (B, S, G, C): one head, one query, one key at a time."""
+    B, T, H, C = q.shape
+    past, share = k.shape[1] - T, H // k.shape[2]
+    o = np.zeros_like(q)
+    for b, t, h in np.ndindex(B, T, H):
+        i = past + t
+        seen = [j for j in range(i + 1) if window is None or i - j < window]
+        scores = np.array([q[b, t, h] @ k[b, j, h // share] for j in seen]) / np.sqrt(C)
+        weights = np.exp(scores - scores.max())
+        for weight, j in zip(weights / weights.sum(), seen, strict=True):
+            o[b, t, h] += weight * v[b, j, h // share]
+    return o
+
+
+def attend_forward(window: int | None) -> Any:
+    def forward(params: None, x: Any) -> tuple[Any, Any]:
+        q, k, v = x
+        return attention.attend(q, k, v, window)
+
+    return forward
+
+
+def attend_backward(params: None, cache: Any, do: Any) -> tuple[Any, None]:
+    return attention.attend_backward(cache, do), None
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "queries": st.integers(1, 6),
+        "past": st.integers(0, 4),
+        "groups": st.integers(1, 2),
+        "share": st.integers(1, 3),
+        "pairs": st.integers(1, 2),
+        "window": st.none() | st.integers(1, 11),
+        "seed": st.integers(0, 99),
+    }
+)
+
+
+def drawn(shape: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(shape["seed"])
+    B, T, G, C = shape["batch"], shape["queries"], shape["groups"], 2 * shape["pairs"]
+    S = T + shape["past"]
+    return (
+        rng.standard_normal((B, T, G * shape["share"], C)),
+        rng.standard_normal((B, S, G, C)),
+        rng.standard_normal((B, S, G, C)),
+    )
+
+
+@given(shape=shapes)
+def test_attend_equals_loops_over_heads_queries_and_keys(shape: dict[str, Any]) -> None:
+    q, k, v = drawn(shape)
+    o, _ = attention.attend(q, k, v, shape["window"])
+    np.testing.assert_allclose(o, attend_by_loops(q, k, v, shape["window"]), atol=1e-13)
+
+
+@given(shape=shapes)
+def test_gradient_reaches_queries_keys_and_values_of_the_past_too(shape: dict[str, Any]) -> None:
+    qkv = drawn(shape)
+    rows = check("attend", attend_forward(shape["window"]), attend_backward, None, qkv, entries=6, directions=2)
+    assert failed(rows) == []
+    assert [row.tensor for row in rows] == ["x.0", "x.1", "x.2"]
+
+
+@pytest.mark.parametrize("window", [None, 1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS])
+def test_more_queries_than_one_tile_change_nothing(window: int | None) -> None:
+    shape = {"batch": 1, "queries": 2 * ROWS + 3, "past": 5, "groups": 1, "share": 2, "pairs": 2, "seed": 0}
+    q, k, v = drawn(shape)
+    o, _ = attention.attend(q, k, v, window)
+    np.testing.assert_allclose(o, attend_by_loops(q, k, v, window), atol=1e-13)
+    rows = check("attend", attend_forward(window), attend_backward, None, (q, k, v), entries=3, directions=3)
+    assert failed(rows) == []
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
+def test_query_i_sees_key_j_exactly_if_i_minus_j_is_less_than_the_window(window: int) -> None:
+    T = 7
+    alike = np.zeros((1, T, 1, T))  # equal scores: the weights are 1/(number of keys seen)
+    weights = attention.attend(alike, alike, np.eye(T)[None, :, None], window)[0][0, :, 0]
+    for i, j in np.ndindex(T, T):
+        assert (weights[i, j] > 0) == (0 <= i - j < window)
+
+
+def test_a_window_as_long_as_the_sequence_is_none(rng: np.random.Generator) -> None:
+    q, k, v = rng.standard_normal((3, 2, 6, 2, 4))
+    unlimited = attention.attend(q, k, v)[0]
+    assert (attention.attend(q, k, v, 6)[0] == unlimited).all()
+    assert (attention.attend(q, k, v, 99)[0] == unlimited).all()
+    assert (attention.attend(q, k, v, 5)[0] != unlimited).any()
+
+
+def test_with_as_many_groups_as_heads_every_head_is_on_its_own(rng: np.random.Generator) -> None:
+    q, k, v = rng.standard_normal((3, 2, 5, 3, 4))
+    together = attention.attend(q, k, v)[0]
+    for h in range(3):
+        alone = attention.attend(q[:, :, h : h + 1], k[:, :, h : h + 1], v[:, :, h : h + 1])[0]
+        np.testing.assert_allclose(together[:, :, h : h + 1], alone, atol=1e-14)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_grouped_heads_equal_heads_with_repeated_keys_and_summed_gradients(
+    rng: np.random.Generator, groups: int
+) -> None:
+    q, do = rng.standard_normal((2, 2, 5, 4, 6))
+    k, v = rng.standard_normal((2, 2, 5, groups, 6))
+    o, cache = attention.attend(q, k, v)
+    share = 4 // groups
+    repeated, repeated_cache = attention.attend(q, k.repeat(share, axis=2), v.repeat(share, axis=2))
+    np.testing.assert_allclose(o, repeated, atol=1e-14)
+    dq, dk, dv = attention.attend_backward(cache, do)
+    dq_repeated, dk_repeated, dv_repeated = attention.attend_backward(repeated_cache, do)
+    np.testing.assert_allclose(dq, dq_repeated, atol=1e-14)
+    np.testing.assert_allclose(dk, dk_repeated.reshape(2, 5, groups, share, 6).sum(3), atol=1e-13)
+    np.testing.assert_allclose(dv, dv_repeated.reshape(2, 5, groups, share, 6).sum(3), atol=1e-13)
+
+
+def test_scores_are_scaled_by_the_width_of_a_head() -> None:
+    """q·k = 2 with C = 4 makes scores 1 and 0; the width of the model plays no part."""
+    q = np.array([0, 0, 0, 2.0]).reshape(1, 1, 1, 4)
+    k = np.array([[0, 0, 0, 1.0], [0, 0, 0, 0]]).reshape(1, 2, 1, 4)
+    v = np.array([[1.0, 0, 0, 0], [0, 0, 0, 0]]).reshape(1, 2, 1, 4)
+    weight = attention.attend(q, k, v)[0][0, 0, 0, 0]
+    assert abs(weight - np.e / (1 + np.e)) < 1e-15
+
+
+def test_scores_of_ten_thousand_stay_finite_and_pick_the_best_key(rng: np.random.Generator) -> None:
+    for dtype in (np.float32, np.float64):
+        q, k, v = (100 * rng.standard_normal((3, 1, 5, 2, 4))).astype(dtype)
+        o, cache = attention.attend(q, k, v)
+        assert np.isfinite(o).all()
+        assert all(np.isfinite(gradient).all() for gradient in attention.attend_backward(cache, np.ones_like(o)))
+    q, k, v = np.full((1, 2, 1, 2), 100.0), np.full((1, 2, 1, 2), 100.0), np.array([1.0, 2, 3, 4]).reshape(1, 2, 1, 2)
+    k[0, 0] = -100.0
+    np.testing.assert_array_equal(attention.attend(q, k, v)[0][0, 1, 0], v[0, 1, 0])
+
+
+def layer(rng: np.random.Generator) -> Attention:
+    """D 6, H 4, G 2, C 8: the heads together are wider than the model."""
+    return attention.init(rng, 6, heads=4, kv_heads=2, head_width=8, dtype=np.float64)
+
+
+def rotation_of(start: int, stop: int) -> rope.Rotation:
+    return rope.init(np.arange(start, stop), 8, dtype=np.float64)
+
+
+@pytest.mark.parametrize(("window", "past"), [(None, 0), (3, 0), (None, 4), (3, 4)])
+def test_gradient_reaches_every_projection(rng: np.random.Generator, window: int | None, past: int) -> None:
+    earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 8))) if past else None
+    rotation = rotation_of(past, past + 5)
+
+    def forward(params: Attention, x: np.ndarray) -> tuple[Any, Any]:
+        return attention.forward(params, x, rotation, 8, window, earlier)
+
+    rows = check("attention", forward, attention.backward, layer(rng), rng.standard_normal((2, 5, 6)))
+    assert failed(rows) == []
+    assert {row.tensor for row in rows} == {"x", "query.weight", "key.weight", "value.weight", "output.weight"}
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_the_layer_equals_one_head_after_the_other(rng: np.random.Generator, window: int | None) -> None:
+    params, x, rotation = layer(rng), rng.standard_normal((2, 5, 6)), rotation_of(0, 5)
+
+    def head(projection: Linear, h: int) -> np.ndarray:
+        return (x @ projection.weight[:, 8 * h : 8 * (h + 1)])[:, :, None]  # (B, T, 1, C)
+
+    expected = np.zeros_like(x)
+    for h in range(4):
+        q = rope.forward(rotation, head(params.query, h))
+        k = rope.forward(rotation, head(params.key, h // 2))
+        o = attend_by_loops(q, k, head(params.value, h // 2), window)[:, :, 0]
+        expected += o @ params.output.weight[8 * h : 8 * (h + 1)]
+    y, _ = attention.forward(params, x, rotation, 8, window)
+    np.testing.assert_allclose(y, expected, atol=1e-13)
+
+
+def test_one_token_attends_to_itself(rng: np.random.Generator) -> None:
+    params, x = layer(rng), rng.standard_normal((2, 1, 6))
+    y, _ = attention.forward(params, x, rotation_of(0, 1), 8)
+    value = (x @ params.value.weight).reshape(2, 1, 2, 8).repeat(2, axis=2).reshape(2, 1, 32)
+    np.testing.assert_allclose(y, value @ params.output.weight, atol=1e-14)
+
+
+@given(
+    cuts=st.sets(st.integers(1, 8)),
+    window=st.none() | st.integers(1, 10),
+    trim=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_cache_gives_what_one_pass_gives_at_any_split_and_window(
+    cuts: set[int], window: int | None, trim: bool, seed: int
+) -> None:
+    """``trim`` forgets the positions that no later query can see, as a rolling cache does."""
+    rng = np.random.default_rng(seed)
+    params, x = layer(rng), rng.standard_normal((2, 9, 6))
+    whole, _ = attention.forward(params, x, rotation_of(0, 9), 8, window)
+    past, parts = None, []
+    for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 9], strict=True):
+        y, cache = attention.forward(params, x[:, start:stop], rotation_of(start, stop), 8, window, past)
+        k, v = cache.attended.k, cache.attended.v
+        forgotten = max(0, k.shape[1] - (window - 1)) if trim and window is not None else 0
+        past = KeyValues(k[:, forgotten:], v[:, forgotten:])
+        parts.append(y)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-13)
+
+
+def test_a_later_token_changes_nothing_earlier(rng: np.random.Generator) -> None:
+    params, x = layer(rng), rng.standard_normal((1, 6, 6))
+    other = x.copy()
+    other[:, 4] += 1.0
+    before, _ = attention.forward(params, x, rotation_of(0, 6), 8)
+    after, _ = attention.forward(params, other, rotation_of(0, 6), 8)
+    np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-15)
+    assert (abs(after[:, 4:] - before[:, 4:]) > 1e-6).any(axis=-1).all(), "but it changes itself and what follows"

@@ -1,0 +1,139 @@
+"""The whole model: every gradient, no look into the future, and the same logits from a cache as from one pass."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe import tree
+from minimoe.config import ModelConfig
+from minimoe.gradcheck import check_decoder, failed
+from minimoe.layers import decoder, embedding, linear
+from minimoe.layers.attention import KeyValues
+from minimoe.layers.decoder import Decoder
+from minimoe.layers.embedding import Embedding
+from minimoe.layers.linear import Linear
+
+
+def drawn(rng: np.random.Generator, config: ModelConfig) -> Decoder:
+    return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.6])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"window": 3, "tied_embeddings": True},
+        {"renormalize": False, "active_experts": 1, "kv_heads": 1},
+        {"active_experts": 5, "kv_heads": 4, "layers": 1},
+        {"noisy_gating": False, "experts": 1, "active_experts": 1},
+    ],
+    ids=["plain", "window-tied", "top-1", "all-experts", "one-expert"],
+)
+def test_gradient_of_the_training_loss_is_right(
+    rng: np.random.Generator, small: ModelConfig, change: dict[str, Any], capacity_factor: float | None
+) -> None:
+    config = dataclasses.replace(small, **change)
+    rows = check_decoder("decoder", config, rng, capacity_factor=capacity_factor, padding=1, entries=2)
+    assert failed(rows) == []
+    assert len(rows) == len(tree.leaves(decoder.init(rng, config))), "every parameter has its row"
+
+
+def test_a_tied_table_gets_the_gradients_of_both_its_uses(rng: np.random.Generator, small: ModelConfig) -> None:
+    tied = dataclasses.replace(small, tied_embeddings=True)
+    params = drawn(rng, tied)
+    untied = params._replace(head=Linear(params.embedding.table.T.copy()))
+    tokens, dlogits = rng.integers(13, size=(2, 7)), rng.standard_normal((2, 7, 13))
+    logits, _, cache = decoder.forward(params, tokens, tied)
+    same, _, untied_cache = decoder.forward(untied, tokens, small)
+    assert params.head is None
+    np.testing.assert_allclose(logits, same, atol=1e-13)
+    apart = decoder.backward(untied, untied_cache, dlogits)
+    assert apart.head is not None
+    together = decoder.backward(params, cache, dlogits).embedding.table
+    np.testing.assert_allclose(together, apart.embedding.table + apart.head.weight.T, atol=1e-12)
+
+
+@given(later=st.integers(1, 6), capacity_factor=st.none() | st.sampled_from([0.3, 0.7]), seed=st.integers(0, 99))
+def test_a_later_token_changes_nothing_earlier(
+    small: ModelConfig, later: int, capacity_factor: float | None, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    params, tokens = drawn(rng, small), rng.integers(13, size=(1, 7))
+    other = tokens.copy()
+    other[0, later] = (tokens[0, later] + 1) % 13
+    before, _, _ = decoder.forward(params, tokens, small, capacity_factor=capacity_factor)
+    after, _, _ = decoder.forward(params, other, small, capacity_factor=capacity_factor)
+    np.testing.assert_allclose(after[:, :later], before[:, :later], atol=1e-12)
+    assert (abs(after[:, later] - before[:, later]) > 1e-6).any(), "but it changes what follows from it"
+
+
+@given(cuts=st.sets(st.integers(1, 6)), window=st.none() | st.integers(1, 8), seed=st.integers(0, 99))
+def test_a_cache_gives_the_logits_of_one_pass_at_any_split(
+    small: ModelConfig, cuts: set[int], window: int | None, seed: int
+) -> None:
+    """Where two experts are nearly tied, rounding may choose between them: such a point is no test, and is left out."""
+    rng = np.random.default_rng(seed)
+    config = dataclasses.replace(small, window=window)
+    params, tokens = drawn(rng, config), rng.integers(13, size=(2, 7))
+    whole, _, cache = decoder.forward(params, tokens, config)
+    for layer, done in zip(params.blocks, cache.blocks, strict=True):
+        ascending = np.sort(done.moe.router.x @ layer.moe.router.w_gate)
+        if (ascending[:, -2] - ascending[:, -3]).min() < 1e-9:
+            return
+    past, parts = None, []
+    for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 7], strict=True):
+        logits, _, cache = decoder.forward(params, tokens[:, start:stop], config, past=past, position=start)
+        past = [KeyValues(layer.attention.attended.k, layer.attention.attended.v) for layer in cache.blocks]
+        parts.append(logits)
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, atol=1e-11)
+
+
+def test_two_evaluations_are_equal_to_the_bit(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, tokens = drawn(rng, small), rng.integers(13, size=(2, 7))
+    first, routed, _ = decoder.forward(params, tokens, small)
+    second, _, _ = decoder.forward(params, tokens, small)
+    assert (first == second).all()
+    assert routed.dropped == [0, 0]
+
+
+def test_every_layer_has_noise_of_its_own(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, tokens = drawn(rng, small), rng.integers(13, size=(2, 7))
+    noise = rng.standard_normal((2, 2, 7, 5))
+    _, routed, _ = decoder.forward(params, tokens, small, noise=noise)
+    noise[1] = -noise[1]
+    _, other, _ = decoder.forward(params, tokens, small, noise=noise)
+    assert (routed.stats[0].importance == other.stats[0].importance).all()
+    assert (routed.stats[1].importance != other.stats[1].importance).any()
+
+
+def test_position_matters_by_rope_alone(rng: np.random.Generator, small: ModelConfig) -> None:
+    """A sequence of one token repeated: its logits differ by nothing but what attention sees, which is all the same."""
+    params = drawn(rng, small)
+    logits, _, _ = decoder.forward(params, np.full((1, 7), 3), small)
+    np.testing.assert_allclose(logits[0, 1:], logits[0, :1].repeat(6, axis=0), atol=1e-12)
+
+
+def test_a_fresh_model_is_nearly_indifferent(small: ModelConfig) -> None:
+    config = dataclasses.replace(small, width=64)
+    logits, _, _ = decoder.forward(decoder.init(np.random.default_rng(0), config), np.arange(7)[None], config)
+    assert logits.dtype == np.float32
+    assert logits.shape == (1, 7, 13)
+    assert 0.01 < logits.std() < 0.5
+
+
+def test_the_parts_stand_in_the_order_of_the_model(rng: np.random.Generator, small: ModelConfig) -> None:
+    config = dataclasses.replace(small, layers=1)
+    params, tokens = drawn(rng, config), rng.integers(13, size=(1, 4))
+    params.blocks[0].attention.output.weight[:] = 0
+    params.blocks[0].moe.experts.w_down[:] = 0
+    x, _ = embedding.forward(Embedding(params.embedding.table), tokens)
+    x = params.norm.gain * x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
+    assert params.head is not None
+    np.testing.assert_allclose(
+        decoder.forward(params, tokens, config)[0], linear.forward(params.head, x)[0], atol=1e-12
+    )

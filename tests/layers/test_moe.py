@@ -1,0 +1,308 @@
+"""The mixture: sorted dispatch against loops, capacity, and the cases where it must equal something simpler."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minimoe import tree
+from minimoe.config import ModelConfig
+from minimoe.gradcheck import Ranked, check, failed
+from minimoe.layers import balance, moe, swiglu
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.moe import MoE
+from minimoe.layers.router import Router
+from minimoe.layers.swiglu import Experts
+
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+
+
+def config_of(experts: int = 5, active: int = 2, renormalize: bool = True, noisy: bool = True) -> ModelConfig:
+    return ModelConfig(
+        width=4,
+        experts=experts,
+        active_experts=active,
+        expert_width=3,
+        renormalize=renormalize and (active > 1 or experts == 1),
+        noisy_gating=noisy,
+    )
+
+
+def drawn(rng: np.random.Generator, config: ModelConfig) -> MoE:
+    params = moe.init(rng, config, dtype=np.float64)
+    return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
+
+
+def one_expert(experts: Experts, e: int, x: np.ndarray) -> np.ndarray:
+    """x (D,) through expert e alone."""
+    a = x @ experts.w_gate[e]
+    return (a / (1 + np.exp(-a)) * (x @ experts.w_up[e])) @ experts.w_down[e]
+
+
+def by_loops(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capacity: float) -> tuple[np.ndarray, int]:
+    """One token after the other; an expert that has ``capacity`` tokens of this sequence takes no more."""
+    y, dropped = np.zeros_like(x), 0
+    for b in range(x.shape[0]):
+        taken = [0] * config.experts
+        for t in range(x.shape[1]):
+            h = x[b, t] @ params.router.w_gate
+            if noise is not None:
+                h = h + noise[b, t] * (np.log1p(np.exp(x[b, t] @ params.router.w_noise)) + 0.01)
+            chosen = sorted(range(config.experts), key=lambda e: (-h[e], e))[: config.active_experts]  # noqa: B023
+            p = np.exp(h - h.max())
+            p /= p[chosen].sum() if config.renormalize else p.sum()
+            for e in chosen:
+                taken[e] += 1
+                if taken[e] > capacity:
+                    dropped += 1
+                else:
+                    y[b, t] += p[e] * one_expert(params.experts, e, x[b, t])
+    return y, dropped
+
+
+cases = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "time": st.integers(1, 5),
+        "experts": st.integers(1, 5),
+        "active": st.integers(1, 5),
+        "noisy": st.booleans(),
+        "renormalize": st.booleans(),
+        "capacity_factor": st.none() | st.sampled_from([0.01, 0.5, 1.0, 2.0]),
+        "seed": st.integers(0, 999),
+    }
+)
+ONE_TOKEN_ONE_EXPERT = {
+    "batch": 1,
+    "time": 1,
+    "experts": 1,
+    "active": 1,
+    "noisy": True,
+    "renormalize": True,
+    "capacity_factor": 1.0,
+    "seed": 0,
+}
+
+
+def set_up(case: dict[str, Any]) -> tuple[ModelConfig, MoE, np.ndarray, Any]:
+    rng = np.random.default_rng(case["seed"])
+    config = config_of(case["experts"], min(case["active"], case["experts"]), case["renormalize"], case["noisy"])
+    x = rng.standard_normal((case["batch"], case["time"], 4))
+    noise = rng.standard_normal((case["batch"], case["time"], case["experts"])) if case["noisy"] else None
+    return config, drawn(rng, config), x, noise
+
+
+@given(case=cases)
+@example(case=ONE_TOKEN_ONE_EXPERT)
+def test_sorted_dispatch_equals_a_loop_over_tokens(case: dict[str, Any]) -> None:
+    config, params, x, noise = set_up(case)
+    factor = case["capacity_factor"]
+    y, _, dropped, _ = moe.forward(params, x, config, noise=noise, capacity_factor=factor)
+    capacity = math.inf if factor is None else math.ceil(factor * config.active_experts * x.shape[1] / config.experts)
+    expected, expected_dropped = by_loops(params, x, config, noise, capacity)
+    np.testing.assert_allclose(y, expected, atol=1e-13)
+    assert dropped == expected_dropped
+
+
+def check_moe(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capacity_factor: float | None) -> list[Any]:
+    def forward(params: MoE, x: np.ndarray) -> tuple[Any, Any]:
+        y, stats, _, cache = moe.forward(params, x, config, noise=noise, capacity_factor=capacity_factor)
+        losses, dstats = balance.loss(stats, EVERY_LOSS)
+        return (y, balance.weighted(losses, EVERY_LOSS)), (cache, dstats)
+
+    def backward(params: MoE, cache: Any, dy: Any) -> tuple[Any, Any]:
+        return moe.backward(params, cache[0], dy[0], tree.map(lambda sum: sum * dy[1], cache[1]))
+
+    def routing(params: MoE, cache: Any) -> list[Ranked]:
+        c = cache[0].router
+        clean = c.x @ params.router.w_gate
+        return [Ranked(clean if c.noise is None else clean + c.noise * c.sigma, config.active_experts)]
+
+    return check("moe", forward, backward, params, x, routing=routing, entries=5, directions=2)
+
+
+@given(case=cases)
+@example(case=ONE_TOKEN_ONE_EXPERT)
+def test_gradient_is_right_with_idle_experts_and_dropped_tokens(case: dict[str, Any]) -> None:
+    config, params, x, noise = set_up(case)
+    rows = check_moe(params, x, config, noise, case["capacity_factor"])
+    assert all(row.passed or 2 * row.refused > row.refused + row.checked for row in rows), failed(rows)
+
+
+def test_one_expert_is_a_dense_layer(rng: np.random.Generator) -> None:
+    config = config_of(experts=1, active=1)
+    params, x, dy = drawn(rng, config), rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
+    y, _, _, cache = moe.forward(params, x, config)
+    dx, grads = moe.backward(params, cache, dy, None)
+    dense, dense_cache = swiglu.forward(params.experts, x.reshape(6, 4), [6])
+    dense_dx, dense_grads = swiglu.backward(params.experts, dense_cache, dy.reshape(6, 4))
+    assert (y.reshape(6, 4) == dense).all()
+    assert (dx.reshape(6, 4) == dense_dx).all()
+    assert all((ours == theirs).all() for ours, theirs in zip(grads.experts, dense_grads, strict=True))
+    assert not grads.router.w_gate.any()
+
+
+@pytest.mark.parametrize("active", [2, 4])
+def test_identical_experts_make_routing_irrelevant(rng: np.random.Generator, active: int) -> None:
+    """A dense model copied into every expert computes what it computed before: sparse upcycling starts there."""
+    config = config_of(experts=4, active=active)
+    params = drawn(rng, config)
+    copies = Experts(*(weight[:1].repeat(4, axis=0) for weight in params.experts))
+    x, noise = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
+    y, _, _, cache = moe.forward(MoE(params.router, copies), x, config, noise=noise)
+    dense, _ = swiglu.forward(Experts(*(weight[:1] for weight in params.experts)), x.reshape(6, 4), [6])
+    np.testing.assert_allclose(y.reshape(6, 4), dense, atol=1e-14)
+    _, grads = moe.backward(MoE(params.router, copies), cache, rng.standard_normal(y.shape), None)
+    np.testing.assert_allclose(grads.router.w_gate, 0, atol=1e-13)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+def test_with_every_expert_active_it_is_the_full_soft_mixture(rng: np.random.Generator, renormalize: bool) -> None:
+    config = config_of(experts=3, active=3, renormalize=renormalize)
+    params, x = drawn(rng, config), rng.standard_normal((1, 4, 4))
+    h = x[0] @ params.router.w_gate
+    p = np.exp(h) / np.exp(h).sum(1, keepdims=True)
+    expected = [sum(p[t, e] * one_expert(params.experts, e, x[0, t]) for e in range(3)) for t in range(4)]
+    np.testing.assert_allclose(moe.forward(params, x, config)[0][0], expected, atol=1e-13)
+
+
+def test_a_large_capacity_is_dropless(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x = drawn(rng, config), rng.standard_normal((2, 6, 4))
+    y, _, dropped, _ = moe.forward(params, x, config, capacity_factor=1e6)
+    assert dropped == 0
+    assert (y == moe.forward(params, x, config)[0]).all()
+
+
+def test_permuting_the_experts_permutes_their_gradients_and_nothing_else(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x, dy = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 4))
+    noise, order = rng.standard_normal((2, 6, 5)), rng.permutation(5)
+    permuted = MoE(
+        Router(params.router.w_gate[:, order], params.router.w_noise[:, order]),
+        Experts(*(weight[order] for weight in params.experts)),
+    )
+    y, stats, dropped, cache = moe.forward(params, x, config, noise=noise, capacity_factor=0.7)
+    same, permuted_stats, same_dropped, permuted_cache = moe.forward(
+        permuted, x, config, noise=noise[..., order], capacity_factor=0.7
+    )
+    dx, grads = moe.backward(params, cache, dy, balance.loss(stats, EVERY_LOSS)[1])
+    same_dx, permuted_grads = moe.backward(permuted, permuted_cache, dy, balance.loss(permuted_stats, EVERY_LOSS)[1])
+    assert dropped == same_dropped > 0
+    np.testing.assert_allclose(same, y, atol=1e-13)
+    np.testing.assert_allclose(same_dx, dx, atol=1e-13)
+    np.testing.assert_allclose(permuted_grads.router.w_gate, grads.router.w_gate[:, order], atol=1e-13)
+    for theirs, ours in zip(permuted_grads.experts, grads.experts, strict=True):
+        np.testing.assert_allclose(theirs, ours[order], atol=1e-13)
+
+
+def test_noise_moves_the_choice_but_never_the_expert_s_input(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x, noise = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
+    y, _, _, cache = moe.forward(params, x, config, noise=noise)
+    assert (y != moe.forward(params, x, config)[0]).any()
+    assert (cache.experts.x == x.reshape(12, 4)[cache.dispatch.token]).all()
+
+
+def test_an_expert_that_nobody_chose_gets_exactly_zero_gradient(rng: np.random.Generator) -> None:
+    config = config_of(noisy=False)
+    params = drawn(rng, config)
+    params.router.w_gate[:] = np.array([0.3, 0.2, 0.1, 0.0, -9.0])
+    x = abs(rng.standard_normal((2, 3, 4)))
+    y, stats, _, cache = moe.forward(params, x, config)
+    dx, grads = moe.backward(params, cache, np.ones_like(y), balance.loss(stats, EVERY_LOSS)[1])
+    assert stats.assignments.tolist() == [6, 6, 0, 0, 0]
+    assert all((gradient[2:] == 0).all() for gradient in grads.experts)
+    assert all(np.isfinite(leaf).all() for leaf in tree.leaves((dx, grads)))
+    assert grads.router.w_gate[:, 2].any(), "but the balancing loss pulls tokens towards it"
+
+
+def test_capacity_serves_each_sequence_first_come_first_served() -> None:
+    choices = np.array([[0, 0, 1, 0, 1, 0], [1, 1, 1, 1, 0, 1]])
+    kept = moe.within_capacity(choices, 2, 2)
+    assert kept.tolist() == [[True, True, True, False, True, False], [True, True, False, False, True, False]]
+
+
+def test_capacity_is_the_fair_share_times_the_factor_rounded_up(rng: np.random.Generator) -> None:
+    """T 6, K 2, E 5: the fair share is 2.4 tokens."""
+    config = config_of(noisy=False)
+    params = drawn(rng, config)
+    params.router.w_gate[:] = np.array([2.0, 1.0, 0.0, 0.0, 0.0])  # every token chooses experts 0 and 1
+    x = abs(rng.standard_normal((2, 6, 4)))
+    for factor, capacity in ((1e-6, 1), (1.0, 3), (1.25, 3), (1.3, 4), (2.5, 6)):
+        _, stats, dropped, cache = moe.forward(params, x, config, capacity_factor=factor)
+        assert cache.dispatch.counts == [2 * capacity, 2 * capacity, 0, 0, 0]
+        assert dropped == 2 * 2 * (6 - capacity)
+        assert stats.assignments.tolist() == [12, 12, 0, 0, 0], "the sums count what was wanted, not what was served"
+
+
+def test_a_dropped_token_gets_nothing_from_that_expert_and_keeps_the_weight_of_the_other(
+    rng: np.random.Generator,
+) -> None:
+    config = config_of(experts=2, active=2, noisy=False)
+    params, x = drawn(rng, config), rng.standard_normal((1, 4, 4))
+    y, _, dropped, _ = moe.forward(params, x, config, capacity_factor=0.5)
+    whole, _, _, _ = moe.forward(params, x, config)
+    assert dropped == 4
+    np.testing.assert_allclose(y[0, :2], whole[0, :2], atol=1e-14)
+    assert (y[0, 2:] == 0).all()
+
+
+def test_capacity_gives_the_same_however_a_batch_is_split(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x, noise = drawn(rng, config), rng.standard_normal((4, 6, 4)), rng.standard_normal((4, 6, 5))
+    whole, _, dropped, _ = moe.forward(params, x, config, noise=noise, capacity_factor=0.6)
+    parts = [moe.forward(params, x[b], config, noise=noise[b], capacity_factor=0.6) for b in np.split(np.arange(4), 2)]
+    np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole, atol=1e-14)
+    assert sum(part[2] for part in parts) == dropped > 0
+
+
+def test_a_later_token_takes_no_place_from_an_earlier_one(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x = drawn(rng, config), rng.standard_normal((1, 6, 4))
+    other = x.copy()
+    other[0, 3:] = rng.standard_normal((3, 4))
+    before, _, dropped, _ = moe.forward(params, x, config, capacity_factor=0.4)
+    after, _, _, _ = moe.forward(params, other, config, capacity_factor=0.4)
+    np.testing.assert_allclose(after[:, :3], before[:, :3], atol=1e-14)
+    assert dropped > 0
+
+
+@given(
+    entries=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=8),
+    keep=st.integers(0, 2**16 - 1),
+)
+def test_sorting_is_stable_and_can_be_undone(entries: list[tuple[int, int]], keep: int) -> None:
+    experts = np.array(entries)
+    kept = np.array([bool(keep >> i & 1) for i in range(experts.size)]).reshape(experts.shape)
+    dispatch = moe.sort_by_expert(experts, 4, kept)
+    flat, flags = experts.reshape(-1), kept.reshape(-1)
+    assert dispatch.counts == [int(((flat == e) & flags).sum()) for e in range(4)]
+    segments = swiglu.segments_of(dispatch.counts)
+    for e, rows in enumerate(segments):
+        assert dispatch.order[rows].tolist() == np.flatnonzero((flat == e) & flags).tolist()
+    assert sorted(dispatch.order) == list(range(experts.size))
+    assert (dispatch.order[dispatch.place.reshape(-1)] == np.arange(experts.size)).all()
+    assert (dispatch.token == dispatch.order // 2).all()
+
+
+def test_backward_leaves_its_arguments_alone(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x, dy = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 4))
+    _, stats, _, cache = moe.forward(params, x, config, noise=rng.standard_normal((2, 6, 5)))
+    dstats = balance.loss(stats, EVERY_LOSS)[1]
+    once = moe.backward(params, cache, dy, dstats)
+    twice = moe.backward(params, cache, dy, dstats)
+    assert all((a == b).all() for a, b in zip(tree.leaves(once), tree.leaves(twice), strict=True))
+
+
+def test_a_layer_follows_the_dtype_of_what_it_is_given(rng: np.random.Generator) -> None:
+    config = config_of()
+    params = moe.init(rng, config)
+    x, noise = rng.standard_normal((1, 3, 4)).astype("f"), rng.standard_normal((1, 3, 5)).astype("f")
+    y, stats, _, cache = moe.forward(params, x, config, noise=noise, capacity_factor=1.0)
+    dx, grads = moe.backward(params, cache, y, balance.loss(stats, EVERY_LOSS)[1])
+    assert {leaf.dtype for leaf in tree.leaves((y, dx, grads))} == {np.dtype(np.float32)}

@@ -1,0 +1,332 @@
+"""The router against loops over tokens, its gradient on every path, and the faults that routers are known to have."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minimoe import tree
+from minimoe.gradcheck import Ranked, check, failed
+from minimoe.layers import balance, router
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.router import NOISE_FLOOR, Router, RouterStats
+
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+
+
+def drawn(rng: np.random.Generator, width: int = 4, experts: int = 5, noisy: bool = True) -> Router:
+    w_noise = 0.5 * rng.standard_normal((width, experts)) if noisy else None
+    return Router(rng.standard_normal((width, experts)), w_noise)
+
+
+def ranked(params: Router, x: np.ndarray, top_k: int, noise: Any) -> Ranked:
+    """The logits that top-k sees, by the formula of the paper."""
+    h = x @ params.w_gate
+    if noise is not None and params.w_noise is not None:
+        h = h + noise * (np.log1p(np.exp(x @ params.w_noise)) + NOISE_FLOOR)
+    return Ranked(h, top_k)
+
+
+def check_router(
+    params: Router,
+    x: np.ndarray,
+    top_k: int,
+    coefficients: Coefficients = EVERY_LOSS,
+    weigh: float = 1.0,
+    step: float = 1e-4,
+    **options: Any,
+) -> list[Any]:
+    """Checks the chosen weights (times ``weigh``) together with the auxiliary losses."""
+
+    def forward(params: Router, x: np.ndarray) -> tuple[Any, Any]:
+        routing, stats, cache = router.forward(params, x, top_k, **options)
+        losses, dstats = balance.loss(stats, coefficients)
+        return (weigh * routing.weights, balance.weighted(losses, coefficients)), (cache, dstats)
+
+    def backward(params: Router, cache: Any, dy: Any) -> tuple[Any, Any]:
+        dstats = tree.map(lambda sum: sum * dy[1], cache[1])
+        return router.backward(params, cache[0], weigh * dy[0], dstats)
+
+    def routing(params: Router, cache: Any) -> list[Ranked]:
+        return [ranked(params, cache[0].x, top_k, options.get("noise"))]
+
+    return check("router", forward, backward, params, x, routing=routing, entries=10, directions=2, step=step)
+
+
+def passed_or_refused(rows: list[Any]) -> bool:
+    """No wrong gradient. A point where most probes would flip a choice proves nothing, which is not a fault."""
+    return all(row.passed or 2 * row.refused > row.refused + row.checked for row in rows)
+
+
+@given(
+    tokens=st.integers(1, 6),
+    experts=st.integers(1, 5),
+    chosen=st.integers(1, 5),
+    noisy=st.booleans(),
+    renormalize=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
+@example(tokens=1, experts=1, chosen=1, noisy=True, renormalize=False, masked=False, seed=0)
+@example(tokens=5, experts=5, chosen=5, noisy=True, renormalize=False, masked=True, seed=0)
+@example(tokens=4, experts=3, chosen=1, noisy=True, renormalize=True, masked=False, seed=0)
+def test_gradient_is_right_on_every_path(
+    tokens: int, experts: int, chosen: int, noisy: bool, renormalize: bool, masked: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    top_k = min(chosen, experts)
+    params = drawn(rng, 3, experts, noisy)
+    x, noise = rng.standard_normal((tokens, 3)), rng.standard_normal((tokens, experts))
+    mask = rng.integers(2, size=tokens) if masked else None
+    rows = check_router(params, x, top_k, noise=noise if noisy else None, renormalize=renormalize, mask=mask)
+    assert passed_or_refused(rows), failed(rows)
+
+
+@pytest.mark.parametrize("loss", Coefficients._fields)
+def test_each_auxiliary_loss_alone_reaches_the_gate(rng: np.random.Generator, loss: str) -> None:
+    """No weight is used here, so all of the gradient is the auxiliary loss's."""
+    x, noise = rng.standard_normal((2, 6, 5))
+    rows = check_router(drawn(rng, 5), x, 2, Coefficients(**{loss: 1.0}), weigh=0.0, noise=noise)
+    assert failed(rows) == []
+    assert {row.tensor: row.largest > 0.01 for row in rows}["w_gate"]
+
+
+def test_the_trainable_noise_learns_from_weights_and_from_the_load_loss(rng: np.random.Generator) -> None:
+    x, noise = rng.standard_normal((2, 6, 5))
+    params = drawn(rng, 5)
+    for coefficients, weigh in ((Coefficients(), 1.0), (Coefficients(load=1.0), 0.0)):
+        rows = check_router(params, x, 2, coefficients, weigh, noise=noise)
+        assert failed(rows) == []
+        assert {row.tensor: row.largest > 0.01 for row in rows}["w_noise"]
+
+
+def by_loops(params: Router, x: np.ndarray, top_k: int, renormalize: bool, noise: Any, mask: Any) -> Any:
+    """Everything a router reports, one token and one expert at a time, from the definitions."""
+    tokens, experts = len(x), params.w_gate.shape[1]
+    chosen_of, weights_of = [], []
+    sums: dict[str, Any] = {name: np.zeros(experts) for name in ("assignments", "probability", "importance", "load")}
+    sums |= {"tokens": 0, "squared_lse": 0.0, "entropy": 0.0}
+    for t in range(tokens):
+        c = [float(x[t] @ params.w_gate[:, e]) for e in range(experts)]
+        sigma = None
+        if noise is not None and params.w_noise is not None:
+            sigma = [math.log1p(math.exp(x[t] @ params.w_noise[:, e])) + 0.01 for e in range(experts)]
+        h = c if sigma is None else [c[e] + noise[t, e] * sigma[e] for e in range(experts)]
+        chosen = sorted(range(experts), key=lambda e: (-h[e], e))[:top_k]
+        over = chosen if renormalize else range(experts)
+        weights = [math.exp(h[e]) / sum(math.exp(h[i]) for i in over) for e in chosen]
+        chosen_of.append(chosen)
+        weights_of.append(weights)
+        if mask is not None and not mask[t]:
+            continue
+        z = sum(math.exp(value) for value in c)
+        p = [math.exp(value) / z for value in c]
+        sums["tokens"] += 1
+        sums["squared_lse"] += math.log(z) ** 2
+        sums["entropy"] -= sum(value * math.log(value) for value in p)
+        for e in range(experts):
+            sums["probability"][e] += p[e]
+            others = sorted((h[i] for i in range(experts) if i != e), reverse=True)
+            if sigma is None or top_k == experts:
+                sums["load"][e] += e in chosen
+            else:
+                sums["load"][e] += 0.5 * math.erfc((others[top_k - 1] - c[e]) / sigma[e] / math.sqrt(2))
+        for e, weight in zip(chosen, weights, strict=True):
+            sums["assignments"][e] += 1
+            sums["importance"][e] += weight
+    return chosen_of, weights_of, sums
+
+
+@given(
+    tokens=st.integers(1, 8),
+    experts=st.integers(1, 6),
+    chosen=st.integers(1, 6),
+    noisy=st.booleans(),
+    renormalize=st.booleans(),
+    masked=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_choices_weights_and_sums_equal_loops_over_tokens(
+    tokens: int, experts: int, chosen: int, noisy: bool, renormalize: bool, masked: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    top_k = min(chosen, experts)
+    params, x = drawn(rng, 3, experts, noisy), rng.standard_normal((tokens, 3))
+    noise = rng.standard_normal((tokens, experts)) if noisy else None
+    mask = rng.integers(2, size=tokens) if masked else None
+    routing, stats, _ = router.forward(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+    chosen_of, weights_of, sums = by_loops(params, x, top_k, renormalize, noise, mask)
+    assert routing.experts.tolist() == chosen_of
+    np.testing.assert_allclose(routing.weights, weights_of, atol=1e-13)
+    for name, expected in sums.items():
+        np.testing.assert_allclose(getattr(stats, name), expected, atol=1e-12, err_msg=name)
+
+
+def test_the_load_estimate_agrees_with_drawing_the_noise_again(rng: np.random.Generator) -> None:
+    """P(t, i) draws the noise of expert i again and keeps all other noise: so does this, 20,000 times."""
+    draws, experts, top_k = 20_000, 5, 2
+    params = tree.map(lambda w: 0.1 * w, drawn(rng, 4, experts))
+    x, noise = rng.standard_normal((1, 4)), 0.5 * rng.standard_normal((1, experts))
+    estimate = router.forward(params, x, top_k, noise=noise)[1].load
+    for i in range(experts):
+        fresh = noise.repeat(draws, axis=0)
+        fresh[:, i] = rng.standard_normal(draws)
+        routing, _, _ = router.forward(params, x.repeat(draws, axis=0), top_k, noise=fresh)
+        assert abs((routing.experts == i).any(axis=1).mean() - estimate[i]) < 4 * 0.5 / math.sqrt(draws)
+    assert ((estimate > 0.1) & (estimate < 0.9)).sum() >= 3, "a point that would show a difference"
+
+
+def test_ties_go_to_the_lowest_index() -> None:
+    gate = np.array([[1.0, 2.0, 2.0, 2.0]])
+    assert router.forward(Router(gate, None), np.array([[0.0], [1.0]]), 2)[0].experts.tolist() == [[0, 1], [1, 2]]
+
+
+def test_experts_stand_best_first(rng: np.random.Generator) -> None:
+    routing, _, _ = router.forward(drawn(rng), rng.standard_normal((20, 4)), 3)
+    assert (np.diff(routing.weights, axis=1) <= 0).all()
+
+
+def test_renormalised_weights_sum_to_one_and_equal_softmax_then_top_k_then_division(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((20, 4))
+    over_chosen, _, _ = router.forward(params, x, 2)
+    over_all, _, _ = router.forward(params, x, 2, renormalize=False)
+    np.testing.assert_allclose(over_chosen.weights.sum(1), 1, atol=1e-15)
+    assert (over_all.weights.sum(1) < 0.999).all()
+    np.testing.assert_allclose(
+        over_chosen.weights, over_all.weights / over_all.weights.sum(1, keepdims=True), atol=1e-14
+    )
+
+
+def test_a_renormalised_top_1_router_learns_nothing_from_the_language_model(rng: np.random.Generator) -> None:
+    params, x = drawn(rng, noisy=False), rng.standard_normal((6, 4))
+    routing, _, cache = router.forward(params, x, 1)
+    dx, grads = router.backward(params, cache, rng.standard_normal((6, 1)), None)
+    assert (routing.weights == 1).all()
+    assert not grads.w_gate.any()
+    assert not dx.any()
+    _, _, cache = router.forward(params, x, 1, renormalize=False)
+    _, grads = router.backward(params, cache, rng.standard_normal((6, 1)), None)
+    assert abs(grads.w_gate).max() > 0.01, "Switch's weight, the plain probability, does teach it"
+
+
+def test_without_renormalisation_experts_that_were_not_chosen_get_gradient_too(rng: np.random.Generator) -> None:
+    params, x = drawn(rng, noisy=False), rng.standard_normal((1, 4))
+    for renormalize in (True, False):
+        routing, _, cache = router.forward(params, x, 2, renormalize=renormalize)
+        _, grads = router.backward(params, cache, np.array([[1.0, -1.0]]), None)
+        others = np.setdiff1d(np.arange(5), routing.experts)
+        assert grads.w_gate[:, others].any() == (not renormalize)
+
+
+def test_padding_changes_no_sum_and_no_gradient(rng: np.random.Generator) -> None:
+    params, x, noise = drawn(rng), rng.standard_normal((5, 4)), rng.standard_normal((5, 5))
+    padding = rng.standard_normal((3, 4)), rng.standard_normal((3, 5))
+    dstats = RouterStats(0, np.zeros(5), *rng.standard_normal((3, 5)), rng.standard_normal(()), np.zeros(()))
+    _, stats, cache = router.forward(params, x, 2, noise=noise)
+    dx, grads = router.backward(params, cache, np.zeros((5, 2)), dstats)
+    _, padded_stats, cache = router.forward(
+        params,
+        np.concatenate([x, padding[0]]),
+        2,
+        noise=np.concatenate([noise, padding[1]]),
+        mask=np.array([1, 1, 1, 1, 1, 0, 0, 0]),
+    )
+    padded_dx, padded_grads = router.backward(params, cache, np.zeros((8, 2)), dstats)
+    ours, theirs = tree.named_leaves((stats, grads)), tree.leaves((padded_stats, padded_grads))
+    for (name, leaf), padded in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(padded, leaf, atol=1e-13, err_msg=name)
+    np.testing.assert_allclose(padded_dx[:5], dx, atol=1e-14)
+    assert (padded_dx[5:] == 0).all()
+
+
+def test_evaluation_has_no_noise_no_division_by_zero_and_no_chance(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((6, 4))
+    routing, stats, cache = router.forward(params, x, 2)
+    plain, _, _ = router.forward(Router(params.w_gate, None), x, 2)
+    again, _, _ = router.forward(params, x, 2)
+    assert (routing.experts == plain.experts).all()
+    assert (routing.weights == plain.weights).all()
+    assert (routing.weights == again.weights).all()
+    assert (stats.load == stats.assignments).all()
+    losses, dstats = balance.loss(stats, EVERY_LOSS)
+    dx, grads = router.backward(params, cache, np.ones((6, 2)), dstats)
+    assert all(np.isfinite(leaf).all() for leaf in tree.leaves((losses, dx, grads)))
+    assert grads.w_noise is not None
+    assert not grads.w_noise.any()
+
+
+def test_zero_noise_chooses_as_no_noise_does(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((6, 4))
+    with_zeros, _, _ = router.forward(params, x, 2, noise=np.zeros((6, 5)))
+    without, _, _ = router.forward(params, x, 2)
+    assert (with_zeros.weights == without.weights).all()
+
+
+def test_the_estimate_of_the_load_can_be_left_out_without_changing_anything_else(rng: np.random.Generator) -> None:
+    params, x, noise = drawn(rng), rng.standard_normal((6, 4)), rng.standard_normal((6, 5))
+    routing, stats, _ = router.forward(params, x, 2, noise=noise)
+    same, cheaper, _ = router.forward(params, x, 2, noise=noise, estimate_load=False)
+    assert (same.weights == routing.weights).all()
+    assert (cheaper.load == cheaper.assignments).all()
+    assert (stats.load != stats.assignments).any()
+    for name in set(RouterStats._fields) - {"load"}:
+        assert np.array_equal(getattr(stats, name), getattr(cheaper, name)), name
+
+
+def test_permuting_experts_permutes_choices_and_gradients(rng: np.random.Generator) -> None:
+    params, x, noise = drawn(rng), rng.standard_normal((6, 4)), rng.standard_normal((6, 5))
+    order = rng.permutation(5)
+    permuted = Router(params.w_gate[:, order], params.w_noise[:, order])
+    results = []
+    for p, xi in ((params, noise), (permuted, noise[:, order])):
+        routing, stats, cache = router.forward(p, x, 2, noise=xi)
+        _, dstats = balance.loss(stats, EVERY_LOSS)
+        results.append((routing, *router.backward(p, cache, np.ones((6, 2)) * [1, -1], dstats)))
+    (routing, dx, grads), (routing_permuted, dx_permuted, grads_permuted) = results
+    assert (order[routing_permuted.experts] == routing.experts).all()
+    np.testing.assert_allclose(routing_permuted.weights, routing.weights, atol=1e-14)
+    np.testing.assert_allclose(dx_permuted, dx, atol=1e-13)
+    np.testing.assert_allclose(grads_permuted.w_gate, grads.w_gate[:, order], atol=1e-13)
+    np.testing.assert_allclose(grads_permuted.w_noise, grads.w_noise[:, order], atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@given(logits=st.lists(st.sampled_from([-1e4, -1.0, 0.0, 1.0, 1e4]), min_size=3, max_size=3), renormalize=st.booleans())
+def test_logits_of_ten_thousand_stay_finite_both_ways(dtype: Any, logits: list[float], renormalize: bool) -> None:
+    """In the gate, in the noise scale (softplus), in log-sum-exp and in the load estimate, all at once."""
+    params = Router(np.array([logits], dtype), np.array([logits[::-1]], dtype))
+    x, noise = np.array([[1.0], [-1.0]], dtype), np.array([[0.5, -0.5, 0.1], [1.0, 0.0, -2.0]], dtype)
+    routing, stats, cache = router.forward(params, x, 2, renormalize=renormalize, noise=noise)
+    losses, dstats = balance.loss(stats, EVERY_LOSS)
+    gradients = router.backward(params, cache, np.ones((2, 2), dtype), dstats)
+    for leaf in tree.leaves((routing, stats, losses, gradients)):
+        assert np.isfinite(leaf).all()
+    assert {leaf.dtype for leaf in tree.leaves((routing.weights, gradients))} == {np.dtype(dtype)}
+
+
+@given(scale=st.sampled_from([1e2, 1e4]), noisy=st.booleans(), renormalize=st.booleans(), seed=st.integers(0, 99))
+def test_gradient_is_right_at_extreme_logits(scale: float, noisy: bool, renormalize: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    params = Router(scale * rng.standard_normal((3, 4)), rng.standard_normal((3, 4)) if noisy else None)
+    x, noise = rng.standard_normal((4, 3)), rng.standard_normal((4, 4)) if noisy else None
+    # a step of x moves the logits by as much as their scale, a step of the gate does not
+    rows = [
+        row
+        for step, of_x in ((1e-3 / scale, True), (1e-4, False))
+        for row in check_router(
+            params, x, 2, Coefficients(z=1e-4), step=step, noise=noise, renormalize=renormalize
+        )
+        if (row.tensor == "x") == of_x
+    ]
+    assert passed_or_refused(rows), failed(rows)
+
+
+def test_noise_starts_the_same_for_all_experts(rng: np.random.Generator) -> None:
+    params = router.init(rng, 200, 8)
+    assert params.w_noise is not None
+    assert not params.w_noise.any()
+    assert abs(params.w_gate.std() - 0.02) < 1e-3
+    assert router.init(rng, 4, 3, noisy=False).w_noise is None

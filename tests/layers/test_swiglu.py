@@ -1,0 +1,110 @@
+"""SwiGLU experts: each segment of rows through its own network, and nothing from an expert without rows."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from minimoe import tree
+from minimoe.gradcheck import check, failed
+from minimoe.layers import swiglu
+from minimoe.layers.swiglu import Experts
+
+
+def drawn(rng: np.random.Generator, experts: int = 3, width: int = 4, expert_width: int = 5) -> Experts:
+    return swiglu.init(rng, experts, width, expert_width, dtype=np.float64)
+
+
+def one_expert(params: Experts, e: int, x: np.ndarray) -> np.ndarray:
+    a = x @ params.w_gate[e]
+    return (a / (1 + np.exp(-a)) * (x @ params.w_up[e])) @ params.w_down[e]
+
+
+def with_counts(counts: list[int]) -> Any:
+    def forward(params: Experts, x: np.ndarray) -> tuple[np.ndarray, swiglu.Cache]:
+        return swiglu.forward(params, x, counts)
+
+    return forward
+
+
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(any),
+    behind=st.integers(0, 2),
+    width=st.integers(1, 4),
+    expert_width=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+@example(counts=[1], behind=0, width=1, expert_width=1, seed=0)
+@example(counts=[0, 2, 0], behind=1, width=3, expert_width=2, seed=0)
+def test_gradient_is_right_with_idle_experts_and_rows_that_belong_to_none(
+    counts: list[int], behind: int, width: int, expert_width: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    params = drawn(rng, len(counts), width, expert_width)
+    x = rng.standard_normal((sum(counts) + behind, width))
+    rows = check("swiglu", with_counts(counts), swiglu.backward, params, x, entries=8, directions=2)
+    assert failed(rows) == []
+
+
+def test_every_segment_goes_through_its_own_expert(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((7, 4))
+    y, _ = swiglu.forward(params, x, [3, 0, 2])
+    np.testing.assert_allclose(y[:3], one_expert(params, 0, x[:3]), atol=1e-14)
+    np.testing.assert_allclose(y[3:5], one_expert(params, 2, x[3:5]), atol=1e-14)
+    assert (y[5:] == 0).all(), "rows behind the last segment belong to no expert"
+
+
+def test_an_expert_worked_out_by_hand() -> None:
+    params = Experts(*(np.array([[[weight]]]) for weight in (2.0, 3.0, 5.0)))
+    y, _ = swiglu.forward(params, np.array([[0.5]]), [1])
+    assert abs(y[0, 0] - 1 / (1 + np.exp(-1)) * 1.5 * 5) < 1e-14
+
+
+def test_an_idle_expert_gets_exactly_zero_gradient(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((4, 4))
+    y, cache = swiglu.forward(params, x, [1, 0, 3])
+    _, grads = swiglu.backward(params, cache, np.ones_like(y))
+    for name, gradient in tree.named_leaves(grads):
+        assert (gradient[1] == 0).all(), name
+        assert (gradient[0] != 0).any(), name
+
+
+def test_rows_of_no_expert_get_exactly_zero_gradient(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((5, 4))
+    y, cache = swiglu.forward(params, x, [1, 0, 2])
+    dx, _ = swiglu.backward(params, cache, np.ones_like(y))
+    assert (dx[3:] == 0).all()
+
+
+def test_nothing_to_do_at_all_gives_zeros(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((2, 4))
+    y, cache = swiglu.forward(params, x, [0, 0, 0])
+    dx, grads = swiglu.backward(params, cache, np.ones_like(y))
+    assert not y.any()
+    assert not dx.any()
+    assert not any(gradient.any() for gradient in grads)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_extreme_inputs_stay_finite(dtype: Any) -> None:
+    params = Experts(*(np.ones((1, 1, 1), dtype) for _ in range(3)))
+    y, cache = swiglu.forward(params, np.array([[1e4], [-1e4]], dtype), [2])
+    dx, grads = swiglu.backward(params, cache, np.ones_like(y))
+    assert y.tolist() == [[1e8], [0.0]]  # silu(x)·x is x² far to the right and 0 far to the left
+    assert dx.tolist() == [[2e4], [0.0]]
+    assert all(np.isfinite(gradient).all() for gradient in grads)
+    assert y.dtype == dx.dtype == dtype
+
+
+def test_the_sigmoid_does_not_overflow() -> None:
+    x = np.array([-1e4, -1.0, 0.0, 1.0, 1e4])
+    np.testing.assert_allclose(swiglu.sigmoid(x), [0, 1 / (1 + np.e), 0.5, np.e / (1 + np.e), 1], atol=1e-16)
+
+
+def test_the_spread_of_the_output_weights_can_be_set(rng: np.random.Generator) -> None:
+    params = swiglu.init(rng, 2, 100, 200, output_std=0.01)
+    assert abs(params.w_down.std() - 0.01) < 3e-4
+    assert abs(params.w_gate.std() - 0.1) < 3e-3
+    assert params.w_up.dtype == np.float32

@@ -1,0 +1,300 @@
+"""Parity with transformers: a random Mixtral or Mistral is made there, saved, loaded here, and computes the same.
+
+Both compute in float32 and add up in different orders, so numbers agree to 1e-5 of the largest. Weights that are only
+moved agree to the bit.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from torch.nn import functional
+
+from minimoe import generate as generation
+from minimoe import huggingface, huggingface_config, huggingface_tokenizer, tokenizer, tree
+from minimoe.config import ModelConfig
+from minimoe.layers import balance, cross_entropy, decoder
+from minimoe.layers.decoder import Decoder
+from minimoe.layers.router import RouterStats
+
+pytestmark = pytest.mark.torch
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 37,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 64,
+    "sliding_window": None,
+    "rope_theta": 1000.0,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+EAGER = {"attn_implementation": "eager", "experts_implementation": "eager"}
+"""The plain implementations of both. The default one of the experts needs widths that are multiples of 4."""
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "grouped queries": {},
+    "multi-head": {"num_key_value_heads": 4},
+    "multi-query": {"num_key_value_heads": 1},
+    "a window shorter than the text": {"sliding_window": 5},
+    "wide heads": {"head_dim": 12, "hidden_size": 20},
+    "three of five experts": {"num_local_experts": 5, "num_experts_per_tok": 3},
+    "every expert": {"num_local_experts": 4, "num_experts_per_tok": 4},
+    "tied embeddings, long wavelengths": {"tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-3},
+    "a Mistral": {"model_type": "mistral"},
+    "a Mistral with a window": {"model_type": "mistral", "sliding_window": 4, "num_key_value_heads": 1},
+}
+MIXTRALS = [name for name, changes in SHAPES.items() if "model_type" not in changes]
+
+
+class Twins(NamedTuple):
+    """One model, there and here."""
+
+    theirs: Any
+    params: Decoder
+    config: ModelConfig
+
+
+class Batch(NamedTuple):
+    """Two sequences, the second of which ends in padding if there is any."""
+
+    tokens: Any  # (2, T)
+    mask: Any  # (2, T)  1 counts
+
+    @property
+    def counted(self) -> Any:
+        return self.mask > 0
+
+    @property
+    def targets(self) -> tuple[Any, Any]:
+        """The next token (2, T), and whether it counts: never for the last of a row."""
+        predicted = np.zeros_like(self.mask)
+        predicted[:, :-1] = self.mask[:, 1:]
+        return np.roll(self.tokens, -1, axis=1), predicted
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=["whole", "padded"])
+def batch(request: pytest.FixtureRequest) -> Batch:
+    tokens = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (2, 17))
+    mask = np.ones_like(tokens)
+    mask[1, 11 if request.param == "padded" else 17 :] = 0
+    return Batch(tokens, mask)
+
+
+def make(model_type: str = "mixtral", **changes: Any) -> Any:
+    """A random model of the library, in float32, whose gains are not all one."""
+    kinds = {
+        "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
+        "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+    }
+    config, kind = kinds[model_type]
+    model = kind(config(**SIZES | EAGER | changes)).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.uniform_(0.5, 1.5)
+    return model
+
+
+@pytest.fixture(params=SHAPES)
+def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Twins:
+    return of(make(**SHAPES[request.param]), tmp_path / "saved")
+
+
+mixtrals = pytest.mark.parametrize("twins", MIXTRALS, indirect=True)
+
+
+def of(theirs: Any, folder: Path, **how: Any) -> Twins:
+    theirs.save_pretrained(folder, **how)
+    return Twins(theirs, *huggingface.load_params(folder))
+
+
+def assert_close(ours: Any, theirs: Any, name: str = "") -> None:
+    theirs = theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs
+    assert np.abs(theirs).max() > 0, f"{name} is zero, which proves nothing"
+    assert np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max(), name
+
+
+def theirs_of(twins: Twins, batch: Batch, **more: Any) -> Any:
+    return twins.theirs(torch.tensor(batch.tokens), attention_mask=torch.tensor(batch.mask), **more)
+
+
+def is_dense(twins: Twins) -> bool:
+    return twins.theirs.config.model_type == "mistral"
+
+
+# Values
+
+
+def test_logits_agree(twins: Twins, batch: Batch) -> None:
+    logits, _, _ = decoder.forward(twins.params, batch.tokens, twins.config, mask=batch.mask)
+    assert_close(logits[batch.counted], theirs_of(twins, batch).logits.detach().numpy()[batch.counted])
+
+
+@mixtrals
+def test_router_logits_agree(twins: Twins, batch: Batch) -> None:
+    _, _, cache = decoder.forward(twins.params, batch.tokens, twins.config, mask=batch.mask)
+    theirs = theirs_of(twins, batch, output_router_logits=True).router_logits
+    counted = batch.counted.reshape(-1)
+    for block, done, logits in zip(twins.params.blocks, cache.blocks, theirs, strict=True):
+        assert_close((done.moe.router.x @ block.moe.router.w_gate)[counted], logits.detach().numpy()[counted])
+
+
+@mixtrals
+def test_pooled_balance_loss_agrees(twins: Twins, batch: Batch) -> None:
+    _, routed, _ = decoder.forward(twins.params, batch.tokens, twins.config, mask=batch.mask)
+    ours, _ = balance.pooled(routed.stats, 1.0)
+    theirs = theirs_of(twins, batch, output_router_logits=True).aux_loss
+    assert ours == pytest.approx(theirs.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("experts", ["grouped_mm", "batched_mm", "eager"])
+def test_every_implementation_of_theirs_agrees(tmp_path: Path, batch: Batch, attention: str, experts: str) -> None:
+    twins = of(make(sliding_window=5), tmp_path / "saved")
+    twins.theirs.set_attn_implementation(attention)
+    twins.theirs.set_experts_implementation(experts)
+    test_logits_agree(twins, batch)
+
+
+# Gradients
+
+
+def their_gradient(twins: Twins, folder: Path) -> Decoder:
+    """The gradient that autograd has left, saved as if it were a model and loaded here."""
+    for parameter in twins.theirs.parameters():
+        parameter.data = parameter.grad
+    return of(twins.theirs, folder).params
+
+
+def assert_gradients_agree(twins: Twins, batch: Batch, folder: Path, auxiliary: float) -> None:
+    wanted = {"output_router_logits": True} if auxiliary else {}
+    out = theirs_of(twins, batch, **wanted)
+    targets, predicted = batch.targets
+    labels = torch.tensor(np.where(predicted > 0, targets, -100)).reshape(-1)
+    loss = functional.cross_entropy(out.logits.reshape(len(labels), -1), labels)
+    (loss + auxiliary * out.aux_loss if auxiliary else loss).backward()
+
+    logits, routed, cache = decoder.forward(twins.params, batch.tokens, twins.config, mask=batch.mask)
+    nats, nats_cache = cross_entropy.forward(logits, targets, predicted)
+    assert nats.total / nats.tokens == pytest.approx(loss.item(), rel=1e-6)
+    dstats: list[RouterStats] | None = None
+    if auxiliary:
+        dstats = [balance.pooled(routed.stats, auxiliary)[1]] * twins.config.layers
+    gradient = decoder.backward(twins.params, cache, cross_entropy.backward(nats_cache, 1 / nats.tokens), dstats)
+    for (name, ours), theirs in zip(
+        tree.named_leaves(gradient), tree.leaves(their_gradient(twins, folder)), strict=True
+    ):
+        if is_dense(twins) and name.endswith("router.w_gate"):
+            assert not ours.any(), "a router with one expert has nothing to learn"
+        else:
+            assert_close(ours, theirs, name)
+
+
+def test_every_gradient_of_the_cross_entropy_agrees(twins: Twins, batch: Batch, tmp_path: Path) -> None:
+    assert_gradients_agree(twins, batch, tmp_path / "gradient", auxiliary=0.0)
+
+
+@mixtrals
+def test_every_gradient_with_the_pooled_balance_loss_agrees(twins: Twins, batch: Batch, tmp_path: Path) -> None:
+    assert_gradients_agree(twins, batch, tmp_path / "gradient", auxiliary=0.5)
+
+
+# Generation
+
+
+PROMPTS = ([3, 14, 15, 9, 2, 6], [2, 7, 1, 8, 2, 8], [0, 1, 1, 2, 3, 5])
+
+
+def test_greedy_text_agrees_token_for_token_with_and_without_a_cache(twins: Twins) -> None:
+    count, seen = 20, set()
+    for prompt in PROMPTS:
+        settings = {"max_new_tokens": count, "do_sample": False}
+        theirs = twins.theirs.generate(torch.tensor([prompt]), use_cache=True, **settings)[0].tolist()
+        assert twins.theirs.generate(torch.tensor([prompt]), use_cache=False, **settings)[0].tolist() == theirs
+        written = generation.generate(twins.params, twins.config, prompt, tokens=count, temperature=0)
+        assert prompt + list(written) == theirs
+        ids = list(prompt)
+        for _ in range(count):
+            logits, _, _ = decoder.forward(twins.params, np.array([ids]), twins.config)
+            ids.append(int(logits[0, -1].argmax()))
+        assert ids == theirs
+        seen.update(theirs[len(prompt) :])
+    assert len(seen) > 5, "texts that repeat themselves would prove little"
+
+
+# Files
+
+
+def test_weights_come_back_to_the_library_to_the_bit(twins: Twins, batch: Batch, tmp_path: Path) -> None:
+    huggingface.save(tmp_path / "back", twins.params, twins.config)
+    back, told = type(twins.theirs).from_pretrained(tmp_path / "back", output_loading_info=True, **EAGER)
+    assert not any(told.values()), "keys are missing, surplus or of another shape"
+    before, after = twins.theirs.state_dict(), back.state_dict()
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        assert torch.equal(values, after[name]), name
+    for setting in ("rope_parameters", "sliding_window", "max_position_embeddings", "eos_token_id"):
+        assert getattr(back.config, setting) == getattr(twins.theirs.config, setting)
+    assert torch.equal(theirs_of(twins, batch).logits, theirs_of(twins._replace(theirs=back), batch).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_every_type_and_many_shards_are_read_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = make().to(dtype)
+    model.save_pretrained(tmp_path / "saved", max_shard_size=20_000)
+    assert len(list((tmp_path / "saved").glob("*.safetensors"))) > 2
+    params, config = huggingface.load_params(tmp_path / "saved")
+    huggingface.save(tmp_path / "back", params, config)
+    back = transformers.MixtralForCausalLM.from_pretrained(tmp_path / "back", dtype=torch.float32)
+    for name, values in model.state_dict().items():
+        assert torch.equal(values.to(torch.float32), back.state_dict()[name]), name
+
+
+def test_names_that_the_library_uses_in_memory_are_read(tmp_path: Path) -> None:
+    twins = of(make(), tmp_path / "saved")
+    state = twins.theirs.state_dict()
+    assert "model.layers.0.mlp.experts.gate_up_proj" in state
+    save_file(state, tmp_path / "saved/model.safetensors")
+    params, _ = huggingface.load_params(tmp_path / "saved")
+    for (name, ours), fused in zip(tree.named_leaves(twins.params), tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(ours, fused, err_msg=name)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "mistral"])
+def test_what_a_config_leaves_out_is_what_the_library_fills_in(tmp_path: Path, model_type: str) -> None:
+    make(model_type).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    optional = ("rope_parameters", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "hidden_act", "head_dim")
+    (tmp_path / "config.json").write_text(json.dumps({n: v for n, v in values.items() if n not in optional}))
+    theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path), huggingface_config.read(tmp_path).model
+    assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": ours.rope_theta}
+    assert (theirs.rms_norm_eps, theirs.sliding_window) == (ours.norm_eps, ours.window)
+    assert (theirs.tie_word_embeddings, theirs.hidden_act) == (ours.tied_embeddings, "silu")
+
+
+@pytest.mark.parametrize("own", [tokenizer.ByteTokenizer(), tokenizer.build("char", "Ça va ?\n")])
+def test_our_tokenizers_are_read_by_the_library(tmp_path: Path, own: tokenizer.Tokenizer) -> None:
+    twins = of(make(), tmp_path / "theirs")
+    huggingface.save(tmp_path / "saved", twins.params, twins.config, own)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    ids = own.encode("Ça va ?\n\n Ça")
+    assert theirs("Ça va ?\n\n Ça").input_ids == ids.tolist()
+    assert theirs.decode(ids) == huggingface_tokenizer.load(tmp_path / "saved").decode(ids) == "Ça va ?\n\n Ça"

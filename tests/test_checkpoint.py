@@ -1,0 +1,409 @@
+"""Checkpoints: whole or absent, checked to the last bit, and open to any program that reads safetensors."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_runs import CORPUS, SMALL, finished, lasting, metrics, resume
+
+from minimoe import checkpoint, config, optimizer, tokenizer, tree
+from minimoe.checkpoint import Progress, RunConfig, Source
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.errors import UserError
+from minimoe.layers import decoder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of a finished run, to be spoiled."""
+    return Path(shutil.copytree(finished(), tmp_path / "run"))
+
+
+def small_run(**settings: Any) -> RunConfig:
+    codec = tokenizer.build(settings.get("tokenizer", "char"), CORPUS.text)
+    chosen = config.override(SMALL, {**settings, "vocab_size": codec.vocab_size})
+    return RunConfig(chosen.model, chosen.train, codec, Source("small", [], "0" * 64))
+
+
+# What a run leaves behind
+
+
+def test_a_run_folder_holds_what_its_description_promises() -> None:
+    files = {"config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"}
+    files |= {"loss.png", "experts.png", "sample.txt", ".lock"}
+    assert {path.name for path in finished().iterdir()} == files
+    for name in ("loss.png", "experts.png"):
+        assert (finished() / name).read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_the_plain_safetensors_library_reads_a_model_under_the_names_of_the_code() -> None:
+    tensors = load_file(finished() / "model.safetensors")
+    model = checkpoint.load_model(finished())
+    assert {"embedding.table", "blocks[1].moe.router.w_gate", "blocks[1].moe.experts.w_up"} <= tensors.keys()
+    assert tensors.keys() == dict(tree.named_leaves(model.params)).keys()
+    for name, values in tensors.items():
+        leaf = eval(f"model.params.{name}", {"model": model})  # the name is the way to it in the code
+        assert leaf.dtype == values.dtype
+        np.testing.assert_array_equal(leaf, values)
+
+
+def test_a_loaded_model_is_the_one_that_was_trained(tmp_path: Path) -> None:
+    trained = resume(Path(shutil.copytree(finished(), tmp_path / "run")), None).model
+    loaded = checkpoint.load_model(finished())
+    assert loaded.config == trained.config
+    assert loaded.tokenizer == trained.tokenizer
+    for mine, other in zip(tree.leaves(loaded.params), tree.leaves(trained.params), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert not loaded.on_gpu
+    assert loaded.to("cpu").params.norm.gain is loaded.params.norm.gain
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dtype": "float64", "optimizer": "adamw"},
+        {"tied_embeddings": True, "noisy_gating": False},
+        {"tokenizer": "byte", "active_experts": 1, "renormalize": False},
+    ],
+    ids=lambda settings: "-".join(settings) or "toy",
+)
+def test_parameters_moments_and_random_state_survive_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
+    run, rng = small_run(**settings), np.random.default_rng(5)
+    params = decoder.init(rng, run.model, run.train.dtype)
+    state = {
+        name: tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), moments)
+        for name, moments in optimizer.init(params, run.train).items()
+    }
+    rng.standard_normal(3, np.float32)  # leaves half a word in the generator, which belongs to its state
+    checkpoint.save(tmp_path, params, state, Progress(7, 1.5, dict(rng.bit_generator.state)))
+    found = checkpoint.load_progress(tmp_path, run)
+    assert found is not None
+    assert found[2] == Progress(7, 1.5, dict(rng.bit_generator.state))
+    assert found[1].keys() == state.keys()
+    saved, loaded = (params, list(state.values())), (found[0], list(found[1].values()))
+    for mine, other in zip(tree.leaves(saved), tree.leaves(loaded), strict=True):
+        assert mine.dtype == other.dtype
+        assert other.flags.writeable, "the optimiser works in place"
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_config_survives(tmp_path: Path) -> None:
+    run = small_run(window=3, capacity_factor=None)._replace(source=Source("né", ["/a/b c.txt", "/ö.txt"], "1" * 64))
+    checkpoint.save_config(tmp_path, run)
+    assert checkpoint.load_config(tmp_path) == run
+    assert "ç" in (tmp_path / "config.json").read_text(encoding="utf-8"), "a person can read which characters it knows"
+
+
+def test_there_is_nothing_to_resume_before_the_first_checkpoint(tmp_path: Path) -> None:
+    assert checkpoint.load_progress(tmp_path, small_run()) is None
+
+
+# Damage
+
+
+@pytest.fixture
+def tensors_file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.safetensors"
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "blocks[0].b": np.ones(3), "empty": np.zeros((0, 2))}
+    checkpoint.write_tensors(path, tensors, {"progress": json.dumps({"step": 25})})
+    return path
+
+
+def test_tensors_and_metadata_come_back(tensors_file: Path) -> None:
+    tensors, metadata = checkpoint.read_tensors(tensors_file)
+    assert {name: (str(values.dtype), values.shape) for name, values in tensors.items()} == {
+        "a": ("float32", (2, 3)),
+        "blocks[0].b": ("float64", (3,)),
+        "empty": ("float64", (0, 2)),
+    }
+    np.testing.assert_array_equal(tensors["a"], [[0, 1, 2], [3, 4, 5]])
+    assert metadata == {"progress": '{"step": 25}'}
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed(tensors_file: Path) -> None:
+    good = tensors_file.read_bytes()
+    for place in range(len(good)):
+        spoiled = bytearray(good)
+        spoiled[place] ^= 1 << place % 8
+        tensors_file.write_bytes(spoiled)
+        with pytest.raises(UserError):
+            checkpoint.read_tensors(tensors_file)
+
+
+def test_a_file_cut_short_anywhere_is_noticed(tensors_file: Path) -> None:
+    good = tensors_file.read_bytes()
+    for length in range(len(good)):
+        tensors_file.write_bytes(good[:length])
+        with pytest.raises(UserError, match="cut short"):
+            checkpoint.read_tensors(tensors_file)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "resume.safetensors"])
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cut short"),
+        (lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5000)), "something else"),
+        (lambda path: path.write_bytes(b""), "cut short"),
+        (lambda path: flip(path, -1), "does not match|do not match its checksum"),
+        (lambda path: flip(path, 300), "cut short|checksum"),
+        (lambda path: (path.unlink(), path.mkdir()), "cut short or is something else"),
+    ],
+    ids=["cut", "foreign", "empty", "last byte", "header", "folder"],
+)
+def test_a_spoiled_checkpoint_is_refused_by_name(run: Path, name: str, spoil: Callable[[Path], Any], says: str) -> None:
+    spoil(run / name)
+    with pytest.raises(UserError, match=says) as error:
+        load(run, name)
+    assert str(run / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def load(run: Path, name: str) -> object:
+    if name == "model.safetensors":
+        return checkpoint.load_model(run)
+    return checkpoint.load_progress(run, checkpoint.load_config(run))
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_safetensors_file_of_another_program_is_refused(run: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(load_file(run / "model.safetensors"), run / "model.safetensors")  # without a checksum
+    with pytest.raises(UserError, match="checksum"):
+        checkpoint.load_model(run)
+
+
+@pytest.mark.parametrize("progress", [None, "{}", "no JSON", '{"step": 1, "seconds": 2, "random_state": {"x": 1}}'])
+def test_a_file_without_a_sensible_position_is_not_resumed_from(run: Path, progress: str | None) -> None:
+    tensors, _ = checkpoint.read_tensors(run / "resume.safetensors")
+    checkpoint.write_tensors(run / "resume.safetensors", tensors, {} if progress is None else {"progress": progress})
+    with pytest.raises(UserError, match="how far the run has come"):
+        checkpoint.load_progress(run, checkpoint.load_config(run))
+
+
+def test_a_run_without_a_model_says_how_to_get_one(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=re.escape(f"--resume {run}")):
+        checkpoint.load_model(run)
+
+
+# config.json
+
+
+def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    change(values)
+    (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"format": 1, "mod', "cannot be read as JSON"),
+        (b"", "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b"[1, 2]", "not a run's config"),
+        (b"null", "not a run's config"),
+        (b'"format"', "not a run's config"),
+        (b"{}", "not a run's config.*format"),
+    ],
+)
+def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> None:
+    (run / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        checkpoint.load_config(run)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda values: values.update(format=2), "format 2, and this version reads 1"),
+        (lambda values: values.pop("train"), "train"),
+        (lambda values: values.update(model=[1]), "not a run's config"),
+        (lambda values: values["model"].update(widht=8), "widht.*did you mean 'width'"),
+        (lambda values: values["model"].update(width=-8), "width -8 is too small"),
+        (lambda values: values["model"].update(width="8"), "width '8' is not a whole number"),
+        (lambda values: values["train"].update(seed=0.5), "seed 0.5 is not a whole number"),
+        (lambda values: values["model"].update(vocab_size=5), "vocab_size 5, but its tokenizer has"),
+        (lambda values: values.update(tokenizer={"kind": "bpe"}), "tokenizer"),
+        (lambda values: values.update(tokenizer=7), "tokenizer"),
+        (lambda values: values.update(source=None), "not a run's config"),
+        (lambda values: values["source"].update(paths=5), "not a run's config"),
+        (lambda values: values["source"].update(sha512=""), "not a run's config"),
+        (lambda values: values["source"].pop("sha256"), "not a run's config"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(run: Path, change: Callable[[dict[str, Any]], Any], says: str) -> None:
+    rewrite(run, change)
+    with pytest.raises(UserError, match=says) as error:
+        checkpoint.load_config(run)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"expert_width": 7}, r"w_\w+ as float32 .*asks for"),
+        ({"heads": 4, "head_width": 2}, "not of one run"),
+        ({"layers": 1}, r"holds the tensor .*blocks\[1\]"),
+        ({"layers": 3}, "asks for a model of"),
+        ({"noisy_gating": False}, "holds the tensor .*w_noise"),
+        ({"tied_embeddings": True}, "holds the tensor head.weight"),
+        # These would fill the machine's memory, if it were not seen in time that the file is so much smaller.
+        ({"width": 2**20, "layers": 4096}, "asks for a model of"),
+        ({"experts": 65536, "expert_width": 2**20}, "asks for a model of"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "resume.safetensors"])
+def test_a_config_that_does_not_match_the_tensors_is_refused(
+    run: Path, settings: dict[str, Any], says: str, name: str
+) -> None:
+    rewrite(run, lambda values: values["model"].update(settings))
+    with pytest.raises(UserError, match=says if name.startswith("model") else None) as error:
+        load(run, name)
+    assert "\n" not in str(error.value)
+
+
+def test_another_dtype_or_optimiser_does_not_match_the_tensors(run: Path) -> None:
+    rewrite(run, lambda values: values["train"].update(dtype="float64"))
+    with pytest.raises(UserError, match="as float32 .*asks for float64"):
+        checkpoint.load_model(run)
+    rewrite(run, lambda values: values["train"].update(dtype="float32", optimizer="adamw"))
+    with pytest.raises(UserError, match="lacks the tensor optimizer.blocks"):
+        checkpoint.load_progress(run, checkpoint.load_config(run))
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=re.escape(f"{folder} is not a run")):
+            checkpoint.load_config(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be read"):
+        checkpoint.load_config(tmp_path / "file")
+
+
+# metrics.jsonl
+
+
+def test_metrics_are_read_up_to_a_step(run: Path) -> None:
+    assert [row["step"] for row in checkpoint.read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in checkpoint.read_metrics(run, up_to=4)] == [1, 2, 3, 4]
+    assert checkpoint.read_metrics(run / "nowhere") == []
+    assert checkpoint.read_metrics(run) == metrics(run)
+
+
+def test_a_last_line_that_was_cut_short_is_left_out_and_another_one_is_named(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines)[:-30])
+    assert [row["step"] for row in checkpoint.read_metrics(run, up_to=9)] == [1, 2, 3, 4, 5]
+    (run / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][:50] + "\n", *lines[3:]]))
+    with pytest.raises(UserError, match="line 3 is damaged"):
+        checkpoint.read_metrics(run)
+
+
+def test_a_metrics_line_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    checkpoint.append_metrics(tmp_path, {"step": 1})
+    checkpoint.append_metrics(tmp_path, {"step": 2})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+# Writing
+
+
+def disk_full(*_: Any, **__: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"])
+def test_a_failed_write_leaves_the_old_file_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    path = tmp_path / "file"
+    checkpoint.write_atomically(path, b"old")
+    with monkeypatch.context() as broken:
+        broken.setattr(failing, disk_full)
+        with pytest.raises(UserError, match=r"file cannot be written \(No space left on device\): free space"):
+            checkpoint.write_atomically(path, b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
+    checkpoint.write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_is_forced_to_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a power cut could leave the name with an empty file behind it."""
+    events: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (events.append("sync"), fsync(number))[1])
+    monkeypatch.setattr(Path, "replace", lambda self, other: (events.append("rename"), replace(self, other))[1])
+    checkpoint.write_atomically(tmp_path / "file", b"content")
+    assert events == ["sync", "rename", "sync"], "the file, its name, and the folder that holds the name"
+
+
+def test_what_is_written_replaces_a_part_that_a_crash_left(tmp_path: Path) -> None:
+    (tmp_path / ".file.part").write_bytes(b"half of something, and longer")
+    checkpoint.write_atomically(tmp_path / "file", b"whole")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"whole")]
+
+
+def test_the_file_to_resume_from_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash between the two then costs steps that are taken again; the other way round the model would stay old."""
+    written: list[str] = []
+    monkeypatch.setattr(checkpoint, "write_atomically", lambda path, content: written.append(path.name))
+    run = small_run()
+    params = decoder.init(np.random.default_rng(0), run.model)
+    checkpoint.save(tmp_path, params, optimizer.init(params, run.train), Progress(1, 0.0, {}))
+    assert written == ["model.safetensors", "resume.safetensors"]
+
+
+# The lock
+
+
+def test_a_folder_is_lent_to_one_training_at_a_time(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    refused = pytest.raises(UserError, match="another training is writing to")
+    with checkpoint.locked(tmp_path), refused, checkpoint.locked(tmp_path):
+        pass
+    with checkpoint.locked(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: Any) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with checkpoint.locked(tmp_path):
+        pass
+
+
+def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="cannot be written"), checkpoint.locked(tmp_path):
+        pass
+
+
+def test_config_types_are_those_of_the_classes() -> None:
+    run = checkpoint.load_config(finished())
+    assert isinstance(run.model, ModelConfig)
+    assert isinstance(run.train, TrainConfig)
+    assert run.source.paths == [str(finished().parent / "pyramid.txt")]
+    assert len(run.source.sha256) == 64
+    assert lasting(finished())["about"] == {"step": "6"}

@@ -1,0 +1,550 @@
+"""The command line: every command does its work, and every mistake gets one sentence and exit code 2."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+from small_runs import finished, metrics, options
+
+from minimoe import checkpoint, cli, config, corpus, evaluation, report, tokenizer, trainer, workers
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.errors import printable
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures, no waiting for the disk."""
+    monkeypatch.setattr(report, "write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "pyramid.txt"
+    path.write_text(small_runs.PYRAMID, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A copy of a finished run, to be spoiled."""
+    return Path(shutil.copytree(finished(), tmp_path / "run"))
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must fail, and returns the sentence that it fails with."""
+
+    def run(*words: str | Path) -> str:
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as end:  # from argparse
+            code = end.code  # type: ignore[assignment]
+        said, complained = capsys.readouterr()
+        assert code == 2
+        assert said == ""
+        assert complained.count("\n") == 1, complained
+        assert complained.startswith("minimoe")
+        return complained.strip()
+
+    return run
+
+
+def process(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """``python -m minimoe`` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "minimoe", *map(str, words)],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+
+
+# train
+
+
+def test_train_makes_a_run_as_the_options_say(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    words = ["--text", str(text), "--out", str(out), *options(seed=3, capacity_factor=1.5), "--threads", "2"]
+    assert cli.main(["train", *words]) == 0
+    run = checkpoint.load_config(out)
+    expected = config.override(
+        small_runs.SMALL, {"seed": 3, "capacity_factor": 1.5, "vocab_size": run.model.vocab_size}
+    )
+    assert (run.model, run.train) == (expected.model, expected.train)
+    assert run.source.paths == [str(text)]
+    assert len(metrics(out)) == 6
+    said = capsys.readouterr().out
+    assert "on 2 CPU threads" in said
+    assert "A sample." in said
+
+
+def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[config.Preset] = []
+    monkeypatch.setattr(trainer, "train", lambda preset, **_: (seen.append(preset), trainer.Trained(*[True] * 4))[1])
+    other = {"tokenizer": "byte", "optimizer": "adamw", "dtype": "float64", "window": 3, "capacity_factor": 1.25}
+    for kind in (ModelConfig, TrainConfig):
+        for field in dataclasses.fields(kind):
+            if field.name == "vocab_size":
+                continue
+            option, value = f"--{field.name.replace('_', '-')}", other.get(field.name)
+            words = [option] if isinstance(field.default, bool) else [option, str(value)]
+            if isinstance(field.default, bool):
+                value = not field.default
+                words = [option if value else option.replace("--", "--no-", 1)]
+            elif value is None:
+                value = field.default * 2 if field.name != "active_experts" else 3
+                value = value or 1
+                words = [option, str(value)]
+            if field.name in ("final_rate", "beta1", "beta2", "momentum"):
+                value, words = 0.25, [option, "0.25"]
+            assert cli.main(["train", *words]) == 0
+            preset = seen.pop()
+            assert getattr(preset.model if kind is ModelConfig else preset.train, field.name) == value, field.name
+            changed = config.override(config.preset("toy"), {field.name: value})
+            assert (preset.model, preset.train) == (changed.model, changed.train), "and nothing else"
+
+
+def test_options_of_the_preset_stay_unless_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(trainer, "train", lambda *a, **k: (seen.append((a, k)), trainer.Trained(*[True] * 4))[1])
+    assert cli.main(["train", "--preset", "tiny", "--layers", "3", "--corpus", "sums"]) == 0
+    ((preset,), given) = seen.pop()
+    assert preset == config.override(config.preset("tiny"), {"layers": 3})
+    assert given == {"corpus": "sums", "out": None, "name": "tiny", "device": "auto", "threads": None}
+
+
+def test_train_resume_continues_with_more_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--resume", str(run), "--steps", "8", "--seed", "0"]) == 0
+    assert [row["step"] for row in metrics(run)] == list(range(1, 9))
+    assert "continues at step 6 of 8 steps" in capsys.readouterr().out
+
+
+def test_an_interrupted_training_ends_with_130(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "resume", lambda *_, **__: trainer.Trained(*[None] * 3, finished=False))  # type: ignore[arg-type]
+    assert cli.main(["train", "--resume", str(run)]) == 130
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "resume", interrupt)
+    assert cli.main(["train", "--resume", str(run)]) == 130
+
+
+# evaluate
+
+
+def test_evaluate_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", str(finished())]) == 0
+    said, complained = capsys.readouterr()
+    assert complained == ""
+    assert said.count("\n") == 1
+    found = json.loads(said)
+    assert list(found) == ["loss", "bits_per_byte", "tokens", "load"]
+    assert found["loss"] == metrics(finished())[-1]["val_loss"]
+    held_out = small_runs.PYRAMID[int(0.9 * len(small_runs.PYRAMID)) :]
+    assert found["tokens"] == len(held_out) - 1
+    size = len(held_out[1:].encode())
+    assert size > len(held_out), "ç and à are two bytes each"
+    assert found["bits_per_byte"] == pytest.approx(found["loss"] / np.log(2) * found["tokens"] / size)
+    np.testing.assert_allclose(np.sum(found["load"], axis=1), 1, atol=1e-4)
+
+
+def test_evaluate_is_the_same_with_any_number_of_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    said = set()
+    for threads in ("1", "2", "5"):
+        assert cli.main(["evaluate", str(finished()), "--threads", threads]) == 0
+        said.add(capsys.readouterr().out)
+    assert len(said) == 1
+
+
+def test_evaluate_reads_other_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("4 steps up")
+    (tmp_path / "b.txt").write_text("2")
+    model = checkpoint.load_model(finished())
+    assert cli.main(["evaluate", str(finished()), "--text", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    expected = evaluation.evaluate(model.params, model.config, [model.tokenizer.encode("4 steps up")])
+    assert found["tokens"] == 9
+    assert found["loss"] == pytest.approx(expected.loss)
+
+
+# generate
+
+
+def test_generate_continues_the_prompt_and_repeats_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for seed in ("1", "1", "2"):
+        words = ["--prompt", "4 steps up, ça", "--tokens", "30", "--seed", seed, "--top-k", "9", "--top-p", "0.95"]
+        assert cli.main(["generate", str(finished()), *words]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+    assert said[0].startswith("4 steps up, ça")
+    assert len(said[0]) == len("4 steps up, ça") + 30 + 1
+
+
+def test_generate_shows_control_characters_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt may be pasted from anywhere, and a model may have read anything."""
+    evil = corpus.Corpus("evil", {"evil": "\x1b[2J\x07\x9b31m\r\u202e ok\n" * 30})
+    small_runs.train(tmp_path / "run", evil, steps=1)
+    capsys.readouterr()
+    assert cli.main(["generate", str(tmp_path / "run"), "--prompt", "\x1b[2J", "--tokens", "200"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("\\x1b[2J")
+    assert not set("\x1b\x07\x9b\r\u202e") & set(said)
+    assert "\\x07" in said, "among 200 tokens of a model that knows nothing there are some"
+
+
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        ("Où ?\tOui,\n«\u00a0là\u202f» 🦉 e\u0301", "Où ?\tOui,\n«\u00a0là\u202f» 🦉 e\u0301"),
+        (r"\x1b]0;title\x07", "\x1b]0;title\x07"),
+        (r"\r\x08\x7f\x00\x9b\u2028", "\r\b\x7f\0\x9b\u2028"),
+        (r"\u202e\u2066\u200b\ufeff", "\u202e\u2066\u200b\ufeff"),
+        (r"\udcff\U000e0041", "\udcff\U000e0041"),
+    ],
+)
+def test_text_is_shown_as_it_is_unless_it_could_steer_a_terminal(shown: str, text: str) -> None:
+    assert printable(text) == shown
+
+
+def test_a_terminal_that_knows_few_characters_gets_the_others_spelled_out() -> None:
+    done = process("generate", finished(), "--prompt", "ça", "--tokens", "0", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "\\xe7a\n"), done.stderr
+
+
+# The other commands
+
+
+def test_gradcheck_tells_by_its_exit_code_whether_all_gradients_are_right(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from minimoe import gradcheck
+
+    class Row:
+        def __init__(self, passed: bool) -> None:
+            self.passed = passed
+
+    seeds: list[int] = []
+    monkeypatch.setattr(gradcheck, "table", lambda rows: f"{len(rows)} rows")
+    monkeypatch.setattr(gradcheck, "to_json", lambda rows: json.dumps(len(rows)))
+    for passed, code in ((True, 0), (False, 1)):
+        rows = [Row(True), Row(passed)]
+        monkeypatch.setattr(gradcheck, "run", lambda seed, rows=rows: (seeds.append(seed), rows)[1])
+        assert cli.main(["gradcheck", "--seed", "5"]) == code
+        assert cli.main(["gradcheck", "--json"]) == code
+        assert capsys.readouterr().out == "2 rows\n2\n"
+    assert seeds == [5, 0, 5, 0]
+
+
+def test_info_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["info"]) == 0
+    assert f"NumPy     {np.__version__}\n" in capsys.readouterr().out
+
+
+def test_corpus_says_where_the_file_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(corpus, "download", lambda name: Path("/cache") / f"{name}.txt")
+    assert cli.main(["corpus", "shakespeare"]) == 0
+    assert capsys.readouterr().out == "/cache/shakespeare.txt\n"
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "generate", "gradcheck", "corpus", "info"])
+def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main([*command.split(), "--help"])
+    assert end.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: minimoe {command}".strip())
+    if command == "train":
+        for kind in (ModelConfig, TrainConfig):
+            for field in dataclasses.fields(kind):
+                assert (f"--{field.name.replace('_', '-')}" in said) == (field.name != "vocab_size")
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--stepz", "5"], "unrecognized arguments: --stepz 5"),
+        (["train", "--step", "5"], "unrecognized arguments: --step 5"),  # abbreviations would change their meaning
+        (["train", "--steps", "many"], "argument --steps: invalid whole number value: 'many'"),
+        (["train", "--learning-rate", "fast"], "argument --learning-rate: invalid number value: 'fast'"),
+        (["train", "--threads", "2.5"], "argument --threads: invalid"),
+        (["train", "--corpus", "data", "--text", "x"], "not allowed with argument"),
+        (["train", "\x1b[2J"], r"unrecognized arguments: \x1b[2J"),
+        (["generate", "runs/x"], "the following arguments are required: --prompt"),
+        (["train", "--active-experts", "9"], "active_experts 9 is more than experts 8"),
+        (["train", "--heads", "6", "--kv-heads", "4"], "heads 6 cannot share kv_heads 4 evenly"),
+        (["train", "--head-width", "7"], "head_width 7 is odd"),
+        (["train", "--active-experts", "1"], "active_experts 1 with renormalize on"),
+        (["train", "--width", "-4"], "width -4 is too small: it must be at least 1"),
+        (["train", "--width", "0"], "width 0 is too small"),
+        (["train", "--layers", "1000000000"], "layers 1000000000 is too large"),
+        (["train", "--width", "1048576", "--layers", "4096"], "this machine has"),
+        (["train", "--batch", "1048576", "--context", "4096"], "this machine has"),
+        (["train", "--batch", "6", "--accumulate", "4"], "batch 6 cannot be worked through in 4 equal parts"),
+        (["train", "--learning-rate", "nan"], "learning_rate nan is not a finite number"),
+        (["train", "--learning-rate", "-1"], "learning_rate -1.0 is too small"),
+        (["train", "--optimizer", "sgd"], "optimizer 'sgd' is unknown: choose one of muon, adamw"),
+        (["train", "--window", "0"], "window 0 is too small"),
+        (["train", "--preset", "tinny"], "there is no preset 'tinny' (did you mean 'tiny'?)"),
+        (["train", "--corpus", "fabels"], "The corpus 'fabels' is unknown"),
+        (["train", "--device", "tpu"], "device 'tpu' is unknown: choose auto, cpu or gpu"),
+        (["train", "--threads", "0"], "threads 0 makes no sense"),
+        (["train", "--text", "/nowhere/at/all.txt"], "/nowhere/at/all.txt does not exist"),
+        (["train", "--text", "/"], "is a directory"),
+        (["train", "--text", "x" * 300], "File name too long"),
+        (["train", "--resume", "/nowhere"], "/nowhere is not a run: it has no config.json"),
+        (["train", "--resume", "x", "--preset", "tiny"], "--preset cannot go with --resume"),
+        (["train", "--resume", "x", "--out", "y"], "--out cannot go with --resume"),
+        (["evaluate", "/nowhere"], "/nowhere is not a run"),
+        (["generate", "/nowhere", "--prompt", "a"], "/nowhere is not a run"),
+        (["corpus", "bible"], "'bible' is not downloaded"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_a_mistake_gets_one_sentence(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(workers, "memory_bytes", lambda: 32 * 10**9)
+    assert says in refused(*words)
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b" \n\n", "is empty"),
+        (b"caf\xe9 au lait", "is not UTF-8: the byte at offset 3 is 0xe9"),
+        (b"too short", "has 9 tokens, too few for a context of 128"),
+    ],
+)
+def test_a_text_that_cannot_be_learned_from_is_refused(
+    refused: Callable[..., str], tmp_path: Path, content: bytes, says: str
+) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    assert says in refused("train", "--text", tmp_path / "text.txt", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(refused: Callable[..., str], text: Path) -> None:
+    for out in (text, text / "below" / "a file", "/proc/minimoe"):
+        said = refused("train", "--text", text, "--out", out, *options())
+        assert f"{out} cannot be written" in said
+        assert "choose another folder with --out" in said
+
+
+def test_a_second_training_into_a_folder_is_refused(refused: Callable[..., str], run: Path, text: Path) -> None:
+    assert f"continue it with --resume {run}" in refused("train", "--text", text, "--out", run, *options())
+
+
+def test_resume_refuses_a_changed_setting(refused: Callable[..., str], run: Path) -> None:
+    said = refused("train", "--resume", run, "--width", "16")
+    assert "width was 8 when this run began and cannot become 16" in said
+    assert "has taken 6 steps already" in refused("train", "--resume", run, "--steps", "2")
+
+
+def test_mixtral_is_refused_with_its_size(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "memory_bytes", lambda: 64 * 10**9)
+    said = refused("train", "--preset", "mixtral-8x7b")
+    assert re.search(r"46,702,792,704 parameters needs [\d,.]+ GB .* this machine has 64.0 GB", said)
+
+
+def test_a_gpu_that_is_not_there_is_explained(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)  # which makes importing it fail
+    for words in (["train"], ["evaluate", finished()], ["generate", finished(), "--prompt", "4"]):
+        assert "CuPy is not installed: run `pip install cupy-cuda" in refused(*words, "--device", "gpu")
+
+
+def test_a_prompt_with_unseen_characters_names_them(refused: Callable[..., str]) -> None:
+    said = refused("generate", finished(), "--prompt", "4 steps Ω\x1b")
+    assert "'Ω', '\\x1b'" in said
+    assert "--tokenizer byte" in said
+    assert "prompt is empty" in refused("generate", finished(), "--prompt", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--tokens", "-1"], "tokens -1"),
+        (["--temperature", "-0.5"], "temperature -0.5"),
+        (["--temperature", "nan"], "temperature nan"),
+        (["--top-k", "0"], "top_k 0"),
+        (["--top-p", "1.5"], "top_p 1.5"),
+        (["--seed", "-3"], "seed -3"),
+    ],
+)
+def test_a_way_of_sampling_that_makes_no_sense_is_refused(
+    refused: Callable[..., str], words: list[str], says: str
+) -> None:
+    assert says in refused("generate", finished(), "--prompt", "4", *words)
+
+
+def spoil_middle(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda run: (run / "model.safetensors").write_bytes(b"PK\x03\x04" * 99), "not a whole safetensors file"),
+        (lambda run: os.truncate(run / "model.safetensors", 9000), "cut short"),
+        (lambda run: spoil_middle(run / "model.safetensors"), "do not match its checksum"),
+        (lambda run: (run / "config.json").write_text('{"format": 1,'), "cannot be read as JSON"),
+        (lambda run: edit_config(run, lambda values: values.update(format=9)), "has format 9"),
+        (lambda run: edit_config(run, lambda values: values["model"].update(depth=3)), "'depth'"),
+        (lambda run: edit_config(run, lambda values: values["model"].update(expert_width=9)), "not of one run"),
+    ],
+    ids=["foreign", "cut", "flipped", "broken JSON", "format", "unknown field", "mismatch"],
+)
+def test_a_spoiled_run_is_refused_by_every_command(
+    refused: Callable[..., str], run: Path, spoil: Callable[[Path], Any], says: str
+) -> None:
+    spoil(run)
+    for name in ("model", "resume"):  # the same damage to the file that resume reads
+        if says in ("not a whole safetensors file", "cut short", "do not match its checksum"):
+            shutil.copy(run / "model.safetensors", run / f"{name}.safetensors")
+    assert says in refused("evaluate", run)
+    assert says in refused("generate", run, "--prompt", "4")
+    assert says in refused("train", "--resume", run, "--steps", "7")
+
+
+def edit_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    change(values)
+    (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def test_evaluate_refuses_texts_it_cannot_read(refused: Callable[..., str], run: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("4")
+    (tmp_path / "greek.txt").write_text("λόγος")
+    assert "nothing to predict" in refused("evaluate", run, "--text", tmp_path / "one.txt")
+    assert "'λ'" in refused("evaluate", run, "--text", tmp_path / "greek.txt")
+    assert "does not exist" in refused("evaluate", run, "--text", tmp_path / "none.txt")
+
+
+def test_memory_that_runs_out_is_said_in_a_sentence(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*_: Any, **__: Any) -> None:
+        np.empty(2**60, np.uint8)
+
+    monkeypatch.setattr(trainer, "train", starve)
+    assert "the memory does not suffice (Unable to allocate" in refused("train")
+
+
+def test_a_sentence_that_quotes_a_file_cannot_steer_a_terminal(refused: Callable[..., str]) -> None:
+    assert r"\x1b[2Jrun is not a run" in refused("evaluate", "\x1b[2Jrun")
+
+
+# Real processes
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train", "--active-experts", "9"], "active_experts 9 is more than experts 8"),
+        (["train", "--preset", "mixtral-8x7b", "--batch", "1048576"], "46,702,792,704 parameters"),
+        (["evaluate", "/nowhere"], "is not a run"),
+        (["train", "--steps"], "expected one argument"),
+    ],
+)
+def test_a_mistake_ends_the_process_with_one_sentence_and_code_2(words: list[str], says: str) -> None:
+    done = process(*words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_a_training_that_overflows_ends_the_process_with_one_sentence(tmp_path: Path, text: Path) -> None:
+    wild = options(steps=50, learning_rate=10.0, weight_decay=10.0, warmup=0, clip=0.0)
+    done = process("train", "--text", text, "--out", tmp_path / "run", *wild)
+    assert done.returncode == 2
+    assert "RuntimeWarning" not in done.stderr
+    assert "Traceback" not in done.stderr
+    sentence = done.stderr.splitlines()[-1]
+    assert re.match(
+        r"minimoe: the loss or its gradient is not a finite number at step \d+; the checkpoint of", sentence
+    )
+    assert checkpoint.load_progress(tmp_path / "run", checkpoint.load_config(tmp_path / "run")) is not None
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_said_in_a_sentence() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minimoe", "info"], stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
+        )
+    assert done.returncode == 2
+    assert re.fullmatch(r"minimoe: the system refuses \(.*No space left on device\).*\n", done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
+def test_a_reader_who_has_seen_enough_is_no_error() -> None:
+    started = subprocess.Popen(
+        [sys.executable, "-m", "minimoe", "generate", finished(), "--prompt", "4", "--tokens", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert started.stdout is not None
+    assert started.stdout.read(5)
+    started.stdout.close()
+    assert started.stderr is not None
+    assert started.stderr.read() == b""
+    assert started.wait(timeout=60) == 0
+
+
+HEAVY = ("matplotlib", "tqdm", "safetensors", "threadpoolctl", "cupy", "tokenizers")
+
+
+@pytest.mark.parametrize(
+    ("statement", "without"),
+    [
+        ("import minimoe", HEAVY),
+        ("from minimoe import cli", (*HEAVY, "numpy")),
+        ("from minimoe import trainer, checkpoint, corpus, machine", HEAVY),
+    ],
+)
+def test_an_import_brings_nothing_that_it_does_not_need(statement: str, without: tuple[str, ...]) -> None:
+    code = f"import sys\n{statement}\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert set(without) & set(done.stdout.split()) == set()
+
+
+def test_help_and_import_answer_at_once() -> None:
+    """Measured against Python with NumPy, since a busy machine is slow at everything."""
+
+    def seconds(*words: str) -> float:
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, *words], check=True, capture_output=True)
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    numpy = seconds("-c", "import numpy")
+    assert seconds("-m", "minimoe", "--help") < 2 * numpy + 0.2
+    assert seconds("-c", "import minimoe") < 2 * numpy + 0.2

@@ -1,0 +1,118 @@
+"""Settings: what makes no sense is refused, in a sentence that says what to do."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from minimoe import config
+from minimoe.config import PRESETS, ModelConfig, TrainConfig, from_dict
+from minimoe.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "sentence"),
+    [
+        (ModelConfig, {"heads": 6, "kv_heads": 4}, "heads 6 cannot share kv_heads 4"),
+        (ModelConfig, {"head_width": 5}, "head_width 5 is odd"),
+        (ModelConfig, {"experts": 2, "active_experts": 3}, "active_experts 3 is more than experts 2"),
+        (ModelConfig, {"active_experts": 1}, "no gradient from the language-model loss: set renormalize to false"),
+        (ModelConfig, {"experts": 0}, "experts 0 is too small: it must be at least 1"),
+        (ModelConfig, {"layers": 0}, "layers 0 is too small"),
+        (ModelConfig, {"width": 2**21}, "width 2097152 is too large"),
+        (ModelConfig, {"window": 0}, "window 0 is too small"),
+        (ModelConfig, {"width": 12.0}, "width 12.0 is not a whole number"),
+        (ModelConfig, {"width": True}, "width True is not a whole number"),
+        (ModelConfig, {"width": "12"}, "width '12' is not a whole number"),
+        (ModelConfig, {"width": None}, "width None is not a whole number"),
+        (ModelConfig, {"renormalize": 1}, "renormalize 1 is not true or false"),
+        (ModelConfig, {"rope_theta": float("nan")}, "rope_theta nan is not a finite number"),
+        (ModelConfig, {"norm_eps": float("inf")}, "norm_eps inf is not a finite number"),
+        (ModelConfig, {"norm_eps": -1e-9}, "norm_eps -1e-09 is too small"),
+        (TrainConfig, {"batch": 16, "accumulate": 3}, "batch 16 cannot be worked through in accumulate 3"),
+        (TrainConfig, {"optimizer": "sgd"}, "optimizer 'sgd' is unknown: choose one of muon, adamw"),
+        (TrainConfig, {"dtype": "float16"}, "dtype 'float16' is unknown: choose one of float32, float64"),
+        (TrainConfig, {"learning_rate": -1}, "learning_rate -1.0 is too small"),
+        (TrainConfig, {"beta2": 1.0}, "beta2 1.0 is too large"),
+        (TrainConfig, {"capacity_factor": 0}, "capacity_factor 0.0 is too small"),
+        (TrainConfig, {"balance_loss": "much"}, "balance_loss 'much' is not a number"),
+        (TrainConfig, {"steps": -1}, "steps -1 is too small"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_by_name(kind: Any, settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        kind(**settings)
+    assert sentence in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_top_1_is_allowed_where_its_router_can_learn() -> None:
+    assert ModelConfig(active_experts=1, renormalize=False).active_experts == 1
+    assert ModelConfig(experts=1, active_experts=1).renormalize, "one expert is a dense model, with nothing to route"
+
+
+def test_a_whole_number_will_do_for_a_number() -> None:
+    settings = TrainConfig(clip=1, capacity_factor=2)
+    assert type(settings.clip) is float
+    assert type(settings.capacity_factor) is float
+    assert settings == TrainConfig(clip=1.0, capacity_factor=2.0)
+
+
+def test_none_is_for_optional_settings_only() -> None:
+    assert ModelConfig(window=None).window is None
+    assert config.field_types(ModelConfig)["window"] == (int, True)
+    assert config.field_types(ModelConfig)["width"] == (int, False)
+    assert config.field_types(TrainConfig)["capacity_factor"] == (float, True)
+
+
+def test_a_config_cannot_be_changed_behind_its_checks() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ModelConfig().width = 3  # type: ignore[misc]
+    with pytest.raises(UserError):
+        dataclasses.replace(ModelConfig(), kv_heads=3)
+
+
+@pytest.mark.parametrize("kind", [ModelConfig, TrainConfig])
+def test_a_config_survives_the_way_through_plain_values(kind: Any) -> None:
+    assert from_dict(kind, dataclasses.asdict(kind())) == kind()
+
+
+def test_an_unknown_setting_is_refused_with_the_name_that_was_meant() -> None:
+    with pytest.raises(UserError, match=r"config\.json has a setting 'expert' .*did you mean 'experts'\?"):
+        from_dict(ModelConfig, {"expert": 4}, "config.json")
+    with pytest.raises(UserError, match=r"'zzz' that TrainConfig does not know\."):
+        from_dict(TrainConfig, {"zzz": 4})
+
+
+@pytest.mark.parametrize("kind", [ModelConfig, TrainConfig])
+def test_every_setting_says_what_it_is(kind: Any) -> None:
+    assert [field.name for field in dataclasses.fields(kind) if not field.metadata["doc"]] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_had_by_name(name: str) -> None:
+    chosen = config.preset(name)
+    assert chosen is PRESETS[name]
+    assert chosen.doc
+
+
+def test_an_unknown_preset_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(UserError, match="no preset 'toi'.*did you mean 'toy'") as caught:
+        config.preset("toi")
+    assert all(name in str(caught.value) for name in PRESETS)
+
+
+def test_mixtral_has_the_shape_that_its_paper_gives() -> None:
+    model = config.preset("mixtral-8x7b").model
+    assert (model.width, model.layers, model.heads, model.kv_heads, model.head_width) == (4096, 32, 32, 8, 128)
+    assert (model.experts, model.active_experts, model.expert_width) == (8, 2, 14_336)
+    assert (model.vocab_size, model.context, model.rope_theta, model.window) == (32_000, 32_768, 1e6, None)
+    assert model.renormalize
+
+
+def test_override_sends_each_setting_to_the_config_that_has_it() -> None:
+    chosen = config.override(config.preset("tiny"), {"width": 64, "steps": 3})
+    assert chosen.model == dataclasses.replace(PRESETS["tiny"].model, width=64)
+    assert chosen.train == dataclasses.replace(PRESETS["tiny"].train, steps=3)
+    with pytest.raises(UserError, match="heads 4 cannot share"):
+        config.override(config.preset("tiny"), {"kv_heads": 3})

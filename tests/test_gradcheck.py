@@ -1,0 +1,332 @@
+"""The checker checked: right gradients pass, wrong ones do not, and a flip of the routing is neither."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minimoe import gradcheck, tree
+from minimoe.errors import UserError
+from minimoe.finite_differences import gradient
+from minimoe.gradcheck import Ranked, Row, check, failed
+from minimoe.layers import decoder, embedding, linear, rmsnorm, router
+from minimoe.layers.linear import Linear
+from minimoe.layers.rmsnorm import RMSNorm
+
+LARGE = Linear(np.random.default_rng(0).standard_normal((20, 30)))
+X = np.random.default_rng(1).standard_normal((4, 20))
+
+
+def check_linear(backward: Any, params: Linear = LARGE, x: np.ndarray = X, **options: Any) -> dict[str, Row]:
+    return {row.tensor: row for row in check("linear", linear.forward, backward, params, x, **options)}
+
+
+def test_a_right_gradient_passes_far_inside_its_bound() -> None:
+    rows = check_linear(linear.backward)
+    assert list(rows) == ["x", "weight"]
+    for row in rows.values():
+        assert row.passed
+        assert row.error < 1e-10
+        assert row.largest > 0.1
+        assert (row.checked, row.refused, row.margin) == (32 + 4, 0, None)
+    assert rows["weight"].shape == (20, 30)
+
+
+@pytest.mark.parametrize("factor", [-1.0, 0.0, 1 + 1e-6, 2.0])
+def test_a_wrong_factor_is_seen_even_in_the_sixth_digit(factor: float) -> None:
+    def backward(params: Linear, cache: Any, dy: np.ndarray) -> tuple[Any, Any]:
+        dx, grads = linear.backward(params, cache, dy)
+        return dx, Linear(factor * grads.weight)
+
+    rows = check_linear(backward)
+    assert rows["x"].passed
+    assert rows["weight"].problem.startswith("right shape, wrong values: at [")
+
+
+def test_one_wrong_entry_of_600_is_seen_by_the_directions() -> None:
+    def backward(params: Linear, cache: Any, dy: np.ndarray) -> tuple[Any, Any]:
+        dx, grads = linear.backward(params, cache, dy)
+        grads.weight[7, 7] *= 1.01
+        return dx, grads
+
+    row = check_linear(backward, entries=1)["weight"]
+    assert "along a random direction" in row.problem
+    assert check_linear(backward, entries=0, directions=1)["weight"].problem
+    assert check_linear(linear.backward, entries=0, directions=1)["weight"].passed
+
+
+def test_a_forgotten_term_is_seen_and_both_numbers_are_shown() -> None:
+    def backward(params: RMSNorm, cache: rmsnorm.Cache, dy: np.ndarray) -> tuple[Any, Any]:
+        return params.gain * dy * cache.inv_rms, rmsnorm.backward(params, cache, dy)[1]
+
+    rows = check("rmsnorm", rmsnorm.forward, backward, rmsnorm.init(3), np.array([[1.0, 2.0, -4.0]]))
+    assert [row.passed for row in rows] == [False, True]
+    assert "backward says" in rows[0].problem
+    assert "finite differences" in rows[0].problem
+
+
+def test_a_wrong_shape_is_said_in_words() -> None:
+    rows = check_linear(lambda params, cache, dy: (dy @ params.weight.T, Linear((cache.x.T @ dy).T)))
+    assert rows["x"].passed
+    assert rows["weight"].problem == "weight has shape (20, 30), but its gradient has shape (30, 20)"
+
+
+def test_a_missing_gradient_and_one_too_many_are_said_in_words() -> None:
+    rows = check_linear(lambda params, cache, dy: (None, linear.backward(params, cache, dy)[1]))
+    assert rows["x"].problem == "backward returns no gradient for x"
+    assert rows["weight"].passed
+    extra = router.Router(np.zeros((3, 2)), np.zeros((3, 2)))
+    rows = {
+        row.tensor: row
+        for row in check(
+            "router",
+            lambda params, x: (x @ params.w_gate, x),
+            lambda params, x, dy: (dy @ params.w_gate.T, extra._replace(w_gate=x.T @ dy)),
+            router.Router(np.ones((3, 2)), None),
+            np.ones((1, 3)),
+        )
+    }
+    assert rows["w_gate"].passed
+    assert rows["w_noise"].problem == "backward returns a gradient for w_noise, which is not among the parameters"
+
+
+def test_numbers_that_are_not_finite_fail_wherever_they_come_from() -> None:
+    def backward(params: Linear, cache: Any, dy: np.ndarray) -> tuple[Any, Any]:
+        dx, grads = linear.backward(params, cache, dy)
+        grads.weight[3, 3] = np.nan
+        return dx, grads
+
+    assert check_linear(backward)["weight"].problem == "the gradient of weight holds numbers that are not finite"
+
+    def root(params: None, x: np.ndarray) -> tuple[Any, Any]:
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(x), None
+
+    (row,) = check("root", root, lambda params, cache, dy: (np.zeros(2), None), None, np.array([1e-9, 0.0]), step=1)
+    assert not row.passed
+    assert row.error == np.inf
+
+
+def test_a_layer_that_works_in_place_is_found_out() -> None:
+    def forward(params: None, x: np.ndarray) -> tuple[Any, Any]:
+        x *= 2
+        return x.copy(), None
+
+    (row,) = check("twice", forward, lambda params, cache, dy: (2 * dy, None), None, np.ones(3))
+    assert row.problem == "forward or backward changed x in place: work on a copy"
+
+
+def test_a_backward_that_uses_up_dy_disturbs_nothing() -> None:
+    def backward(params: Linear, cache: Any, dy: np.ndarray) -> tuple[Any, Any]:
+        result = linear.backward(params, cache, dy)
+        dy *= 0
+        return result
+
+    assert not failed(check_linear(backward).values())
+
+
+def test_float32_is_lifted_to_float64_and_a_forward_that_falls_back_is_refused() -> None:
+    params, x = Linear(LARGE.weight.astype(np.float32)), X.astype(np.float32)
+    assert all(row.error < 1e-10 for row in check_linear(linear.backward, params, x).values())
+    with pytest.raises(UserError, match="forward turned float64 into float32"):
+        check("cast", lambda params, x: (x.astype("f"), None), lambda params, cache, dy: (dy, None), None, np.ones(2))
+
+
+def test_integers_have_no_gradient_and_no_row() -> None:
+    def backward(params: Any, cache: Any, dy: np.ndarray) -> tuple[Any, Any]:
+        return None, embedding.backward(params, cache, dy)
+
+    rows = check("embedding", embedding.forward, backward, embedding.Embedding(np.eye(3)), np.array([2, 0, 2]))
+    assert [(row.tensor, row.passed) for row in rows] == [("table", True)]
+
+
+def test_trees_go_in_and_come_out_and_a_result_may_hold_integers() -> None:
+    def forward(params: list[np.ndarray], x: Any) -> tuple[Any, Any]:
+        a, b = x
+        return (a * b * params[0], np.array([1, 2]), float((a * a).sum())), (a, b)
+
+    def backward(params: list[np.ndarray], cache: Any, dy: Any) -> tuple[Any, Any]:
+        (a, b), (d, nothing, dsum) = cache, dy
+        assert nothing is None
+        return (d * b * params[0] + 2 * a * dsum, d * a * params[0]), [(d * a * b).sum()]
+
+    rows = check("product", forward, backward, [np.array(3.0)], (np.array([1.0, 2.0]), np.array([0.5, -1.0])))
+    assert [(row.tensor, row.passed) for row in rows] == [("x.0", True), ("x.1", True), ("[0]", True)]
+
+
+def test_a_bare_array_of_parameters_is_called_params() -> None:
+    def backward(scale: np.ndarray, x: np.ndarray, dy: np.ndarray) -> tuple[Any, Any]:
+        return scale * dy, (dy * x).sum(0)
+
+    rows = check("scale", lambda scale, x: (scale * x, x), backward, np.ones(2), np.ones((3, 2)))
+    assert [(row.tensor, row.passed) for row in rows] == [("x", True), ("params", True)]
+
+
+def test_a_gradient_that_is_truly_zero_passes_and_says_so() -> None:
+    (row,) = check("shift", lambda p, x: (x - x, None), lambda p, c, dy: (0 * dy, None), None, np.ones(3))
+    assert row.passed
+    assert row.largest == 0
+
+
+# Routing: y = the largest of each row. Its derivative exists wherever the largest is no tie.
+
+
+def largest_forward(params: None, x: np.ndarray) -> tuple[Any, Any]:
+    return x.max(axis=1), x
+
+
+def largest_backward(params: None, x: np.ndarray, dy: np.ndarray) -> tuple[Any, Any]:
+    return dy[:, None] * (np.arange(x.shape[1]) == x.argmax(axis=1)[:, None]), None
+
+
+def largest_routing(params: None, x: np.ndarray) -> list[Ranked]:
+    return [Ranked(x, 1)]
+
+
+def test_the_margin_is_the_gap_between_the_last_chosen_and_the_first_that_is_not() -> None:
+    x = np.array([[5.0, 1.0, 3.0], [0.0, 0.4, 0.1], [9.0, -9.0, 0.0]])
+    (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
+    assert row.passed
+    assert row.margin == pytest.approx(0.3)
+
+    def top_2(params: None, x: np.ndarray) -> list[Ranked]:
+        return [Ranked(x, 2), Ranked(x, 3)]
+
+    (row,) = check("largest", largest_forward, largest_backward, None, x, routing=top_2)
+    assert row.margin == pytest.approx(0.1)
+
+
+def test_probes_that_would_flip_the_routing_are_refused_not_failed() -> None:
+    """Row 0 is nearly tied; rows 1 to 3 are not."""
+    x = np.array([[1.0, 1.0 + 1e-9], [2.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+    (unaware,) = check("largest", largest_forward, largest_backward, None, x)
+    assert not unaware.passed, "without its ranking the kink looks like a wrong gradient"
+    (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
+    assert row.passed
+    assert (row.refused, row.checked) == (2, 6)
+    assert row.margin == pytest.approx(1e-9, rel=1e-3)
+    assert row.error < 1e-10
+
+
+def test_near_a_flip_a_shorter_step_is_tried_before_a_probe_is_refused() -> None:
+    x = np.array([[1.0, 1.0 + 1e-5]])
+    (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
+    assert row.passed
+    assert (row.refused, row.checked) == (0, 2)
+
+
+def test_where_all_probes_would_flip_the_row_fails_with_a_sentence() -> None:
+    x = np.ones((3, 2))
+    (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
+    assert not row.passed
+    assert row.margin == 0
+    assert row.problem.startswith("6 of 6 probes would change the ranking of the experts")
+
+
+def test_refusing_hides_no_wrong_gradient() -> None:
+    x = np.array([[1.0, 1.0 + 1e-9], [2.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
+
+    def wrong(params: None, x: np.ndarray, dy: np.ndarray) -> tuple[Any, Any]:
+        return 1.001 * largest_backward(params, x, dy)[0], None
+
+    (row,) = check("largest", largest_forward, wrong, None, x, routing=largest_routing)
+    assert row.problem.startswith("right shape, wrong values")
+
+
+# gradient(): the plain numeric gradient that exercises compare with
+
+
+@given(rows=st.integers(1, 3), columns=st.integers(1, 3), seed=st.integers(0, 99))
+def test_the_numeric_gradient_of_a_number_is_right(rows: int, columns: int, seed: int) -> None:
+    x = np.random.default_rng(seed).standard_normal((rows, columns))
+    np.testing.assert_allclose(gradient(lambda x: np.sin(x).sum(), x.astype("f")), np.cos(x.astype("f")), atol=1e-10)
+
+
+# Everything in the package
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return gradcheck.run()
+
+
+def test_every_gradient_of_the_package_is_right_by_far(rows: list[Row]) -> None:
+    assert failed(rows) == []
+    assert max(row.error for row in rows) < 1e-8
+    assert sum(row.refused for row in rows) < 0.05 * sum(row.checked for row in rows)
+
+
+def test_no_gradient_is_zero_by_accident(rows: list[Row]) -> None:
+    assert [row for row in rows if row.largest < 1e-3] == []
+
+
+def test_every_component_and_every_parameter_of_the_decoder_has_its_row(rows: list[Row]) -> None:
+    components = {row.component.split(",")[0] for row in rows}
+    assert components >= {"linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe"}
+    assert components >= {"block", "cross-entropy", "decoder", "attention after a past"}
+    model = decoder.init(np.random.default_rng(0), gradcheck.CONFIG)
+    names = [name for name, _ in tree.named_leaves(model)]
+    assert [row.tensor for row in rows if row.component == "decoder"] == names
+
+
+def test_margins_are_given_where_something_can_flip_and_only_there(rows: list[Row]) -> None:
+    routed = {row.component for row in rows if row.margin is not None}
+    assert {name.split(",")[0] for name in routed} == {"router", "moe", "block", "decoder"}
+    assert "router, every expert" not in routed
+
+
+def test_the_same_seed_gives_the_same_rows(rows: list[Row]) -> None:
+    def some(seed: int) -> list[Row]:
+        return gradcheck.check_decoder("decoder", gradcheck.CONFIG, np.random.default_rng(seed), entries=0)
+
+    assert some(3) == some(3)
+    assert some(3) != some(4)
+
+
+def test_a_fault_in_one_layer_is_seen_through_the_whole_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path back through the threshold of the load estimate, the one that is easily forgotten."""
+    right = router.backward
+
+    def forgetful(params: Any, cache: Any, dweights: Any, dstats: Any) -> Any:
+        load = cache.load
+        if load is not None:
+            load = load._replace(first_out=cache.ranking[:, 0])
+        return right(params, cache._replace(load=load), dweights, dstats)
+
+    monkeypatch.setattr(router, "backward", forgetful)
+    wrong = gradcheck.check_decoder("decoder", gradcheck.CONFIG, np.random.default_rng(0), entries=1)
+    assert {row.tensor for row in failed(wrong)} >= {"embedding.table", "blocks[0].moe.router.w_gate"}
+    assert {row.tensor: row.passed for row in wrong}["head.weight"], "no router lies between it and the loss"
+
+
+def test_the_table_is_aligned_and_ends_with_a_summary(rows: list[Row]) -> None:
+    header, *lines, summary = gradcheck.table(rows).splitlines()
+    assert len(lines) == len(rows)
+    start = header.index("verdict")
+    assert all(line[start - 2 : start] == "  " and line[start:].startswith("ok") for line in lines)
+    assert [name in header for name in ("component", "tensor", "worst relative error", "flip")] == [True] * 4
+    assert summary.startswith(f"{len(rows)} tensors checked, none failed; worst relative error ")
+
+
+def test_the_table_says_what_failed_and_what_was_refused() -> None:
+    bad = Row("moe", "w", (2,), 1e-7, 0.001, checked=1, refused=3, error=0.5, problem="it is wrong")
+    good = bad._replace(problem="", refused=1, checked=5)
+    lines = gradcheck.table([bad, good]).splitlines()
+    assert lines[1].endswith("1.0e-03  FAILED: it is wrong")
+    assert lines[2].endswith("1.0e-03  ok (1 of 6 probes refused: too near a flip)")
+    assert lines[3] == "2 tensors checked, 1 failed; worst relative error 5.0e-01"
+
+
+def test_json_holds_every_field_and_is_strict(rows: list[Row]) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    infinite = Row("x", "y", (), 1e-7, None, problem="no number at all")
+    objects = json.loads(gradcheck.to_json([*rows[:2], infinite]), parse_constant=refuse)
+    assert set(objects[0]) == {*Row._fields, "passed"}
+    assert [o["passed"] for o in objects] == [True, True, False]
+    assert objects[0]["shape"] == list(rows[0].shape)
+    assert objects[2]["error"] is None

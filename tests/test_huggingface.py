@@ -1,0 +1,479 @@
+"""Folders in the Hugging Face layout: read what transformers wrote, write what it reads, refuse everything else.
+
+tests/golden holds a tiny Mixtral as transformers saved it, and what PyTorch computed with it; tests/golden/make.py made
+it. So parity is tested here without either. tests/peers/test_transformers.py compares many more shapes with the real
+thing.
+"""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minimoe import huggingface, huggingface_config, tree, workers
+from minimoe.config import ModelConfig
+from minimoe.errors import UserError
+from minimoe.layers import balance, cross_entropy, decoder
+from minimoe.layers.decoder import Decoder
+
+GOLDEN = Path(__file__).parent / "golden"
+EXPECTED = load_file(GOLDEN / "expected.safetensors")
+AUXILIARY = 0.1  # as in golden/make.py
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "sliding window": {"window": 3},
+    "tied embeddings": {"tied_embeddings": True},
+    "one expert": {"experts": 1, "active_experts": 1},
+    "every expert": {"active_experts": 5},
+    "one key head": {"kv_heads": 1, "rope_theta": 123.5, "norm_eps": 0.01},
+}
+
+
+def model(small: ModelConfig, **changes: Any) -> tuple[Decoder, ModelConfig]:
+    """A small model without noise, whose gains are not all one."""
+    config = dataclasses.replace(small, noisy_gating=False, **changes)
+    rng = np.random.default_rng(1)
+    params = decoder.init(rng, config)
+    params = tree.map(lambda leaf: leaf * rng.uniform(0.5, 2, leaf.shape).astype(np.float32), params)
+    if config.experts == 1:  # a router that has no choice is not saved
+        for block in params.blocks:
+            block.moe.router.w_gate[...] = 0
+    return params, config
+
+
+def folder_of(path: Path, small: ModelConfig, **changes: Any) -> Path:
+    params, config = model(small, **changes)
+    huggingface.save(path, params, config)
+    return path
+
+
+def reconfigure(folder: Path, **changes: Any) -> None:
+    """Changes fields of config.json; ... leaves one out."""
+    values = json.loads((folder / "config.json").read_text()) | changes
+    kept = {name: value for name, value in values.items() if value is not ...}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
+def retensor(folder: Path, changes: dict[str, Any]) -> None:
+    """Changes tensors of the model; ... leaves one out."""
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({name: t for name, t in tensors.items() if t is not ...}, folder / "model.safetensors")
+
+
+def assert_same(ours: Decoder, other: Decoder) -> None:
+    for (name, a), b in zip(tree.named_leaves(ours), tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def close(ours: Any, theirs: Any) -> bool:
+    """Within 1e-5 of the largest value: the rounding of float32, in another order of sums."""
+    return bool(np.abs(ours - theirs).max() < 1e-5 * np.abs(theirs).max())
+
+
+# Against the library
+
+
+def test_golden_folder_is_read_as_it_was_made() -> None:
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    assert config == ModelConfig(
+        vocab_size=13,
+        width=6,
+        layers=2,
+        heads=2,
+        kv_heads=1,
+        head_width=4,
+        context=32,
+        window=3,
+        experts=3,
+        active_experts=2,
+        expert_width=4,
+        noisy_gating=False,
+        rope_theta=100.0,
+    )
+    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in tree.leaves(params))
+
+
+def test_logits_and_router_logits_are_those_of_the_library() -> None:
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    logits, _, cache = decoder.forward(params, EXPECTED["tokens"], config, mask=EXPECTED["mask"])
+    counted = EXPECTED["mask"] > 0
+    assert close(logits[counted], EXPECTED["logits"][counted])
+    for block, done, theirs in zip(params.blocks, cache.blocks, EXPECTED["router_logits"], strict=True):
+        ours = done.moe.router.x @ block.moe.router.w_gate
+        assert close(ours[counted.reshape(-1)], theirs[counted.reshape(-1)])
+
+
+def test_losses_and_every_gradient_are_those_of_the_library() -> None:
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    theirs, _ = huggingface.load_params(GOLDEN / "gradients")
+    tokens, mask = EXPECTED["tokens"], EXPECTED["mask"]
+    logits, routed, cache = decoder.forward(params, tokens, config, mask=mask)
+    predicted = np.zeros_like(mask)
+    predicted[:, :-1] = mask[:, 1:]
+    loss, loss_cache = cross_entropy.forward(logits, np.roll(tokens, -1, axis=1), predicted)
+    auxiliary, dstats = balance.pooled(routed.stats, AUXILIARY)
+    assert loss.total / loss.tokens == pytest.approx(EXPECTED["cross_entropy"], rel=1e-6)
+    assert auxiliary == pytest.approx(EXPECTED["auxiliary"], rel=1e-6)
+
+    dlogits = cross_entropy.backward(loss_cache, 1 / loss.tokens)
+    ours = decoder.backward(params, cache, dlogits, [dstats] * config.layers)
+    wrong = [
+        name
+        for (name, a), b in zip(tree.named_leaves(ours), tree.leaves(theirs), strict=True)
+        if not (b.any() and close(a, b))
+    ]
+    assert wrong == []
+
+
+def test_greedy_text_is_that_of_the_library() -> None:
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    ids = EXPECTED["greedy"][:3].tolist()
+    while len(ids) < len(EXPECTED["greedy"]):
+        logits, _, _ = decoder.forward(params, np.array([ids]), config)
+        ids.append(int(logits[0, -1].argmax()))
+    assert ids == EXPECTED["greedy"].tolist()
+    assert len(set(ids)) > 6, "a text that repeats itself would prove little"
+
+
+def test_the_names_and_shapes_on_disk_are_those_that_the_library_writes(tmp_path: Path) -> None:
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    huggingface.save(tmp_path / "saved", params, config)
+    ours, theirs = load_file(tmp_path / "saved/model.safetensors"), load_file(GOLDEN / "gradients/model.safetensors")
+    assert {n: t.shape for n, t in ours.items()} == {n: t.shape for n, t in theirs.items()}
+    index = json.loads((GOLDEN / "mixtral/model.safetensors.index.json").read_text())
+    assert ours.keys() == index["weight_map"].keys()
+
+
+# There and back
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_save_and_load_give_the_same_bits(tmp_path: Path, small: ModelConfig, shape: str) -> None:
+    params, config = model(small, **SHAPES[shape])
+    huggingface.save(tmp_path / "a", params, config)
+    loaded, its_config = huggingface.load_params(tmp_path / "a")
+    assert its_config == config
+    assert_same(loaded, params)
+    huggingface.save(tmp_path / "b", loaded, its_config)
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_trainable_noise_stays_behind_and_the_logits_are_the_same(tmp_path: Path, small: ModelConfig) -> None:
+    params = decoder.init(np.random.default_rng(0), small, np.float64)
+    huggingface.save(tmp_path / "saved", params, small)
+    loaded, config = huggingface.load_params(tmp_path / "saved")
+    assert loaded.blocks[0].moe.router.w_noise is None
+    tokens = np.arange(7)[None]
+    assert close(decoder.forward(loaded, tokens, config)[0], decoder.forward(params, tokens, small)[0])
+
+
+def test_half_precision_is_widened(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    halves = {name: t.astype(np.float16) for name, t in load_file(folder / "model.safetensors").items()}
+    retensor(folder, halves)
+    params, _ = huggingface.load_params(folder)
+    table = halves["model.embed_tokens.weight"].astype(np.float32)
+    np.testing.assert_array_equal(params.embedding.table, table)
+
+
+def fuse(tensors: dict[str, Any], layer: int, experts: int) -> dict[str, Any]:
+    """The tensors of a layer as newer versions of the library hold them in memory."""
+    old, new = f"model.layers.{layer}.block_sparse_moe.", f"model.layers.{layer}.mlp."
+    matrix = {w: [tensors[f"{old}experts.{e}.{w}.weight"] for e in range(experts)] for w in ("w1", "w2", "w3")}
+    removed = {name: ... for name in tensors if name.startswith(old)}
+    gate_up = [np.concatenate(pair) for pair in zip(matrix["w1"], matrix["w3"], strict=True)]
+    return removed | {
+        new + "gate.weight": tensors[old + "gate.weight"],
+        new + "experts.gate_up_proj": np.stack(gate_up),
+        new + "experts.down_proj": np.stack(matrix["w2"]),
+    }
+
+
+def test_fused_experts_are_read_like_separate_ones(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    before, _ = huggingface.load_params(folder)
+    retensor(folder, fuse(load_file(folder / "model.safetensors"), 1, small.experts))
+    after, _ = huggingface.load_params(folder)
+    assert_same(after, before)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rope_theta": 77.0},
+        {"rope_theta": 77.0, "rope_scaling": None},
+        {"rope_theta": 77, "rope_scaling": {"type": "default"}},
+        {"rope_theta": 77.0, "rope_scaling": {"rope_type": "default"}},
+        {"rope_theta": ..., "rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}},
+        {"rope_theta": 5.0, "rope_parameters": {"rope_theta": 77.0}},
+    ],
+)
+def test_older_and_newer_settings_of_rope_are_read(tmp_path: Path, small: ModelConfig, settings: Any) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, **settings)
+    assert huggingface_config.read(folder).model.rope_theta == 77.0
+
+
+def test_what_a_config_leaves_out_is_filled_in(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    optional = ("rope_theta", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "hidden_act", "architectures")
+    reconfigure(folder, **dict.fromkeys(optional, ...))
+    config = huggingface_config.read(folder).model
+    assert (config.rope_theta, config.norm_eps, config.window, config.tied_embeddings) == (1e6, 1e-5, None, False)
+    reconfigure(folder, model_type="mistral")
+    config = huggingface_config.read(folder).model
+    assert (config.rope_theta, config.norm_eps, config.window, config.experts) == (1e4, 1e-6, 4096, 1)
+    reconfigure(folder, num_key_value_heads=None, head_dim=None, hidden_size=24)
+    config = huggingface_config.read(folder).model
+    assert (config.kv_heads, config.head_width) == (4, 6)
+
+
+@pytest.mark.parametrize(("value", "ids"), [(None, ()), (2, (2,)), ([3, 2], (3, 2))])
+def test_tokens_that_end_a_text_are_known(tmp_path: Path, small: ModelConfig, value: Any, ids: Any) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, eos_token_id=value)
+    assert huggingface_config.read(folder).end_tokens == ids
+
+
+def test_a_folder_is_told_from_a_run(tmp_path: Path, small: ModelConfig) -> None:
+    assert huggingface.is_folder(folder_of(tmp_path / "saved", small))
+    assert huggingface.is_folder(str(GOLDEN / "mixtral"))
+    run = tmp_path / "run"
+    run.mkdir()
+    assert not huggingface.is_folder(run)
+    for content in ('{"format": 1, "model": {}}', "[]", "{", "[" * 100_000):
+        (run / "config.json").write_text(content)
+        assert not huggingface.is_folder(run)
+    assert not huggingface.is_folder(tmp_path / "nowhere")
+
+
+# What is refused
+
+GATE = "model.layers.0.block_sparse_moe.gate.weight"
+W1 = "model.layers.1.block_sparse_moe.experts.4.w1.weight"
+MISMATCHES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "a missing tensor": ({GATE: ...}, {}, f"lacks the tensor {GATE}"),
+    "a missing expert": ({W1: ...}, {}, f"lacks the tensor {W1}"),
+    "a missing head": ({"lm_head.weight": ...}, {}, "lacks the tensor lm_head.weight"),
+    "a surplus tensor": ({"model.layers.0.bias": np.ones(3, np.float32)}, {}, "tensor model.layers.0.bias"),
+    "a surplus layer": ({}, {"num_hidden_layers": 1}, r"tensor model.layers.1\."),
+    "a surplus expert": ({}, {"num_local_experts": 4}, r"gate.weight with shape \(5, 6\).*\(4, 6\)"),
+    "a head that is tied": ({}, {"tie_word_embeddings": True}, "tensor lm_head.weight"),
+    "another width": ({W1: np.ones((3, 5), np.float32)}, {}, rf"{W1} with shape \(3, 5\).*\(3, 6\)"),
+    "a transposed matrix": ({W1: np.ones((6, 3), np.float32)}, {}, W1),
+    "whole numbers": ({GATE: np.ones((5, 6), np.int64)}, {}, f"{GATE} as I64"),
+    "both forms of experts": (
+        {"model.layers.0.mlp.experts.down_proj": np.ones((5, 6, 3), np.float32)},
+        {},
+        "tensor model.layers.0.mlp.experts.down_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_tensors_that_do_not_fit_are_named(tmp_path: Path, small: ModelConfig, case: str) -> None:
+    tensors, settings, words = MISMATCHES[case]
+    folder = folder_of(tmp_path / "saved", small)
+    retensor(folder, tensors)
+    reconfigure(folder, **settings)
+    with pytest.raises(UserError, match=words) as error:
+        huggingface.load_params(folder)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 6), (6, 6, 6), (5, 7, 6), (5, 6, 7), (5, 6), (180,)])
+def test_fused_experts_of_another_shape_are_refused(tmp_path: Path, small: ModelConfig, shape: tuple[int]) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    fused = fuse(load_file(folder / "model.safetensors"), 0, small.experts)
+    retensor(folder, fused | {"model.layers.0.mlp.experts.gate_up_proj": np.ones(shape, np.float32)})
+    with pytest.raises(UserError, match=r"gate_up_proj with shape .*\(5, 6, 6\)"):
+        huggingface.load_params(folder)
+
+
+SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
+    "another architecture": ({"model_type": "llama"}, "model_type 'llama'"),
+    "no architecture": ({"model_type": ...}, "model_type None"),
+    "an architecture that is a list": ({"model_type": []}, "model_type"),
+    "another task": ({"architectures": ["MixtralForSequenceClassification"]}, "architectures .*Classification"),
+    "another activation": ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    "quantised weights": ({"quantization_config": {"bits": 4}}, "quantization_config"),
+    "scaled RoPE, older": ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling .*'linear'"),
+    "scaled RoPE, newer": ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "rope_parameters .*'yarn'"),
+    "RoPE of a part": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    "RoPE by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "full_attention"),
+    "RoPE that is a number": ({"rope_parameters": 3}, "rope_parameters 3"),
+    "a missing size": ({"hidden_size": ...}, "hidden_size is missing"),
+    "a missing number of experts": ({"num_local_experts": ...}, "num_local_experts is missing"),
+    "a size in words": ({"intermediate_size": "3"}, "intermediate_size '3'"),
+    "half a layer": ({"num_hidden_layers": 1.5}, "num_hidden_layers 1.5"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads 0"),
+    "heads that cannot be shared": ({"num_key_value_heads": 3}, "heads 4 .* kv_heads 3"),
+    "an end in words": ({"eos_token_id": "</s>"}, "eos_token_id '</s>'"),
+    "θ in words": ({"rope_theta": "big"}, "rope_theta 'big'"),
+    "tied perhaps": ({"tie_word_embeddings": 1}, "tie_word_embeddings 1"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings_that_make_no_sense_are_named(tmp_path: Path, small: ModelConfig, case: str) -> None:
+    settings, words = SETTINGS[case]
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, **settings)
+    with pytest.raises(UserError, match=words) as error:
+        huggingface.load_params(folder)
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[" * 100_000])
+def test_a_config_that_is_no_object_is_refused(tmp_path: Path, small: ModelConfig, content: str) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        huggingface.load_params(folder)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor"):
+        huggingface.load_params(folder)
+    with pytest.raises(UserError, match="does not exist"):
+        huggingface.load_params(tmp_path / "nowhere")
+
+
+def sharded(path: Path, small: ModelConfig, **moved: Any) -> Path:
+    """A folder of three shards; ``moved`` renames a shard in the index."""
+    folder = folder_of(path, small)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    shard_of = {name: f"part-{i % 3}.safetensors" for i, name in enumerate(tensors)}
+    for shard in set(shard_of.values()):
+        save_file({name: t for name, t in tensors.items() if shard_of[name] == shard}, folder / shard)
+    index = {"metadata": {}, "weight_map": {n: moved.get(s[:6].replace("-", "_"), s) for n, s in shard_of.items()}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def test_shards_are_read_like_one_file(tmp_path: Path, small: ModelConfig) -> None:
+    params, _ = huggingface.load_params(sharded(tmp_path / "saved", small))
+    assert_same(params, model(small)[0])
+
+
+@pytest.mark.parametrize(
+    "shard",
+    ["../part-0.safetensors", "/etc/passwd", "/tmp/x.safetensors", "a/part-0.safetensors", "a\\part-0.safetensors",
+     "C:part-0.safetensors", "..", ".safetensors", "part-0.bin", "", 3, None, ["part-0.safetensors"]],
+)  # fmt: skip
+def test_an_index_cannot_lead_out_of_the_folder(tmp_path: Path, small: ModelConfig, shard: Any) -> None:
+    folder = sharded(tmp_path / "saved", small, part_0=shard)
+    # what it leads to is a whole shard, so that nothing but its name is wrong
+    (tmp_path / "part-0.safetensors").write_bytes((folder / "part-0.safetensors").read_bytes())
+    with pytest.raises(UserError, match="plain name of a .safetensors file"):
+        huggingface.load_params(folder)
+
+
+def test_shards_and_index_must_agree(tmp_path: Path, small: ModelConfig) -> None:
+    folder = sharded(tmp_path / "saved", small)
+    index = folder / "model.safetensors.index.json"
+    whole = json.loads(index.read_text())["weight_map"]
+
+    def refused(weight_map: Any, words: str) -> None:
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(UserError, match=words):
+            huggingface.load_params(folder)
+
+    refused(whole | {"model.norm.weight": "part-9.safetensors"}, r"part-9\.safetensors cannot be read|does not place")
+    refused(whole | {"ghost": "part-1.safetensors"}, "tensor ghost in part-1")
+    refused({n: s for n, s in whole.items() if n != "model.norm.weight"}, "tensor model.norm.weight that")
+    refused({n: s for n, s in whole.items() if s != "part-2.safetensors"}, "lacks the tensor")
+    refused(["part-0.safetensors"], "no weight_map")
+    index.write_text(json.dumps({"weight_map": whole}))
+    shard = folder / "part-1.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"part-1\.safetensors is cut short"):
+        huggingface.load_params(folder)
+
+
+def test_sizes_are_compared_with_the_file_before_memory_is_taken(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, hidden_size=2**20, intermediate_size=2**20, num_local_experts=2**16, vocab_size=2**20)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="embed_tokens.weight with shape"):
+        huggingface.load_params(folder)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_a_model_larger_than_the_machine_is_refused(
+    tmp_path: Path, small: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    monkeypatch.setattr(workers, "memory_bytes", lambda: 5000)
+    with pytest.raises(UserError, match="this machine has 0.0 GB"):
+        huggingface.load_params(folder)
+
+
+def test_nothing_is_ever_overwritten(tmp_path: Path, small: ModelConfig) -> None:
+    params, config = model(small)
+    (tmp_path / "notes.txt").write_text("dear")
+    with pytest.raises(UserError, match="is not empty"):
+        huggingface.save(tmp_path, params, config)
+    with pytest.raises(UserError, match="cannot be written"):
+        huggingface.save(tmp_path / "notes.txt", params, config)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_model_that_is_no_mixtral_is_not_saved(tmp_path: Path, small: ModelConfig) -> None:
+    params, config = model(small, renormalize=False)
+    with pytest.raises(UserError, match="renormalize"):
+        huggingface.save(tmp_path / "saved", params, config)
+    assert not (tmp_path / "saved").exists()
+
+
+# Memory
+
+PEAK = """
+import sys
+from minimoe import huggingface
+
+def status(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
+
+before = status("VmRSS:")
+huggingface.load_params(sys.argv[1])
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process its peak")
+def test_loading_needs_the_model_and_one_shard(tmp_path: Path) -> None:
+    config = ModelConfig(
+        vocab_size=512, width=256, layers=8, heads=4, head_width=32, experts=8, expert_width=256, noisy_gating=False
+    )
+    blank = decoder.init(np.random.default_rng(0), dataclasses.replace(config, layers=1))
+    params = blank._replace(blocks=blank.blocks * 8)
+    huggingface.save(tmp_path / "saved", params, config)
+    tensors = load_file(tmp_path / "saved/model.safetensors")
+    shard_of = {name: f"part-{name.split('.')[2] if 'layers' in name else 'x'}.safetensors" for name in tensors}
+    for shard in set(shard_of.values()):
+        save_file({name: t for name, t in tensors.items() if shard_of[name] == shard}, tmp_path / "saved" / shard)
+    (tmp_path / "saved/model.safetensors").unlink()
+    (tmp_path / "saved/model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+
+    size = 4 * sum(t.size for t in tensors.values())
+    largest = max(path.stat().st_size for path in (tmp_path / "saved").glob("part-*"))
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "saved")], capture_output=True, text=True, check=True
+    )
+    assert size > 8 * largest > 50e6
+    assert size < int(done.stdout) < size + largest + 5e6  # and what Python itself needs meanwhile

@@ -1,0 +1,129 @@
+"""What a person sees of a training: words, a progress bar, figures and a sample."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_runs import CORPUS, SMALL, finished, metrics, resume, train
+
+from minimoe import checkpoint, config, report, texts, trainer
+from minimoe.checkpoint import Model
+from minimoe.corpus import Corpus
+from minimoe.texts import Texts
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return checkpoint.load_model(finished())
+
+
+@pytest.fixture(scope="module")
+def data(model: Model) -> Texts:
+    return texts.reload(model.run.source, model.tokenizer, model.config.context)
+
+
+class Line:
+    """Stands for tqdm's bar and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.text, self.updates = "", 0
+
+    def set_postfix_str(self, text: str, refresh: bool) -> None:
+        self.text = text
+
+    def update(self) -> None:
+        self.updates += 1
+
+
+def test_the_bar_shows_loss_speed_balance_and_the_latest_validation_loss() -> None:
+    line = Line()
+    bar = report.Bar(line)
+    row: dict[str, Any] = {
+        "loss": 2.34567,
+        "tokens_per_second": 12_345.6,
+        "load": [[0.5, 0.25, 0.125, 0.125], [0.25] * 4],
+    }
+    bar.show(row)
+    assert line.text == "loss 2.346, validation -, 12,346 tokens/s, fullest expert 2.0x"
+    bar.show({**row, "val_loss": 2.5})
+    bar.show(row)
+    assert "validation 2.500" in line.text
+    assert line.updates == 3
+
+
+def test_the_bar_starts_where_the_run_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    with report.bar(steps=10, first=7, visible=True):
+        pass
+    assert "7/10" in capsys.readouterr().err
+    with report.bar(steps=10, first=7, visible=False):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> None:
+    said = report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
+    assert "4 experts, 2 at work for each token" in said
+    assert f"pyramid: {len(data.train):,} tokens to learn from, {len(data.validation[0])} held out" in said
+    assert "Training takes 6 steps of 32 tokens on 3 CPU threads and writes to runs/x." in said
+    said = report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
+    assert "Training continues at step 4 of 6 steps" in said
+    assert "on the GPU" in said
+
+
+def test_the_closing_shows_the_sample_and_where_to_look() -> None:
+    folder = finished()
+    said = report.closing(folder, True, metrics(folder))
+    assert (folder / "sample.txt").read_text(encoding="utf-8") in said
+    assert f"Validation loss {metrics(folder)[-1]['val_loss']:.3f} nats per token after 6 steps" in said
+    for name in ("loss.png", "experts.png", "sample.txt"):
+        assert str(folder / name) in said
+    assert f"minimoe generate {folder}" in said
+
+
+def test_the_closing_of_an_interrupted_run_says_how_to_go_on() -> None:
+    said = report.closing(Path("runs/x"), False, [{"step": 17}])
+    assert "Interrupted at step 17; all of it is saved." in said
+    assert "minimoe train --resume runs/x" in said
+
+
+def test_without_a_step_there_are_a_sample_and_no_figures(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", steps=0)
+    assert (tmp_path / "run" / "sample.txt").exists()
+    assert not (tmp_path / "run" / "loss.png").exists()
+    said = report.closing(tmp_path / "run", True, trained.metrics)
+    assert "Validation loss none" in said
+    assert "loss.png" not in said
+
+
+def test_the_sample_continues_what_was_held_out_of_each_document(tmp_path: Path) -> None:
+    model = train(tmp_path / "run", steps=0).model
+    data, _, codec = texts.prepare(CORPUS, model.run.train, model.config.context)
+    sample = report.sample(model, data)
+    for name, held_out in zip(data.names, data.validation, strict=True):
+        begun = codec.decode(held_out[: report.PROMPT_TOKENS])
+        assert f"--- {name} ---\n{begun}|>" in sample
+        written = sample.partition(f"{begun}|>")[2].partition("\n\n--- ")[0].removesuffix("\n")
+        assert len(written) == report.SAMPLE_TOKENS
+    assert report.sample(model, data) == sample, "the same seed writes the same text"
+
+
+def test_a_text_full_of_terminal_commands_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The held-out text is shown as it is in the sample, and a model may write what it has read."""
+    evil = Corpus("evil", {"\x1b[2Jdoc": "\x1b[31mred\x07\r\x9b2J\u202e bell\n" * 30})
+    trainer.train(config.override(SMALL, {"steps": 0}), corpus=evil, out=tmp_path / "run", device="cpu", threads=1)
+    said = capsys.readouterr().out
+    assert "\\x1b[31mred" in said
+    assert not set("\x1b\x07\x9b\r\u202e") & set(said)
+    assert "\x1b[31m" in (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8"), "a file is not a terminal"
+
+
+def test_figures_are_drawn_again_when_a_finished_run_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minimoe.plots.save", lambda figure, path: path.write_bytes(b"figure"))
+    train(tmp_path / "run", steps=1)
+    for name in ("loss.png", "experts.png", "sample.txt"):
+        (tmp_path / "run" / name).unlink()
+    resume(tmp_path / "run")
+    for name in ("loss.png", "experts.png", "sample.txt"):
+        assert (tmp_path / "run" / name).exists()

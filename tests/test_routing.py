@@ -1,0 +1,275 @@
+"""What the experts do, against brute force: every statistic is computed again by the slowest loops that can be read."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+from minimoe import routing, tree
+from minimoe.errors import UserError
+from minimoe.layers import decoder
+from minimoe.routing import Trace
+
+
+@pytest.fixture
+def params(small, rng):
+    """Far from the start of training, W_noise too, so that noise would be noticed."""
+    return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, small, np.float64))
+
+
+def trace_of(logits, active=2, tokens=None, window=None):
+    """The trace of a router with these logits (L, N, E)."""
+    logits = np.asarray(logits, float)
+    experts = np.argsort(-logits, axis=-1, kind="stable")[..., :active]
+    weights = np.take_along_axis(np.exp(logits - logits.max(-1, keepdims=True)), experts, -1)
+    weights /= weights.sum(-1, keepdims=True)
+    count = logits.shape[1]
+    tokens = np.zeros(count, int) if tokens is None else np.asarray(tokens)
+    return Trace(tokens, np.zeros(count, int) if window is None else np.asarray(window), experts, weights, logits)
+
+
+def chosen_in_order(first, experts):
+    """A trace of one layer with K = 1 and these first choices."""
+    return trace_of(np.eye(experts)[None, first], active=1)
+
+
+@pytest.fixture
+def example(rng):
+    """3 layers, 60 tokens in windows of 25, 25 and 10, 2 of 6 experts, an uneven load."""
+    logits = rng.standard_normal((3, 60, 6)) + np.linspace(0, 2, 6)
+    return trace_of(logits, tokens=rng.integers(0, 9, 60), window=np.arange(60) // 25)
+
+
+def test_a_trace_is_what_the_routers_of_a_forward_pass_decide(params, small, rng):
+    tokens = rng.integers(0, small.vocab_size, small.context)
+    seen = routing.trace(params, small, tokens)
+    _, _, cache = decoder.forward(params, tokens[None], small)
+    assert_array_equal(seen.tokens, tokens)
+    for layer, block in enumerate(cache.blocks):
+        assert_array_equal(seen.experts[layer], block.moe.routing.experts)
+        assert_array_equal(seen.weights[layer], block.moe.routing.weights)
+        p = np.exp(seen.logits[layer] - np.log(np.exp(seen.logits[layer]).sum(1, keepdims=True)))
+        assert_allclose(p, block.moe.router.probability)
+    assert_array_equal(seen.experts, np.argsort(-seen.logits, axis=-1)[..., : small.active_experts])
+
+
+def test_a_text_longer_than_the_context_is_read_window_by_window(params, small, rng):
+    tokens = rng.integers(0, small.vocab_size, 2 * small.context + 3)
+    seen = routing.trace(params, small, tokens)
+    for number in range(3):
+        part = slice(number * small.context, (number + 1) * small.context)
+        alone = routing.trace(params, small, tokens[part])
+        assert_allclose(seen.logits[:, part], alone.logits)
+        assert_array_equal(seen.experts[:, part], alone.experts)
+        assert set(seen.window[part]) == {number}
+
+
+def test_rows_of_a_batch_do_not_see_each_other(params, small, rng):
+    rows = rng.integers(0, small.vocab_size, (3, small.context + 2))
+    seen = routing.trace(params, small, rows)
+    alone = [routing.trace(params, small, row) for row in rows]
+    assert_array_equal(seen.tokens, rows.reshape(-1))
+    assert_allclose(seen.logits, np.concatenate([one.logits for one in alone], axis=1))
+    assert seen.window.tolist() == [
+        2 * row + (t >= small.context) for row in range(3) for t in range(small.context + 2)
+    ]
+
+
+def test_few_or_many_tokens_at_once_give_the_same_trace(params, small, rng, monkeypatch):
+    tokens = rng.integers(0, small.vocab_size, 40)
+    whole = routing.trace(params, small, tokens)
+    monkeypatch.setattr(routing, "TOKENS_AT_ONCE", 2 * small.context)
+    for field, other in zip(routing.trace(params, small, tokens), whole, strict=True):
+        assert_allclose(field, other)
+
+
+def test_a_list_of_tokens_will_do(params, small):
+    assert routing.trace(params, small, [1, 2, 3]).experts.shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "complaint"),
+    [
+        (np.array([], int), r"shape \(0,\)"),
+        (np.zeros((2, 2, 2), int), r"shape \(2, 2, 2\)"),
+        (np.array([0.5]), "type float64"),
+        (np.array([3, -1]), "Token -1"),
+        (np.array([3, 13]), "Token 13 is not in the model's vocabulary of 13"),
+    ],
+)
+def test_tokens_that_make_no_sense_are_refused(params, small, tokens, complaint):
+    with pytest.raises(UserError, match=complaint):
+        routing.trace(params, small, tokens)
+
+
+def test_load_counts_the_first_the_second_or_all_choices():
+    seen = trace_of([[[3, 2, 1], [3, 1, 2], [1, 3, 2], [3, 2, 1]]])  # chosen: 0 1, 0 2, 1 2, 0 1
+    assert_allclose(routing.load(seen, "first"), [[3 / 4, 1 / 4, 0]])
+    assert_allclose(routing.load(seen, "second"), [[0, 2 / 4, 2 / 4]])
+    assert_allclose(routing.load(seen), [[3 / 8, 3 / 8, 2 / 8]])
+
+
+def test_a_choice_that_does_not_exist_is_refused(example):
+    with pytest.raises(UserError, match="'third' is unknown"):
+        routing.load(example, "third")
+    with pytest.raises(UserError, match="no second choice"):
+        routing.load(chosen_in_order([0, 1], 2), "second")
+
+
+def test_load_by_domain_is_the_load_of_each_text_on_its_own(params, small, rng):
+    texts = {name: rng.integers(0, small.vocab_size, length) for name, length in (("short", 5), ("long", 30))}
+    loads = routing.load_by_domain(params, small, texts, "first")
+    assert list(loads) == ["short", "long"]
+    for name, text in texts.items():
+        assert_allclose(loads[name], routing.load(routing.trace(params, small, text), "first"))
+
+
+def test_jensen_shannon_is_zero_for_equals_one_for_strangers_and_symmetric():
+    p, q = np.array([0.5, 0.5, 0, 0]), np.array([0, 0, 0.25, 0.75])
+    assert routing.jensen_shannon(p, p) == 0
+    assert_allclose(routing.jensen_shannon(p, q), 1)
+    # by hand: m = (3/4, 1/4), JS = H(m) − (H(1, 0) + H(1/2, 1/2))/2 = 0.811278 − 1/2
+    assert_allclose(routing.jensen_shannon(np.array([1, 0]), np.array([0.5, 0.5])), 0.311278, atol=1e-6)
+    assert_allclose(routing.jensen_shannon(np.array([0.5, 0.5]), np.array([1, 0])), 0.311278, atol=1e-6)
+
+
+def test_jensen_shannon_of_several_is_the_mean_divergence_from_their_mean(rng):
+    p = rng.dirichlet(np.ones(5), 4)
+    divergences = [(row * np.log2(row / p.mean(0))).sum() for row in p]
+    assert_allclose(routing.jensen_shannon(*p), np.mean(divergences))
+    assert_allclose(routing.jensen_shannon(*np.eye(4)), 2)
+
+
+def test_jensen_shannon_takes_layers_one_by_one(rng):
+    p, q = rng.dirichlet(np.ones(5), 3), rng.dirichlet(np.ones(5), 3)
+    one_by_one = [routing.jensen_shannon(*pair) for pair in zip(p, q, strict=True)]
+    assert_allclose(routing.jensen_shannon(p, q), one_by_one)
+
+
+def test_jensen_shannon_refuses_what_is_no_distribution():
+    p = np.array([0.5, 0.5])
+    with pytest.raises(UserError, match="sums to 4"):
+        routing.jensen_shannon(p, np.array([3, 1]))
+    with pytest.raises(UserError, match="negative"):
+        routing.jensen_shannon(p, np.array([1.5, -0.5]))
+    with pytest.raises(UserError, match="shapes"):
+        routing.jensen_shannon(p, np.array([0.5, 0.25, 0.25]))
+    with pytest.raises(UserError, match="at least two"):
+        routing.jensen_shannon(p)
+
+
+def meets(seen, layer, one, other, k):
+    return bool(set(seen.experts[layer, one, :k]) & set(seen.experts[layer, other, :k]))
+
+
+@pytest.mark.parametrize(("choice", "k"), [("first", 1), ("either", 2)])
+def test_repetition_counts_neighbours_that_share_an_expert(example, choice, k):
+    found = routing.repetition(example, choice)
+    pairs = [t for t in range(59) if example.window[t] == example.window[t + 1]]
+    assert len(pairs) == 57
+    for layer in range(3):
+        assert_allclose(found.observed[layer], np.mean([meets(example, layer, t, t + 1, k) for t in pairs]))
+
+
+@pytest.mark.parametrize(("choice", "k"), [("first", 1), ("either", 2)])
+def test_the_null_of_the_load_draws_two_tokens_at_random(example, choice, k):
+    found = routing.repetition(example, choice)
+    for layer in range(3):
+        pairs = itertools.product(range(60), repeat=2)
+        assert_allclose(found.load[layer], np.mean([meets(example, layer, a, b, k) for a, b in pairs]))
+
+
+def test_the_null_of_the_load_of_first_choices_is_the_sum_of_squared_shares(example):
+    expected = (routing.load(example, "first") ** 2).sum(1)
+    assert_allclose(routing.repetition(example).load, expected)
+
+
+def test_uniform_chance_is_that_of_mixtrals_table(rng):
+    mixtral = trace_of(rng.standard_normal((1, 10, 8)))
+    assert routing.repetition(mixtral).uniform == 0.125
+    assert_allclose(routing.repetition(mixtral, "either").uniform, 1 - 6 / 8 * 5 / 7)
+    assert routing.repetition(trace_of(np.zeros((1, 4, 2))), "either").uniform == 1  # all experts active
+
+
+def test_shuffling_leaves_repetition_by_load_and_takes_that_by_order(rng):
+    first = np.sort(rng.choice(4, 4000, p=[0.4, 0.3, 0.2, 0.1]))  # long runs
+    found = routing.repetition(chosen_in_order(first, 4))
+    assert found.observed[0] > 0.999
+    # One shuffle of 4000 tokens has a standard error near √(0.3 · 0.7 / 4000) = 0.007; the mean of 20, 0.0016.
+    assert_allclose(found.shuffled, found.load, atol=0.008)
+    mixed = routing.repetition(chosen_in_order(rng.permutation(first), 4))
+    assert_allclose(mixed.observed, mixed.load, atol=0.03)
+
+
+def test_shuffling_keeps_tokens_in_their_window():
+    """Each window has one expert of its own: order within it means nothing, and the load explains a quarter."""
+    first = np.repeat([0, 1, 2, 3], 25)
+    seen = chosen_in_order(first, 4)._replace(window=first)
+    found = routing.repetition(seen)
+    assert_array_equal([found.observed[0], found.shuffled[0], found.load[0]], [1, 1, 0.25])
+
+
+def test_shuffles_repeat_with_their_seed(example):
+    one, same, other = (routing.repetition(example, seed=seed).shuffled for seed in (1, 1, 2))
+    assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_repetition_needs_two_tokens_in_a_row():
+    with pytest.raises(UserError, match="two tokens in a row"):
+        routing.repetition(chosen_in_order([0, 1], 2)._replace(window=np.array([0, 1])))
+
+
+def test_entropy_is_that_of_the_softmax_over_all_experts(example):
+    p = np.exp(example.logits) / np.exp(example.logits).sum(-1, keepdims=True)
+    assert_allclose(routing.entropy(example), -(p * np.log(p)).sum(-1))
+    assert_allclose(routing.entropy(trace_of(np.full((1, 1, 8), 7.0))), math.log(8))
+    assert_array_equal(routing.entropy(trace_of([[[1e4, -1e4, 0]]])), [[0]])
+
+
+def test_margin_is_the_gap_between_the_last_chosen_and_the_first_left_out():
+    assert_allclose(routing.margin(trace_of([[[5, 1, 4, 2]]])), [[2]])
+    assert routing.margin(trace_of([[[5, 1]]])) == np.inf
+
+
+def test_co_activation_counts_tokens_that_go_to_both(example):
+    together = routing.co_activation(example)
+    for layer, i, j in itertools.product(range(3), range(6), range(6)):
+        both = [{i, j} <= set(chosen) for chosen in example.experts[layer]]
+        assert_allclose(together[layer, i, j], np.mean(both), atol=1e-12)
+    assert_allclose(np.trace(together, axis1=1, axis2=2), 2)  # every token goes to K = 2 experts
+
+
+def test_favourite_tokens_follow_their_formula(example):
+    layer, prior = 1, 3.0
+    listed = routing.favourite_tokens(example, layer, top=9, prior=prior)
+    for expert, favourites in enumerate(listed):
+        goes = (example.experts[layer] == expert).any(-1)
+        for token in range(9):
+            here = example.tokens == token
+            lift = (goes[here].sum() + prior * goes.mean()) / (here.sum() + prior) / goes.mean()
+            found = [favourite for favourite in favourites if favourite.token == token]
+            assert len(found) == (lift > 1)
+            for favourite in found:
+                assert_allclose(favourite[1:], (here.sum(), goes[here].mean(), lift))
+        assert [f.lift for f in favourites] == sorted((f.lift for f in favourites), reverse=True)
+
+
+def test_a_rare_token_does_not_beat_a_frequent_one_by_luck():
+    # Expert 1 takes all 60 of token 7 and the only token 8; expert 0 takes the rest.
+    tokens = np.array([7] * 60 + [8] + [0] * 139)
+    favourites = routing.favourite_tokens(chosen_in_order((tokens >= 7).astype(int), 2)._replace(tokens=tokens), 0)
+    assert [favourite.token for favourite in favourites[1]] == [7, 8]
+    assert [favourite.token for favourite in favourites[0]] == [0]
+
+
+def test_an_expert_without_tokens_has_no_favourites():
+    assert routing.favourite_tokens(chosen_in_order([0, 0, 1], 3), 0)[2] == []
+
+
+def test_a_layer_that_does_not_exist_is_refused(example):
+    for layer in (-1, 3):
+        with pytest.raises(UserError, match=f"no layer {layer}; choose one from 0 to 2"):
+            routing.favourite_tokens(example, layer)

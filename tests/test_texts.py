@@ -1,0 +1,129 @@
+"""Texts: every sequence lies in one document, none reaches what is held out, and all of them are drawn."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_runs import CORPUS
+
+from minimoe import texts
+from minimoe.config import TrainConfig
+from minimoe.corpus import Corpus, read_files
+from minimoe.errors import UserError
+from minimoe.texts import Texts
+
+BYTES = TrainConfig(tokenizer="byte")
+
+
+def numbered(*lengths: int) -> Texts:
+    """Texts whose tokens are all different, so that each tells where it came from."""
+    ends = np.cumsum(lengths)
+    ids = [np.arange(end - length, end, dtype=np.int32) for end, length in zip(ends, lengths, strict=True)]
+    names = [str(i) for i in range(len(ids))]
+    codec = NumberTokenizer(int(ends[-1]))
+    corpus = Corpus("numbers", {name: " ".join(map(str, values)) for name, values in zip(names, ids, strict=True)})
+    return texts._encode(corpus, codec, context=5)[0]  # type: ignore[arg-type]
+
+
+class NumberTokenizer:
+    """Each number is a token of its own."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.array([int(word) for word in text.split()], dtype=np.int32)
+
+
+def test_a_drawn_sequence_is_consecutive_text_of_one_training_part(rng: np.random.Generator) -> None:
+    drawn = numbered(20, 11, 40)
+    tokens, targets = drawn.draw(rng, 2000, 5)
+    assert tokens.shape == targets.shape == (2000, 5)
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(targets, tokens + 1)
+    np.testing.assert_array_equal(np.diff(tokens, axis=1), 1)
+    # Document 0 is tokens 0-19, 1 is 20-30, 2 is 31-70, and the last tenth of each is held out.
+    starts = {*range(18 - 5), *range(20, 29 - 5), *range(31, 67 - 5)}
+    assert set(tokens[:, 0].tolist()) == starts, "every place that can begin a sequence is drawn, and no other"
+
+
+def test_what_is_held_out_is_never_trained_on(rng: np.random.Generator) -> None:
+    drawn = numbered(20, 11, 40)
+    tokens, targets = drawn.draw(rng, 2000, 5)
+    held_out = np.concatenate(drawn.validation)
+    assert held_out.tolist() == [18, 19, 29, 30, 67, 68, 69, 70]
+    assert not np.isin(tokens, held_out).any()
+    assert not np.isin(targets, held_out).any()
+    assert not np.isin(drawn.train, held_out).any()
+
+
+def test_each_start_is_equally_likely(rng: np.random.Generator) -> None:
+    drawn = numbered(20, 11, 40)
+    tokens, _ = drawn.draw(rng, 50_000, 5)
+    counts = np.bincount(tokens[:, 0])
+    counts = counts[counts > 0]
+    expected = 50_000 / len(counts)
+    assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
+
+
+@given(context=st.integers(1, 40), more=st.integers(0, 3), other=st.integers(0, 90))
+def test_the_shortest_text_that_is_accepted_has_a_sequence_to_draw_and_a_token_to_predict(
+    context: int, more: int, other: int
+) -> None:
+    with pytest.raises(UserError) as error:
+        texts.prepare(Corpus("c", {"short": "ab"}), BYTES, context)
+    least = int(str(error.value).rpartition("at least ")[2].partition(",")[0])
+    corpus = Corpus("c", {"long": "x" * (least + other), "short": "y" * (least + more)})
+    prepared, _, codec = texts.prepare(corpus, BYTES, context)
+    tokens, targets = prepared.draw(np.random.default_rng(0), 20, context)
+    for row in np.concatenate([tokens, targets], axis=1):
+        assert codec.decode(row) in ("x" * 2 * context, "y" * 2 * context)
+    assert min(len(ids) for ids in prepared.validation) >= 2
+    with pytest.raises(UserError, match="'short' has .* too few for a context of"):
+        texts.prepare(Corpus("c", {"long": "x" * least, "short": "y" * (least - 1)}), BYTES, context)
+
+
+def test_the_split_of_a_real_corpus_puts_every_token_in_one_part() -> None:
+    prepared, source, codec = texts.prepare(CORPUS, TrainConfig(), context=8)
+    assert prepared.names == ["pyramid", "seasons"]
+    ends = np.cumsum(
+        [len(text) - len(ids) for text, ids in zip(CORPUS.documents.values(), prepared.validation, strict=True)]
+    )
+    parts = np.split(prepared.train, ends[:-1])
+    for text, begin, end in zip(CORPUS.documents.values(), parts, prepared.validation, strict=True):
+        assert codec.decode(begin) + codec.decode(end) == text
+        assert len(end) == pytest.approx(len(text) / 10, abs=1)
+    assert source.corpus == "small"
+    assert source.paths == []
+
+
+def test_the_texts_of_a_run_are_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("The tide comes in, the tide goes out. " * 5)
+    prepared, source, codec = texts.prepare(read_files(path), BYTES, 4)
+    again = texts.reload(source, codec, 4)
+    np.testing.assert_array_equal(again.train, prepared.train)
+    np.testing.assert_array_equal(again.starts, prepared.starts)
+    np.testing.assert_array_equal(again.validation[0], prepared.validation[0])
+    built_in, source, codec = texts.prepare("fables", BYTES, 4)
+    np.testing.assert_array_equal(texts.reload(source, codec, 4).train, built_in.train)
+
+
+@pytest.mark.parametrize("change", [str.upper, lambda text: text + ".", lambda text: text[::-1], lambda text: "ab"])
+def test_a_text_that_has_changed_is_noticed(tmp_path: Path, change: object) -> None:
+    assert callable(change)
+    path = tmp_path / "text.txt"
+    path.write_text("The tide comes in, the tide goes out. " * 5)
+    _, source, codec = texts.prepare(read_files(path), TrainConfig(), 4)
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match="text.txt has changed since this run began: restore the text, or train anew"):
+        texts.reload(source, codec, 4)
+
+
+def test_where_one_document_ends_and_the_next_begins_is_part_of_the_text() -> None:
+    one, two = "The tide comes in, the tide ", "goes out, and nobody asks it why."
+    _, source, codec = texts.prepare(Corpus("c", {"a": one, "b": two}), BYTES, 4)
+    with pytest.raises(UserError, match="has changed"):
+        texts.reload(source, codec, 4, Corpus("c", {"a": one + two[:4], "b": two[4:]}))

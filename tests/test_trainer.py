@@ -1,0 +1,461 @@
+"""Training: the same gradient however a batch is cut, the same bits however often a run is interrupted."""
+
+import math
+import re
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
+
+from minimoe import checkpoint, config, corpus, evaluation, objective, optimizer, report, texts, trainer, tree, workers
+from minimoe.checkpoint import RunConfig
+from minimoe.errors import UserError
+from minimoe.layers import decoder
+from minimoe.layers.balance import Coefficients
+from minimoe.objective import Objective, Shard
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures and no waiting for the disk: neither is what these tests are about."""
+    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
+# One gradient
+
+ALL_LOSSES = Coefficients(0.5, 0.4, 0.3, 0.2)
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[RunConfig, decoder.Decoder, texts.Texts]:
+    settings = {"dtype": "float64", "batch": 6, "capacity_factor": None}
+    chosen = config.override(SMALL, settings)
+    data, source, codec = texts.prepare(CORPUS, chosen.train, chosen.model.context)
+    run = RunConfig(config.override(chosen, {"vocab_size": codec.vocab_size}).model, chosen.train, codec, source)
+    params = decoder.init(np.random.default_rng(1), run.model, "float64")
+    for layer in params.blocks:  # at zero, a wrong gradient through the noise could not be told from a right one
+        assert layer.moe.router.w_noise is not None
+        layer.moe.router.w_noise[...] = np.random.default_rng(2).standard_normal(layer.moe.router.w_noise.shape)
+    return run, params, data
+
+
+def shards_of(batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
+    run, params, data = batch
+    run = run._replace(train=config.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).train)
+    return trainer._shards(np.random.default_rng(3), run, data, params, threads)
+
+
+def gradient(
+    batch: tuple[RunConfig, decoder.Decoder, texts.Texts],
+    threads: int,
+    accumulate: int = 1,
+    coefficients: Coefficients = ALL_LOSSES,
+) -> tuple[float, list[np.ndarray]]:
+    run, params, _ = batch
+    with workers.pool(threads) as pool:
+        totals, found = objective.loss_and_gradient(
+            params,
+            shards_of(batch, threads, accumulate),
+            run.model,
+            Objective(coefficients, capacity_factor=1.0),
+            run=pool,
+            recompute=accumulate > 1,
+        )
+    return float(totals.total), tree.leaves(found)
+
+
+@pytest.mark.parametrize(("threads", "accumulate"), [(2, 1), (3, 1), (5, 1), (1, 2), (1, 6), (2, 3), (3, 2)])
+def test_threads_and_accumulation_give_the_gradient_of_one_big_batch(
+    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int
+) -> None:
+    loss, whole = gradient(batch, 1)
+    cut_loss, parts = gradient(batch, threads, accumulate)
+    assert cut_loss == pytest.approx(loss, rel=1e-13)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", Coefficients._fields)
+def test_each_auxiliary_loss_reaches_the_gradient_and_does_not_depend_on_the_cut(
+    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], loss: str
+) -> None:
+    coefficients = Coefficients(**{loss: 1.0})
+    without = gradient(batch, 1, coefficients=Coefficients())[1]
+    whole = gradient(batch, 1, coefficients=coefficients)[1]
+    parts = gradient(batch, 2, 3, coefficients)[1]
+    of_loss = [one - other for one, other in zip(whole, without, strict=True)]
+    assert max(np.abs(values).max() for values in of_loss) > 1e-3
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(("threads", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 3), (6, 6)])
+def test_shards_are_the_batch_cut_in_pieces_noise_included(
+    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int
+) -> None:
+    run, _, _ = batch
+    (whole,) = shards_of(batch, 1)
+    pieces = shards_of(batch, threads, accumulate)
+    assert len(pieces) == min(threads * accumulate, 6)
+    assert whole.noise is not None
+    assert whole.noise.shape == (run.model.layers, 6, run.model.context, run.model.experts)
+    assert whole.noise.dtype == np.float64
+    for field, axis in (("tokens", 0), ("targets", 0), ("noise", 1)):
+        joined = np.concatenate([getattr(piece, field) for piece in pieces], axis)
+        np.testing.assert_array_equal(joined, getattr(whole, field))
+    np.testing.assert_array_equal(whole.tokens[:, 1:], whole.targets[:, :-1])
+
+
+@pytest.mark.parametrize("settings", [{"accumulate": 2}, {"accumulate": 4, "batch": 4}, {"dtype": "float64"}])
+def test_a_run_with_other_threads_or_accumulation_goes_the_same_way(tmp_path: Path, settings: dict[str, Any]) -> None:
+    one = train(tmp_path / "one", **{**settings, "accumulate": 1})
+    other = train(tmp_path / "other", threads=3, **settings)
+    for mine, theirs in zip(tree.leaves(one.model.params), tree.leaves(other.model.params), strict=True):
+        np.testing.assert_allclose(theirs, mine, atol=2e-4)
+    assert [row["load"] for row in one.metrics[:2]] == [row["load"] for row in other.metrics[:2]]
+
+
+# What a run leaves behind
+
+
+def test_metrics_hold_a_line_a_step_with_all_there_is_to_watch(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run")
+    rows = metrics(tmp_path / "run")
+    assert trained.metrics == rows
+    assert trained.finished
+    assert trained.folder == tmp_path / "run"
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["tokens"] for row in rows] == [32, 64, 96, 128, 160, 192]
+    assert [row["step"] for row in rows if "val_loss" in row] == [3, 6]
+    recipe, model = small_runs.RECIPE, small_runs.MODEL
+    for row in rows:
+        auxiliary = sum(
+            weight * sum(row["auxiliary"][name])
+            for name, weight in (("balance", 0.01), ("importance", 0.1), ("load", 0.1), ("z", 0.001))
+        )
+        assert row["total"] == pytest.approx(row["loss"] + auxiliary, abs=1e-5)
+        assert row["learning_rate"] == optimizer.learning_rate(row["step"] - 1, recipe)
+        assert row["gradient_norm"] > 0
+        assert row["tokens_per_second"] > 0
+        assert np.shape(row["load"]) == (model.layers, model.experts)
+        np.testing.assert_allclose(np.sum(row["load"], axis=1), 1, atol=1e-4)
+        assert len(row["dropped"]) == len(row["router_entropy"]) == model.layers
+        assert all(0 < entropy <= math.log(model.experts) + 1e-5 for entropy in row["router_entropy"])
+    assert any(sum(row["dropped"]) > 0 for row in rows), "a capacity factor of 1 cannot seat everyone"
+    assert all(0 <= share < 1 for row in rows for share in row["dropped"])
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", steps=60, learning_rate=0.02, evaluate_every=0, save_every=0)
+    first, last = trained.metrics[0]["loss"], np.mean([row["loss"] for row in trained.metrics[-5:]])
+    assert first == pytest.approx(math.log(trained.model.config.vocab_size), abs=0.2), "at first it knows nothing"
+    assert last < first - 0.8
+
+
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("one", 4), ("same", 4), ("other", 5)):
+        train(tmp_path / name, seed=seed)
+    assert lasting(tmp_path / "one") == lasting(tmp_path / "same")
+    assert lasting(tmp_path / "one")["model"] != lasting(tmp_path / "other")["model"]
+
+
+def test_without_steps_the_untrained_model_is_saved(tmp_path: Path) -> None:
+    trained = train(tmp_path / "run", steps=0)
+    assert trained.finished
+    assert trained.metrics == []
+    loaded = checkpoint.load_model(tmp_path / "run").params
+    for mine, other in zip(tree.leaves(loaded), tree.leaves(trained.model.params), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_runs_without_a_folder_of_their_own_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    nothing = config.override(SMALL, {"steps": 0})
+    for _ in range(2):
+        trainer.train(nothing, corpus=CORPUS, device="cpu", progress=False)
+    trained = trainer.train(nothing, corpus=CORPUS, name="mine", device="cpu", progress=False)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["mine", "run", "run-2"]
+    assert trained.folder == Path("runs/mine")
+
+
+# Interruptions
+
+
+def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, call: int = 1) -> None:
+    """Ctrl-C arrives while this function runs for the ``call``-th time."""
+    original, calls = getattr(module, function), iter(range(1, 10**6))
+
+    def pressed(*arguments: Any, **options: Any) -> Any:
+        if next(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(module, function, pressed)
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call", "stops_at"),
+    [
+        (texts.Texts, "draw", 1, 1),
+        (optimizer, "update", 4, 4),
+        (evaluation, "evaluate", 1, 3),
+        (checkpoint, "append_metrics", 2, 2),
+        (report.Bar, "show", 5, 5),
+        (checkpoint, "save", 2, 3),  # the first call is at step 0, the second at step 2
+    ],
+)
+def test_ctrl_c_at_any_moment_saves_and_the_resumed_run_ends_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, call: int, stops_at: int
+) -> None:
+    train(tmp_path / "whole")
+    with monkeypatch.context() as keyboard:
+        press_ctrl_c(keyboard, module, function, call)
+        stopped = train(tmp_path / "cut")
+    assert not stopped.finished
+    assert [row["step"] for row in stopped.metrics] == list(range(1, stops_at + 1))
+    assert lasting(tmp_path / "cut")["progress"]["step"] == stops_at, "what is reported as saved is saved"
+    resumed = resume(tmp_path / "cut")
+    assert resumed.finished
+    assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
+    assert resumed.metrics == metrics(tmp_path / "cut")
+
+
+def test_ctrl_c_in_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    press_ctrl_c(monkeypatch, optimizer, "update", 6)
+    assert train(tmp_path / "run").finished
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as keyboard:
+        press_ctrl_c(keyboard, texts.Texts, "draw", 3)
+        press_ctrl_c(keyboard, optimizer, "clip", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "run", save_every=1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(tmp_path / "whole")
+    assert resume(tmp_path / "run").finished
+    assert lasting(tmp_path / "run") == lasting(tmp_path / "whole")
+
+
+def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole", threads=2)
+    for attempt in range(6):
+        with monkeypatch.context() as keyboard:
+            press_ctrl_c(keyboard, texts.Texts, "draw")
+            run = resume(tmp_path / "cut", threads=2) if attempt else train(tmp_path / "cut", threads=2)
+    assert run.finished
+    assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"optimizer": "adamw", "noisy_gating": False}, {"accumulate": 2, "dtype": "float64"}]
+)
+def test_other_recipes_resume_to_the_bit_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    train(tmp_path / "whole", **settings)
+    press_ctrl_c(monkeypatch, texts.Texts, "draw", 4)
+    train(tmp_path / "cut", **settings)
+    resume(tmp_path / "cut")
+    assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
+
+
+def test_training_works_in_a_thread_where_no_signal_can_be_caught(tmp_path: Path) -> None:
+    results: list[trainer.Trained] = []
+    thread = threading.Thread(target=lambda: results.append(train(tmp_path / "run")))
+    thread.start()
+    thread.join()
+    assert results[0].finished
+
+
+def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Crash(BaseException):
+        pass
+
+    def crash(*_: Any) -> None:
+        raise Crash
+
+    train(tmp_path / "whole")
+    with monkeypatch.context() as fault, pytest.raises(Crash):
+        fault.setattr(report.Bar, "show", lambda _, row: crash() if row["step"] == 5 else None)
+        train(tmp_path / "cut")
+    assert len(metrics(tmp_path / "cut")) == 5
+    assert lasting(tmp_path / "cut")["progress"]["step"] == 4
+    resume(tmp_path / "cut")
+    assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
+
+
+# Resuming
+
+
+def test_a_finished_run_can_be_continued_to_more_steps(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    trained = resume(tmp_path / "run", steps=9, save_every=0)
+    assert trained.finished
+    assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(1, 10))
+    assert checkpoint.load_config(tmp_path / "run").train == config.override(SMALL, {"steps": 9, "save_every": 0}).train
+    assert trained.metrics[-1]["learning_rate"] < trained.metrics[6]["learning_rate"]
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = lasting(tmp_path / "run")
+    assert resume(tmp_path / "run").finished
+    assert lasting(tmp_path / "run") == before
+
+
+def test_fewer_steps_than_were_taken_are_refused_and_change_nothing(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(UserError, match="has taken 6 steps already"):
+        resume(tmp_path / "run", steps=3)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("width", 16), ("learning_rate", 0.1), ("seed", 1), ("batch", 8), ("window", 4), ("typo", 1)]
+)
+def test_a_resumed_run_cannot_become_another_one(tmp_path: Path, setting: str, value: Any) -> None:
+    train(tmp_path / "run", steps=0)
+    with pytest.raises(UserError, match=f"{setting} was .* when this run began and cannot become {value}"):
+        resume(tmp_path / "run", **{setting: value})
+
+
+def test_the_settings_a_run_has_may_be_given_again(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=0)
+    assert resume(tmp_path / "run", width=8, window=None, learning_rate=3e-3).finished
+
+
+def test_a_text_that_has_changed_or_is_gone_is_not_resumed_with(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(small_runs.PYRAMID, encoding="utf-8")
+    train(tmp_path / "run", corpus.read_files(text), steps=0)
+    resume(tmp_path / "run", None)
+    text.write_text(small_runs.PYRAMID.replace("stones", "stores"), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(str(text)) + " has changed since this run began"):
+        resume(tmp_path / "run", None)
+    text.write_text("Ω" + small_runs.PYRAMID, encoding="utf-8")
+    with pytest.raises(UserError, match="has changed since this run began"):
+        resume(tmp_path / "run", None)
+    text.unlink()
+    with pytest.raises(UserError, match="does not exist"):
+        resume(tmp_path / "run", None)
+
+
+def test_a_corpus_made_in_python_must_be_given_again(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=0)
+    with pytest.raises(UserError, match="corpus 'small'"):
+        resume(tmp_path / "run", None)
+    with pytest.raises(UserError, match="has changed"):
+        resume(tmp_path / "run", corpus.Corpus("small", {"pyramid": small_runs.PYRAMID}))
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(UserError, match=re.escape(f"continue it with --resume {tmp_path / 'run'}")):
+        train(tmp_path / "run", seed=1)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("left", ["metrics.jsonl", "model.safetensors", "resume.safetensors"])
+def test_a_folder_with_the_rest_of_a_run_is_not_trained_into(tmp_path: Path, left: str) -> None:
+    (tmp_path / left).write_bytes(b"precious")
+    with pytest.raises(UserError, match="already holds a run"):
+        train(tmp_path)
+    assert (tmp_path / left).read_bytes() == b"precious"
+
+
+def test_a_folder_in_use_is_neither_trained_into_nor_resumed(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    train(tmp_path / "run", steps=0)
+    (tmp_path / "new").mkdir()
+    for folder, begin in ((tmp_path / "run", resume), (tmp_path / "new", train)):
+        with checkpoint.locked(folder), pytest.raises(UserError, match="another training is writing"):
+            begin(folder)  # type: ignore[operator]
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run", tmp_path / ("x" * 300), Path("/proc/run")):
+        with pytest.raises(UserError, match=re.escape(str(out)) + " cannot be written"):
+            train(out)
+
+
+# What can go wrong
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole")
+    with monkeypatch.context() as fault:
+        fault.setattr(optimizer, "clip", poisoned(optimizer.clip, call=6))
+        with pytest.raises(UserError, match=r"not a finite number at step 6; the checkpoint of step 4 in .* untouched"):
+            train(tmp_path / "run")
+    assert len(metrics(tmp_path / "run")) == 5
+    assert resume(tmp_path / "run").finished
+    assert lasting(tmp_path / "run") == lasting(tmp_path / "whole")
+
+
+def poisoned(clip: Any, call: int) -> Any:
+    """``clip`` that finds a NaN in the gradient at its ``call``-th call."""
+    calls = iter(range(1, 10**6))
+
+    def with_nan(gradient: Any, limit: float) -> Any:
+        if next(calls) == call:
+            gradient.head.weight[0, 0] = np.nan
+        return clip(gradient, limit)
+
+    return with_nan
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_weights_that_explode_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finite number at step .*checkpoint of step 2 .*lower --learning-rate"):
+        train(tmp_path / "run", steps=50, learning_rate=10.0, weight_decay=10.0, warmup=0, clip=0.0)
+    assert all(np.isfinite(leaf).all() for leaf in tree.leaves(checkpoint.load_model(tmp_path / "run").params))
+
+
+@pytest.mark.parametrize("clock", [lambda: 5.0, iter(range(10**6, 0, -1)).__next__], ids=["still", "backwards"])
+def test_a_clock_that_stands_still_or_runs_backwards_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Any
+) -> None:
+    train(tmp_path / "right")
+    monkeypatch.setattr("time.perf_counter", clock)
+    monkeypatch.setattr("time.time", clock)
+    trained = train(tmp_path / "wrong")
+    assert lasting(tmp_path / "wrong") == lasting(tmp_path / "right")
+    assert all(math.isfinite(row["tokens_per_second"]) and row["seconds"] >= 0 for row in trained.metrics)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "memory_bytes", lambda: 64 * 10**9)
+    with pytest.raises(UserError, match=r"46,702,792,704 parameters needs .* GB .*this machine has 64.0 GB"):
+        trainer.train("mixtral-8x7b", out=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_text_too_short_for_the_context_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the text 'pyramid' has .* tokens, too few for a context of 100000"):
+        train(tmp_path / "run", context=100_000)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
+    with pytest.raises(UserError, match=f"threads {threads} makes no sense"):
+        train(tmp_path / "run", threads=threads)

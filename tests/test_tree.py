@@ -1,0 +1,94 @@
+"""Trees of arrays: names, order, and walks that refuse trees of different shapes."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from minimoe import tree
+from minimoe.config import ModelConfig
+from minimoe.layers import decoder
+
+
+class Leaf(NamedTuple):
+    weight: np.ndarray
+    bias: np.ndarray | None
+
+
+class Branch(NamedTuple):
+    first: Leaf
+    rest: list[Leaf]
+    scale: np.ndarray
+
+
+def branch(value: float = 1.0) -> Branch:
+    return Branch(
+        Leaf(np.full(2, value), None),
+        [Leaf(np.full((1, 2), 2 * value), np.full(1, 3 * value)), Leaf(np.full(3, 4 * value), None)],
+        np.full((), 5 * value),
+    )
+
+
+def test_a_leaf_is_named_by_the_way_to_it_and_none_is_skipped() -> None:
+    names = ["first.weight", "rest[0].weight", "rest[0].bias", "rest[1].weight", "scale"]
+    assert [name for name, _ in tree.named_leaves(branch())] == names
+    assert [float(leaf.flat[0]) for leaf in tree.leaves(branch())] == [1, 2, 3, 4, 5]
+    assert [name for name, _ in tree.named_leaves(branch(), "model")] == [f"model.{name}" for name in names]
+
+
+def test_a_model_s_names_are_those_of_its_code(small: ModelConfig) -> None:
+    names = [name for name, _ in tree.named_leaves(decoder.init(np.random.default_rng(0), small))]
+    assert names[0] == "embedding.table"
+    assert "blocks[1].moe.experts.w_up" in names
+    assert "blocks[0].attention.query.weight" in names
+    assert len(names) == len(set(names))
+
+
+def test_map_keeps_the_shape_of_the_tree() -> None:
+    doubled = tree.map(lambda leaf: 2 * leaf, branch())
+    assert isinstance(doubled, Branch)
+    assert isinstance(doubled.rest[1], Leaf)
+    assert doubled.first.bias is None
+    assert [float(leaf.flat[0]) for leaf in tree.leaves(doubled)] == [2, 4, 6, 8, 10]
+
+
+def test_map_takes_several_trees_plain_tuples_and_a_single_array() -> None:
+    both = tree.map(np.add, (np.ones(2), None, [np.ones(1)]), (np.ones(2), None, [np.zeros(1)]))
+    assert isinstance(both, tuple)
+    assert both[1] is None
+    assert [leaf.tolist() for leaf in tree.leaves(both)] == [[2, 2], [1]]
+    assert [name for name, _ in tree.named_leaves(both)] == ["0", "2[0]"]
+    assert tree.map(np.negative, np.ones(2)).tolist() == [-1, -1]
+
+
+def test_trees_of_different_shapes_are_refused() -> None:
+    shorter = branch()._replace(rest=branch().rest[:1])
+    with pytest.raises(ValueError, match="zip"):
+        tree.map(np.add, branch(), shorter)
+    with pytest.raises(ValueError, match="zip"):
+        tree.accumulate(branch(), shorter)
+
+
+def test_rebuild_is_the_inverse_of_leaves() -> None:
+    rebuilt = tree.rebuild(branch(), tree.leaves(branch(7.0)))
+    assert isinstance(rebuilt, Branch)
+    assert [leaf.tolist() for leaf in tree.leaves(rebuilt)] == [leaf.tolist() for leaf in tree.leaves(branch(7.0))]
+
+
+def test_add_makes_new_arrays_and_accumulate_fills_the_old_ones() -> None:
+    one, two = branch(1.0), branch(10.0)
+    total = tree.add(one, two, two)
+    assert [float(leaf.flat[0]) for leaf in tree.leaves(total)] == [21, 42, 63, 84, 105]
+    assert one.first.weight[0] == 1
+    weight = one.first.weight
+    tree.accumulate(one, two)
+    assert weight is one.first.weight
+    assert [float(leaf.flat[0]) for leaf in tree.leaves(one)] == [11, 22, 33, 44, 55]
+
+
+def test_zeros_like_and_size() -> None:
+    zeros = tree.zeros_like(branch())
+    assert not any(leaf.any() for leaf in tree.leaves(zeros))
+    assert [leaf.shape for leaf in tree.leaves(zeros)] == [leaf.shape for leaf in tree.leaves(branch())]
+    assert tree.size(branch()) == 2 + 2 + 1 + 3 + 1
+    assert tree.size(None) == 0
