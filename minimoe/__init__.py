@@ -12,11 +12,11 @@ The layers are modules, ``minimoe.layers.attention`` and so on, each with ``init
 
 from minimoe import gradcheck as gradcheck
 from minimoe import layers as layers
-from minimoe.checkpoint import load_model as load
 from minimoe.config import PRESETS as presets  # noqa: N811 - a name for the reader, not a constant to import
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
 from minimoe.generation import write as generate
+from minimoe.models import load
 from minimoe.trainer import resume, train
 from minimoe.version import __version__
 

@@ -5,30 +5,27 @@
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
     resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
 
-A file is written beside its place, forced to disk, then renamed, so at every moment each name holds a whole file. All
-that must agree is in one file. It is written last: if a crash comes before it, the steps since the one before are taken
-again, and the model that was already written is written again.
+At every moment each name holds a whole file (see ``files``), and all that must agree is in one of them. It is written
+last: if a crash comes before it, the steps since the one before are taken again, and the model is written again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from minimoe import accounting, optimizer, tokenizer, tree
+from minimoe import accounting, files, optimizer, tokenizer, tree
 from minimoe import config as configs
 from minimoe.arrays import Device, to_device, to_host
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
+from minimoe.files import Tensors
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.tokenizer import Tokenizer
@@ -36,8 +33,6 @@ from minimoe.tokenizer import Tokenizer
 CONFIG, METRICS, MODEL, RESUME = "config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"
 FILES = (CONFIG, METRICS, MODEL, RESUME)
 FORMAT = 1
-
-Tensors = dict[str, NDArray[Any]]
 
 
 class Source(NamedTuple):
@@ -70,6 +65,11 @@ class Model(NamedTuple):
         return self._replace(params=tree.map(lambda leaf: to_device(leaf, device), self.params))
 
     @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Ids that end a text: none, since these models learn from one endless text."""
+        return ()
+
+    @property
     def on_gpu(self) -> bool:
         return not isinstance(self.params.norm.gain, np.ndarray)
 
@@ -94,7 +94,7 @@ def save_config(folder: Path, run: RunConfig) -> None:
         "tokenizer": run.tokenizer.to_dict(),
         "source": run.source._asdict(),
     }
-    write_atomically(folder / CONFIG, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    files.write_atomically(folder / CONFIG, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_config(folder: str | Path) -> RunConfig:
@@ -140,8 +140,8 @@ def save(folder: Path, params: Decoder, state: optimizer.State, progress: Progre
         for moment, values in zip(moments._fields, moments, strict=True):
             if values is not None:
                 everything[f"optimizer.{name}.{moment}"] = to_host(values)
-    write_tensors(folder / MODEL, tensors, {"step": str(progress.step)})
-    write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
+    files.write_tensors(folder / MODEL, tensors, {"step": str(progress.step)})
+    files.write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
 
 
 def load_model(folder: str | Path) -> Model:
@@ -152,7 +152,7 @@ def load_model(folder: str | Path) -> Model:
         raise UserError(
             f"{folder} has no {MODEL} yet: its training saved nothing so far; continue it with --resume {folder}."
         )
-    tensors, _ = read_tensors(path)
+    tensors, _ = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_surplus(tensors, path)
     return Model(params, run.model, run.tokenizer, run)
@@ -163,7 +163,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     path = folder / RESUME
     if not path.exists():
         return None
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
     state = optimizer.init(params, run.train)
     for name, moments in state.items():
@@ -190,7 +190,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         file = (folder / ".lock").open("w")
     except OSError as error:
-        raise _unwritable(folder, error) from None
+        raise files.unwritable(folder, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -227,68 +227,15 @@ def append_metrics(folder: Path, row: dict[str, Any]) -> None:
         with path.open("ab") as file:
             file.write((json.dumps(row) + "\n").encode())
     except OSError as error:
-        raise _unwritable(path, error) from None
+        raise files.unwritable(path, error) from None
 
 
 def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
     """Writes metrics.jsonl anew."""
-    write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    files.write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
-# Files
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise _unwritable(path, error) from None
-
-
-def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, atomically, with a checksum of all that it holds in its metadata."""
-    from safetensors.numpy import save
-
-    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
-    write_atomically(path, save(contiguous, {**metadata, "sha256": checksum(contiguous, metadata)}))
-
-
-def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """A safetensors file's tensors and metadata; raises ``UserError`` if it is cut short, damaged or foreign."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
-        ) from None
-    if metadata.pop("sha256", None) != checksum(tensors, metadata):
-        raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")
-    return tensors, metadata
-
-
-def checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
-    """SHA-256 of the metadata and of the tensors' names, types, shapes and contents."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name in sorted(tensors):
-        values = tensors[name]
-        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
-    return digest.hexdigest()
+# Tensors to parameters
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
@@ -323,17 +270,3 @@ def _refuse_surplus(tensors: Tensors, path: Path) -> None:
         raise UserError(
             f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: the two are not of one run."
         )
-
-
-def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} cannot be written ({error.strerror or error}): free space or choose another folder.")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Forces a rename to disk, where folders can be opened."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

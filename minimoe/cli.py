@@ -109,6 +109,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     sub.add_argument("--seed", type=int, default=0, help="of the random parameters and inputs (0)")
 
+    sub = command("params", _params, "count what a model is made of, and what it costs to run, to keep and to train")
+    sub.add_argument("model", metavar="MODEL", help="a preset, a published model (mistral-7b, ...) or a folder")
+    sub.add_argument("--shared", type=float, default=0.0, help="rumour-8x220b: the fraction that all experts share (0)")
+    sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     sub = command("corpus", _corpus, "fetch a corpus and say where it is")
     sub.add_argument("name", metavar="NAME", help="shakespeare")
 
@@ -180,12 +186,14 @@ def _train(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    from minimoe import checkpoint, corpus, evaluation, texts, workers
+    from minimoe import corpus, evaluation, models, texts, workers
     from minimoe.arrays import select_device
 
-    model = checkpoint.load_model(chosen.folder).to(select_device(chosen.device))
+    model = models.load(chosen.folder).to(select_device(chosen.device))
     if chosen.text:
         documents = [model.tokenizer.encode(text) for text in corpus.read_files(chosen.text).documents.values()]
+    elif model.run is None:
+        raise UserError(f"{chosen.folder} was trained elsewhere and has no validation split: name a text with --text.")
     else:
         documents = texts.reload(model.run.source, model.tokenizer, model.config.context).validation
     with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
@@ -205,22 +213,20 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _generate(chosen: argparse.Namespace) -> int:
-    from minimoe import checkpoint, generation
+    from minimoe import generation, models
     from minimoe.arrays import select_device
 
-    model = checkpoint.load_model(chosen.folder).to(select_device(chosen.device))
-    written = generation.generate(
-        model.params,
-        model.config,
-        model.tokenizer.encode(chosen.prompt),
-        tokens=chosen.tokens,
+    model = models.load(chosen.folder).to(select_device(chosen.device))
+    pieces = generation.stream(
+        model,
+        chosen.prompt,
+        chosen.tokens,
         temperature=chosen.temperature,
         top_k=chosen.top_k,
         top_p=chosen.top_p,
         seed=chosen.seed,
     )
-    print(printable(chosen.prompt), end="", flush=True)
-    for piece in model.tokenizer.stream(written):
+    for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
     return 0
@@ -232,6 +238,24 @@ def _gradcheck(chosen: argparse.Namespace) -> int:
     rows = gradcheck.run(chosen.seed)
     print(gradcheck.to_json(rows) if chosen.json else gradcheck.table(rows))
     return 0 if all(row.passed for row in rows) else 1
+
+
+def _params(chosen: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from minimoe import blueprint, costs, models
+
+    if Path(chosen.model).is_dir():
+        plan = blueprint.of_config(Path(chosen.model).name, models.shape(chosen.model))
+    else:
+        plan = blueprint.named(chosen.model, chosen.shared)
+    found = costs.of(plan)
+    if chosen.figure:
+        from minimoe import cost_plot, plots
+
+        plots.save(cost_plot.parameters(found), Path(chosen.figure))
+    print(costs.to_json(found) if chosen.json else costs.table(found))
+    return 0
 
 
 def _corpus(chosen: argparse.Namespace) -> int:

@@ -7,7 +7,8 @@ off and no token is dropped: the model is deterministic, and chance enters only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,7 +21,6 @@ from minimoe.errors import UserError
 from minimoe.kv_cache import KVCache
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.tokenizer import Tokenizer
 
 PIECE = 256
 """Tokens of a prompt read at a time: enough for large matrix products, few enough for little memory."""
@@ -103,15 +103,54 @@ def _check_ids(ids: NDArray[Any], vocab_size: int) -> None:
         raise UserError(f"Token id {wrong} is not in a vocabulary of {vocab_size}: use ids from 0 to {vocab_size - 1}.")
 
 
+class Codec(Protocol):
+    """A tokenizer, of this package or a pretrained one."""
+
+    def encode(self, text: str) -> NDArray[np.int32]: ...
+    def decode(self, ids: Any) -> str: ...
+    def stream(self, ids: Iterable[int]) -> Iterator[str]: ...
+
+
 class Writer(Protocol):
-    """A model that can write: ``checkpoint.Model`` is one."""
+    """A model that can write: ``checkpoint.Model`` is one, ``huggingface.Pretrained`` another."""
 
     @property
     def params(self) -> Decoder: ...
     @property
     def config(self) -> ModelConfig: ...
     @property
-    def tokenizer(self) -> Tokenizer: ...
+    def tokenizer(self) -> Codec: ...
+    @property
+    def end_tokens(self) -> tuple[int, ...]: ...
+
+
+def stream(
+    model: Writer,
+    prompt: str,
+    tokens: int = 200,
+    *,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[str]:
+    """Yields the prompt, then its continuation, in pieces of text as they come; stops early at an end token.
+
+    Prompt and continuation go through one decoder, since some tokenizers write a token differently at the beginning of
+    a text. Raises ``UserError`` as ``generate`` does, or if the prompt cannot be encoded.
+    """
+    ids = model.tokenizer.encode(prompt).tolist()
+    written = generate(
+        model.params,
+        model.config,
+        ids,
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+    )
+    return model.tokenizer.stream(chain(ids, takewhile(lambda token: token not in model.end_tokens, written)))
 
 
 def write(
@@ -124,16 +163,6 @@ def write(
     top_p: float | None = None,
     seed: int = 0,
 ) -> str:
-    """The text with which ``model`` continues ``prompt``; raises ``UserError`` as ``generate`` does."""
-    codec = model.tokenizer
-    ids = generate(
-        model.params,
-        model.config,
-        codec.encode(prompt),
-        tokens=tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-    )
-    return "".join(codec.stream(ids))
+    """The text with which ``model`` continues ``prompt``, without it; settings and errors are those of ``stream``."""
+    pieces = stream(model, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    return "".join(pieces)[len(model.tokenizer.decode(model.tokenizer.encode(prompt))) :]

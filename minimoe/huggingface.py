@@ -9,7 +9,7 @@ matrix is transposed; ``layout`` says which tensor is which, once, for reading a
 halves in both.
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
-(E, D, F). Both forms are read. Written is the older one, a tensor for each matrix, which every version reads.
+(E, D, F). Both forms are read. Written is the older one, a tensor for each matrix, which older and newer versions read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ import numpy as np
 
 from minimoe import accounting, huggingface_config, huggingface_tokenizer, safetensors_file, tree, workers
 from minimoe.arrays import Array, Device, to_device, to_host
-from minimoe.checkpoint import write_atomically
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
+from minimoe.files import unwritable, write_atomically
 from minimoe.huggingface_config import CONFIG, is_folder
 from minimoe.huggingface_tokenizer import PretrainedTokenizer
 from minimoe.layers.attention import Attention
@@ -59,6 +59,10 @@ class Pretrained(NamedTuple):
         return self._replace(params=tree.map(lambda leaf: to_device(leaf, device), self.params))
 
     @property
+    def run(self) -> None:
+        """How it was trained is not known."""
+
+    @property
     def on_gpu(self) -> bool:
         return not isinstance(self.params.norm.gain, np.ndarray)
 
@@ -83,8 +87,8 @@ def load(folder: str | Path) -> Pretrained:
 def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     """The weights of a folder, on the host in float32, and their config.
 
-    Everything that the files claim is checked before memory is taken. The peak is the model and a few rows of one
-    tensor, however large the files are.
+    Everything that the files claim is checked before memory is taken. The peak is the model and the one tensor that is
+    being copied, however large the files are.
 
     Raises:
         UserError: config.json is unreadable or describes something else than a Mixtral or a Mistral; a tensor is
@@ -130,7 +134,7 @@ def save(
         if any(folder.iterdir()):
             raise UserError(f"{folder} is not empty, and nothing in it shall be overwritten: choose a new folder.")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}): choose another folder.") from None
+        raise unwritable(folder, error) from None
     on_host = tree.map(to_host, params)
     safetensors_file.write(folder / MODEL, dict(layout(on_host, dense=config.experts == 1)))
     if tokenizer is not None:

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minimoe.checkpoint import write_atomically
 from minimoe.errors import UserError
+from minimoe.files import write_atomically
 from minimoe.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
 
 FILE = "tokenizer.json"
@@ -100,7 +100,9 @@ def load(folder: str | Path) -> PretrainedTokenizer:
 
 
 def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
-    """Writes tokenizer.json, and beside it the name of the class in transformers that reads any such file.
+    """Writes tokenizer.json, and beside it the class of transformers that reads such a file as it is.
+
+    Without that name, transformers takes what it takes for any Mixtral, and adds a beginning-of-text token of its own.
 
     Raises:
         UserError: a file cannot be written.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe import canvas, checkpoint, palette
+from minimoe import canvas, files, palette
 from minimoe.arrays import Array
 from minimoe.errors import UserError
 
@@ -188,7 +188,7 @@ def save(figure: Figure, path: str | Path) -> None:
         raise UserError(f"A figure cannot be saved as {path.name!r}: end the name in .png, .svg or .pdf.")
     content = io.BytesIO()
     figure.savefig(content, format=kind, dpi=120)
-    checkpoint.write_atomically(path, content.getvalue())
+    files.write_atomically(path, content.getvalue())
 
 
 def smooth(values: Array) -> Array:

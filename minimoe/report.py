@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minimoe import accounting, checkpoint, generation, plots, routing
+from minimoe import accounting, files, generation, plots, routing
 from minimoe.arrays import Device
 from minimoe.checkpoint import Model, RunConfig
 from minimoe.objective import Run
@@ -78,7 +78,7 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
     """Leaves loss.png, experts.png and sample.txt in the folder."""
     domains = {name: ids for name, ids in zip(data.names, data.validation, strict=True)}
     by_domain = routing.load_by_domain(model.params, model.config, domains)
-    checkpoint.write_atomically(folder / SAMPLE, sample(model, data).encode())
+    files.write_atomically(folder / SAMPLE, sample(model, data).encode())
     if metrics:
         plots.save(plots.loss_curves(metrics), folder / LOSS)
         plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
@@ -89,8 +89,8 @@ def sample(model: Model, data: Texts) -> str:
     parts = []
     for name, ids in zip(data.names, data.validation, strict=True):
         prompt = ids[:PROMPT_TOKENS]
-        written = list(
-            generation.generate(model.params, model.config, prompt, tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0)
+        written = generation.generate(
+            model.params, model.config, prompt, tokens=SAMPLE_TOKENS, temperature=TEMPERATURE, seed=0
         )
-        parts.append(f"--- {name} ---\n{model.tokenizer.decode(prompt)}|>{model.tokenizer.decode(written)}\n")
+        parts.append(f"--- {name} ---\n{model.tokenizer.decode(prompt)}|>{model.tokenizer.decode(list(written))}\n")
     return "\n".join(parts)

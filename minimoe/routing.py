@@ -145,7 +145,8 @@ def jensen_shannon(*distributions: Array) -> Array:
     if not (np.allclose(sums, 1, atol=1e-6) and (p >= 0).all()):
         worst = sums.flat[np.abs(sums - 1).argmax()]
         raise UserError(
-            f"A row to compare sums to {worst:g} or has a negative entry; give shares that sum to 1, as load returns them."
+            f"A row to compare sums to {worst:g} or has a negative entry; give shares that sum to 1, as load returns "
+            "them."
         )
 
     def bits(p: Array) -> Array:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimoe.errors import UserError
+from minimoe.files import unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The types that can be read, each with NumPy's name; of a bfloat16, the bits."""
@@ -131,7 +132,7 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file that does not say so
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # older versions of transformers insist on it
     end = 0
     for name, values in tensors.items():
         header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [end, end + 4 * values.size]}
@@ -145,4 +146,4 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
             for values in tensors.values():
                 file.write(np.ascontiguousarray(values, "<f4").data)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): free space or choose another folder.") from None
+        raise unwritable(path, error) from None

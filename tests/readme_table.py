@@ -14,8 +14,8 @@ from minimoe import gradcheck
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- components: written by tests/readme_table.py -->", "<!-- end of components -->"
 # in the order in which data flows through them
-LAYERS = ["linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe", "block", "decoder"]
-LAYERS += ["cross_entropy"]
+LAYERS = ["linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe", "block"]
+LAYERS += ["decoder", "cross_entropy"]
 
 
 def table() -> str:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minimoe import checkpoint, trainer
+from minimoe import checkpoint, files, trainer
 from minimoe.config import ModelConfig, Preset, TrainConfig, override
 from minimoe.corpus import Corpus
 from minimoe.trainer import Trained
@@ -47,8 +47,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 def lasting(folder: Path) -> dict[str, Any]:
     """All of a run that must not depend on interruptions: every bit of both checkpoints, and metrics but timings."""
-    state, about_state = checkpoint.read_tensors(folder / checkpoint.RESUME)
-    params, about_params = checkpoint.read_tensors(folder / checkpoint.MODEL)
+    state, about_state = files.read_tensors(folder / checkpoint.RESUME)
+    params, about_params = files.read_tensors(folder / checkpoint.MODEL)
     progress = json.loads(about_state["progress"])
     del progress["seconds"]
     rows = [{name: value for name, value in row.items() if name not in TIMINGS} for row in metrics(folder)]

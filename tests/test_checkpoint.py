@@ -1,7 +1,6 @@
 """Checkpoints: whole or absent, checked to the last bit, and open to any program that reads safetensors."""
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import CORPUS, SMALL, finished, lasting, metrics, resume
 
-from minimoe import checkpoint, config, optimizer, tokenizer, tree
+from minimoe import checkpoint, config, files, optimizer, tokenizer, tree
 from minimoe.checkpoint import Progress, RunConfig, Source
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
@@ -109,43 +108,6 @@ def test_there_is_nothing_to_resume_before_the_first_checkpoint(tmp_path: Path) 
 # Damage
 
 
-@pytest.fixture
-def tensors_file(tmp_path: Path) -> Path:
-    path = tmp_path / "x.safetensors"
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "blocks[0].b": np.ones(3), "empty": np.zeros((0, 2))}
-    checkpoint.write_tensors(path, tensors, {"progress": json.dumps({"step": 25})})
-    return path
-
-
-def test_tensors_and_metadata_come_back(tensors_file: Path) -> None:
-    tensors, metadata = checkpoint.read_tensors(tensors_file)
-    assert {name: (str(values.dtype), values.shape) for name, values in tensors.items()} == {
-        "a": ("float32", (2, 3)),
-        "blocks[0].b": ("float64", (3,)),
-        "empty": ("float64", (0, 2)),
-    }
-    np.testing.assert_array_equal(tensors["a"], [[0, 1, 2], [3, 4, 5]])
-    assert metadata == {"progress": '{"step": 25}'}
-
-
-def test_a_flipped_bit_in_any_byte_is_noticed(tensors_file: Path) -> None:
-    good = tensors_file.read_bytes()
-    for place in range(len(good)):
-        spoiled = bytearray(good)
-        spoiled[place] ^= 1 << place % 8
-        tensors_file.write_bytes(spoiled)
-        with pytest.raises(UserError):
-            checkpoint.read_tensors(tensors_file)
-
-
-def test_a_file_cut_short_anywhere_is_noticed(tensors_file: Path) -> None:
-    good = tensors_file.read_bytes()
-    for length in range(len(good)):
-        tensors_file.write_bytes(good[:length])
-        with pytest.raises(UserError, match="cut short"):
-            checkpoint.read_tensors(tensors_file)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "resume.safetensors"])
 @pytest.mark.parametrize(
     ("spoil", "says"),
@@ -189,8 +151,8 @@ def test_a_safetensors_file_of_another_program_is_refused(run: Path) -> None:
 
 @pytest.mark.parametrize("progress", [None, "{}", "no JSON", '{"step": 1, "seconds": 2, "random_state": {"x": 1}}'])
 def test_a_file_without_a_sensible_position_is_not_resumed_from(run: Path, progress: str | None) -> None:
-    tensors, _ = checkpoint.read_tensors(run / "resume.safetensors")
-    checkpoint.write_tensors(run / "resume.safetensors", tensors, {} if progress is None else {"progress": progress})
+    tensors, _ = files.read_tensors(run / "resume.safetensors")
+    files.write_tensors(run / "resume.safetensors", tensors, {} if progress is None else {"progress": progress})
     with pytest.raises(UserError, match="how far the run has come"):
         checkpoint.load_progress(run, checkpoint.load_config(run))
 
@@ -326,45 +288,10 @@ def test_a_metrics_line_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> 
 # Writing
 
 
-def disk_full(*_: Any, **__: Any) -> Any:
-    raise OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("failing", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.open"])
-def test_a_failed_write_leaves_the_old_file_and_no_litter(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
-    path = tmp_path / "file"
-    checkpoint.write_atomically(path, b"old")
-    with monkeypatch.context() as broken:
-        broken.setattr(failing, disk_full)
-        with pytest.raises(UserError, match=r"file cannot be written \(No space left on device\): free space"):
-            checkpoint.write_atomically(path, b"new")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]
-    checkpoint.write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-
-
-def test_a_file_is_forced_to_disk_before_it_takes_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise a power cut could leave the name with an empty file behind it."""
-    events: list[str] = []
-    fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda number: (events.append("sync"), fsync(number))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, other: (events.append("rename"), replace(self, other))[1])
-    checkpoint.write_atomically(tmp_path / "file", b"content")
-    assert events == ["sync", "rename", "sync"], "the file, its name, and the folder that holds the name"
-
-
-def test_what_is_written_replaces_a_part_that_a_crash_left(tmp_path: Path) -> None:
-    (tmp_path / ".file.part").write_bytes(b"half of something, and longer")
-    checkpoint.write_atomically(tmp_path / "file", b"whole")
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"whole")]
-
-
 def test_the_file_to_resume_from_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash between the two then costs steps that are taken again; the other way round the model would stay old."""
     written: list[str] = []
-    monkeypatch.setattr(checkpoint, "write_atomically", lambda path, content: written.append(path.name))
+    monkeypatch.setattr(files, "write_atomically", lambda path, content: written.append(path.name))
     run = small_run()
     params = decoder.init(np.random.default_rng(0), run.model)
     checkpoint.save(tmp_path, params, optimizer.init(params, run.train), Progress(1, 0.0, {}))

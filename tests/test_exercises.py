@@ -101,9 +101,10 @@ SIZES = {"N": N, "D": D, "F": F}
 
 
 def check_linear(answer: Any, **options: Any) -> Report:
-    return gradients(
-        answer, (X, W, DY), lambda x, W: (x @ W * DY).sum(), {"x": X, "W": W}, sizes=SIZES, **options
-    )  # fmt: skip
+    def loss(x: np.ndarray, W: np.ndarray) -> np.ndarray:
+        return (x @ W * DY).sum()
+
+    return gradients(answer, (X, W, DY), loss, {"x": X, "W": W}, sizes=SIZES, **options)
 
 
 def test_the_right_gradient_is_right():
@@ -137,7 +138,7 @@ def test_the_right_gradient_is_right():
         (lambda right: np.where(right == right[1, 2], 9, right), "11 of 12 entries are right; the first wrong"),
         (lambda right: np.sin(9 * right), "right shape, wrong values"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_gradient_is_described(dx: Callable[..., Any], words: str):
     report = check_linear(lambda x, W, dy: (dx(dy @ W.T), x.T @ dy))
     assert report.state == "wrong"

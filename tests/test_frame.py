@@ -88,18 +88,19 @@ def test_every_path_on_a_page_exists(name):
 
 # A module imports from its own floor or a lower one, and nowhere in a circle. layers.* are all layers not named here.
 FLOORS = (
-    {"errors", "arrays", "tree", "config", "normal", "palette", "version"},
+    {"errors", "arrays", "tree", "config", "normal", "palette", "version", "files"},
     {"layers.*"},
     {"layers.moe"},
     {"layers.block"},
     {"layers.decoder"},
     {"layers"},  # layers/__init__.py
     {"objective"},
-    {"finite_differences", "workers", "accounting", "safetensors_file"},
+    {"files", "finite_differences", "workers", "accounting", "safetensors_file"},
     {"gradcheck", "optimizer", "corpus", "tokenizer", "checkpoint", "texts", "machine", "huggingface_config"},
-    {"huggingface_tokenizer", "huggingface", "evaluation", "sampling", "kv_cache", "one_token", "routing", "canvas"},
-    {"generation", "coloured_text", "plots", "sketch", "exercises.*", "exercises"},
-    {"report"},
+    {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas"},
+    {"sampling", "kv_cache", "one_token", "routing"},
+    {"generation", "coloured_text", "plots", "sketch", "models", "costs", "exercises.*", "exercises"},
+    {"report", "cost_plot"},
     {"trainer"},
     {"cli"},
     {"__main__", ""},  # minimoe/__init__.py, the roof

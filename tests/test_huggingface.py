@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minimoe import huggingface, huggingface_config, tree, workers
+from minimoe import generation, huggingface, huggingface_config, tree, workers
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import balance, cross_entropy, decoder
@@ -134,13 +134,15 @@ def test_losses_and_every_gradient_are_those_of_the_library() -> None:
     assert wrong == []
 
 
-def test_greedy_text_is_that_of_the_library() -> None:
+def test_greedy_text_is_that_of_the_library_with_and_without_a_cache() -> None:
     params, config = huggingface.load_params(GOLDEN / "mixtral")
-    ids = EXPECTED["greedy"][:3].tolist()
-    while len(ids) < len(EXPECTED["greedy"]):
+    theirs = EXPECTED["greedy"].tolist()
+    ids = theirs[:3]
+    while len(ids) < len(theirs):
         logits, _, _ = decoder.forward(params, np.array([ids]), config)
         ids.append(int(logits[0, -1].argmax()))
-    assert ids == EXPECTED["greedy"].tolist()
+    assert ids == theirs
+    assert [*theirs[:3], *generation.generate(params, config, theirs[:3], tokens=9, temperature=0)] == theirs
     assert len(set(ids)) > 6, "a text that repeats itself would prove little"
 
 

@@ -130,6 +130,8 @@ OWN = [tokenizer.ByteTokenizer(), tokenizer.build("char", TEXT)]
 def test_our_own_tokenizers_can_be_written(tmp_path: Path, own: tokenizer.Tokenizer) -> None:
     huggingface_tokenizer.write(tmp_path, own)
     read = huggingface_tokenizer.load(tmp_path)
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert told == {"tokenizer_class": "PreTrainedTokenizerFast"}
     ids = own.encode(TEXT)
     assert read.encode(TEXT).tolist() == ids.tolist()
     assert read.decode(ids) == "".join(read.stream(ids.tolist())) == TEXT

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minimoe import safetensors_file
@@ -68,6 +69,9 @@ def test_bfloat16_is_read_at_any_offset(tmp_path: Path) -> None:
 def test_the_library_reads_what_is_written(tmp_path: Path, rng: np.random.Generator) -> None:
     tensors = {"a.weight": rng.standard_normal((4, 3)).astype(np.float32).T, "é": np.arange(5, dtype=np.float64)}
     safetensors_file.write(tmp_path / "file", tensors)
+    with safe_open(tmp_path / "file", "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    assert int.from_bytes((tmp_path / "file").read_bytes()[:8], "little") % 8 == 0, "numbers lie at multiples of 8"
     read = load_file(tmp_path / "file")
     assert read.keys() == tensors.keys()
     for name, values in tensors.items():

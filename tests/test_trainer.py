@@ -81,6 +81,24 @@ def test_threads_and_accumulation_give_the_gradient_of_one_big_batch(
         np.testing.assert_allclose(other, one, rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.parametrize(("accumulate", "kept"), [(1, [True]), (2, [False, False, True, True])])
+def test_accumulation_keeps_no_activations_while_it_adds_up_the_losses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, kept: list[bool]
+) -> None:
+    """Otherwise working through a batch in parts would save no memory."""
+    seen: list[bool] = []
+    forward = objective.forward
+
+    def watched(*arguments: Any, keep: bool = True) -> objective.Forward:
+        seen.append(keep)
+        return forward(*arguments, keep=keep)
+
+    monkeypatch.setattr(objective, "forward", watched)
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: evaluation.Evaluation(0.0, 0, np.zeros((2, 4))))
+    train(tmp_path / "run", steps=1, accumulate=accumulate)
+    assert seen == kept
+
+
 @pytest.mark.parametrize("loss", Coefficients._fields)
 def test_each_auxiliary_loss_reaches_the_gradient_and_does_not_depend_on_the_cut(
     batch: tuple[RunConfig, decoder.Decoder, texts.Texts], loss: str

@@ -58,12 +58,34 @@ def test_gradient_is_right(
 def test_it_is_attention_and_experts_each_behind_a_norm_on_a_residual_stream(
     rng: np.random.Generator, small: ModelConfig
 ) -> None:
+    config = dataclasses.replace(small, window=3, norm_eps=0.1, renormalize=False)
+    params, x, rotation = drawn(rng, config), rng.standard_normal((2, 7, 6)), rotation_of(config)
+    normed, _ = rmsnorm.forward(params.attention_norm, x, 0.1)
+    h = x + attention.forward(params.attention, normed, rotation, 8, 3)[0]
+    normed, _ = rmsnorm.forward(params.moe_norm, h, 0.1)
+    expected = h + moe.forward(params.moe, normed, config)[0]
+    np.testing.assert_allclose(block.forward(params, x, rotation, config)[0], expected, atol=1e-14)
+
+
+def test_a_window_hides_what_is_too_far_away(rng: np.random.Generator, small: ModelConfig) -> None:
+    config = dataclasses.replace(small, window=3)
+    params, x, rotation = drawn(rng, config), rng.standard_normal((1, 7, 6)), rotation_of(config)
+    other = x.copy()
+    other[:, 1] += 1.0
+    change = block.forward(params, other, rotation, config)[0] - block.forward(params, x, rotation, config)[0]
+    moved = abs(change[0]).max(axis=-1) > 1e-9
+    assert moved.tolist() == [False, True, True, True, False, False, False]
+
+
+def test_noise_capacity_and_mask_reach_the_experts(rng: np.random.Generator, small: ModelConfig) -> None:
     params, x, rotation = drawn(rng, small), rng.standard_normal((2, 7, 6)), rotation_of(small)
-    normed, _ = rmsnorm.forward(params.attention_norm, x, small.norm_eps)
-    h = x + attention.forward(params.attention, normed, rotation, small.head_width)[0]
-    normed, _ = rmsnorm.forward(params.moe_norm, h, small.norm_eps)
-    expected = h + moe.forward(params.moe, normed, small)[0]
-    np.testing.assert_allclose(block.forward(params, x, rotation, small)[0], expected, atol=1e-14)
+    noise, mask = rng.standard_normal((2, 7, 5)), np.arange(14).reshape(2, 7) < 10
+    y, stats, dropped, _ = block.forward(params, x, rotation, small)
+    assert (block.forward(params, x, rotation, small, noise=noise)[0] != y).any()
+    assert block.forward(params, x, rotation, small, capacity_factor=0.3)[2] > dropped == 0
+    assert (block.forward(params, x, rotation, small, mask=mask)[1].tokens, stats.tokens) == (10, 14)
+    loads = [block.forward(params, x, rotation, small, noise=noise, estimate_load=e)[1].load for e in (True, False)]
+    assert (loads[0] != loads[1]).any()
 
 
 def test_layers_that_say_nothing_leave_the_stream_and_its_gradient_as_they_are(

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from minimoe import tree
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import check_decoder, failed
-from minimoe.layers import decoder, embedding, linear
+from minimoe.layers import block, decoder, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.embedding import Embedding
 from minimoe.layers.linear import Linear
 
 
@@ -126,14 +125,17 @@ def test_a_fresh_model_is_nearly_indifferent(small: ModelConfig) -> None:
     assert 0.01 < logits.std() < 0.5
 
 
-def test_the_parts_stand_in_the_order_of_the_model(rng: np.random.Generator, small: ModelConfig) -> None:
-    config = dataclasses.replace(small, layers=1)
-    params, tokens = drawn(rng, config), rng.integers(13, size=(1, 4))
-    params.blocks[0].attention.output.weight[:] = 0
-    params.blocks[0].moe.experts.w_down[:] = 0
-    x, _ = embedding.forward(Embedding(params.embedding.table), tokens)
-    x = params.norm.gain * x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_eps)
+def test_it_is_embedding_blocks_norm_and_head_with_the_settings_of_the_config(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    config = dataclasses.replace(small, rope_theta=100.0, norm_eps=0.1, window=3, renormalize=False)
+    params, tokens = drawn(rng, config), rng.integers(13, size=(2, 5))
+    rotation = rope.init(np.arange(5), 8, 100.0, np.float64)
+    x = params.embedding.table[tokens]
+    for layer in params.blocks:
+        x, _, _, _ = block.forward(layer, x, rotation, config)
+    x, _ = rmsnorm.forward(params.norm, x, 0.1)
     assert params.head is not None
-    np.testing.assert_allclose(
-        decoder.forward(params, tokens, config)[0], linear.forward(params.head, x)[0], atol=1e-12
-    )
+    logits, routed, _ = decoder.forward(params, tokens, config)
+    np.testing.assert_allclose(logits, x @ params.head.weight, atol=1e-12)
+    assert [stats.tokens for stats in routed.stats] == [10, 10]

@@ -15,8 +15,7 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from minimoe import generate as generation
-from minimoe import huggingface, huggingface_config, huggingface_tokenizer, tokenizer, tree
+from minimoe import generation, huggingface, huggingface_config, huggingface_tokenizer, tokenizer, tree
 from minimoe.config import ModelConfig
 from minimoe.layers import balance, cross_entropy, decoder
 from minimoe.layers.decoder import Decoder

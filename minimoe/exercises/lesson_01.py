@@ -1,0 +1,147 @@
+"""Checks of lesson 01: tokens and the embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import embedding
+from minimoe.layers.embedding import Embedding
+
+
+def rows_without_gradient(answer: Answer) -> Report:
+    """(tokens, vocabulary) → the number of rows that no token of the batch uses."""
+    cases = ((np.array([[3, 0, 3, 8], [8, 5, 3, 3]]), 9), (np.array([[1, 1, 1]]), 5))
+    return first_failure(_rows_without_gradient(answer, *case) for case in cases)
+
+
+def _rows_without_gradient(answer: Answer, tokens: Array, vocabulary: int) -> Report:
+    used = len(np.unique(tokens))
+    once = int((np.bincount(tokens.reshape(-1)) == 1).sum())
+    hints = {
+        "these are the rows that are used; the others are wanted.": used,
+        "a token that occurs twice uses one row, not two.": vocabulary - tokens.size,
+        "this looks at the first sequence only: a batch has several.": vocabulary - len(np.unique(tokens[0])),
+        "rows that are used more than once have a gradient too.": vocabulary - once,
+    }
+    right = vocabulary - used
+    return values(
+        answer,
+        (tokens, vocabulary),
+        {"rows": right},
+        mistakes={"rows": {hint: wrong for hint, wrong in hints.items() if wrong != right}},
+    )
+
+
+def undo_merges(answer: Answer) -> Report:
+    """(ids, merges) → the bytes that the ids stand for."""
+    merges = [(101, 101), (256, 100), (32, 110), (258, 257), (104, 257)]  # ee, eed, " n", " need", heed
+    ids = [100, 257, 32, 260, 259, 257]
+    once = _expanded(ids, merges)
+    full = np.array(list(b"deed heed needeed"))
+    swapped = [(right, left) for left, right in merges]
+    return values(
+        answer,
+        (ids, merges),
+        {"bytes": full},
+        mistakes={
+            "bytes": {
+                "a pair may hold pairs: what comes out of one merge must be taken apart as well.": np.array(once),
+                "two levels are not enough: go on until every id is below 256.": np.array(_expanded(once, merges)),
+                "the two halves of a pair are the wrong way round.": np.array(_bytes(ids, swapped)),
+                "ids of 256 and above are left out; each of them stands for at least two bytes.": np.array(
+                    [i for i in ids if i < 256]
+                ),
+            }
+        },
+    )
+
+
+def with_positions_backward(answer: Answer) -> Report:
+    """(tokens, vocabulary, dy) → dtable, dposition."""
+    rng = np.random.default_rng(1)
+    tokens = np.array([[2, 5, 2, 0], [0, 2, 6, 6], [5, 5, 1, 2]])
+    (B, T), V, D = tokens.shape, 7, 5
+    dy = rng.standard_normal((B, T, D))
+    table, position = rng.standard_normal((V, D)), rng.standard_normal((T, D))
+
+    def loss(table: Array, position: Array) -> Array:
+        y, _ = embedding.forward(Embedding(table), tokens)
+        return ((y + position) * dy).sum()
+
+    last = np.zeros((V, D))
+    last[tokens] += dy
+    return gradients(
+        answer,
+        (tokens, V, dy),
+        loss,
+        {"table": table, "position": position},
+        sizes={"B": B, "T": T, "V": V, "D": D},
+        mistakes={
+            "dtable": {
+                "a token that occurs twice counts once here: an indexed += keeps only the last write.": last,
+                "this is the mean over a token's places; its gradient is their sum.": _mean_by_token(tokens, V, dy),
+            },
+            "dposition": {
+                "every sequence of the batch uses the same row for place t: sum over B, not the mean.": dy.mean(0),
+                "this is one sequence's share; every sequence uses row t.": dy[0],
+                "this is the last sequence's share; every sequence uses row t.": dy[-1],
+            },
+        },
+    )
+
+
+def tied_backward(answer: Answer) -> Report:
+    """(table, tokens, dz) → dtable, of a table that is embedding and output layer."""
+    rng = np.random.default_rng(1)
+    tokens = np.array([2, 5, 2, 0])
+    N, V, D = len(tokens), 6, 3
+    table, dz = rng.standard_normal((V, D)), rng.standard_normal((N, V))
+
+    def loss(table: Array) -> Array:
+        y, _ = embedding.forward(Embedding(table), tokens)
+        return (y @ table.T * dz).sum()
+
+    y = table[tokens]
+    as_embedding = np.zeros((V, D))
+    np.add.at(as_embedding, tokens, dz @ table)
+    as_output = dz.T @ y
+    last = np.zeros((V, D))
+    last[tokens] += dz @ table
+    return gradients(
+        answer,
+        (table, tokens, dz),
+        loss,
+        {"table": table},
+        sizes={"N": N, "V": V, "D": D},
+        mistakes={
+            "dtable": {
+                "the table reaches z by two paths; this is the path as embedding.": as_embedding,
+                "the table reaches z by two paths; this is the path as output layer.": as_output,
+                "both paths are there, but a repeated token counts once: an indexed += keeps only the last write.": (
+                    as_output + last
+                ),
+            }
+        },
+    )
+
+
+def _expanded(ids: list[int], merges: list[tuple[int, int]]) -> list[int]:
+    """Every merge undone once, and no further."""
+    return [part for i in ids for part in ((i,) if i < 256 else merges[i - 256])]
+
+
+def _bytes(ids: list[int], merges: list[tuple[int, int]]) -> list[int]:
+    """Every merge undone, down to bytes."""
+    while max(ids) > 255:
+        ids = _expanded(ids, merges)
+    return ids
+
+
+def _mean_by_token(tokens: Array, vocabulary: int, dy: Array) -> Array:
+    """For each token the mean of its dy."""
+    total = np.zeros((vocabulary, dy.shape[-1]))
+    np.add.at(total, tokens, dy)
+    return total / np.maximum(np.bincount(tokens.reshape(-1), minlength=vocabulary), 1)[:, None]

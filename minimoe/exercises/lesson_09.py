@@ -1,0 +1,145 @@
+"""Checks of lesson 09: the mixture-of-experts layer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import moe
+
+
+def computed_rows(answer: Answer) -> Report:
+    """(counts, block) → rows computed with whole blocks, and with equal slots; one case has an expert without work."""
+    return first_failure(_computed_rows(answer, *case) for case in (([13, 5, 22], 8), ([37, 16, 0, 23], 8)))
+
+
+def _computed_rows(answer: Answer, counts: list[int], block: int) -> Report:
+    rows = np.array(counts)
+    blocks = int((-(-rows // block) * block).sum())
+    slots = len(counts) * max(counts)
+    hints = {
+        "this rounds down: those rows would be dropped.": int((rows // block * block).sum()),
+        "every segment is rounded up on its own, not their sum.": -(-sum(counts) // block) * block,
+        "a segment that is a whole number of blocks already, or empty, needs no further block.": int(
+            ((rows // block + 1) * block).sum()
+        ),
+        "this counts blocks; the question is about rows.": blocks // block,
+    }
+    slot_hints = {
+        "that is the number of slots of one expert.": max(counts),
+        "these slots are as many as the fair share, and the busiest expert drops entries.": sum(counts),
+    }
+    return values(
+        answer,
+        (rows, block),
+        {"with blocks": blocks, "with equal slots": slots},
+        mistakes={
+            "with blocks": {hint: wrong for hint, wrong in hints.items() if wrong != blocks},
+            "with equal slots": slot_hints,
+        },
+    )
+
+
+def place_without_sorting(answer: Answer) -> Report:
+    """(chosen, E) → place."""
+    rng = np.random.default_rng(9)
+    N, E, K = 7, 5, 3
+    chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
+    chosen[chosen == 1] = 4  # expert 1 stays empty; the entries are what counts here, not a routing
+    dispatch = moe.sort_by_expert(chosen, E)
+    first = np.cumsum(dispatch.counts) - dispatch.counts  # (E,)
+    by_choice = moe.sort_by_expert(chosen.T.reshape(-1, 1), E).place.reshape(K, N).T
+    return values(
+        answer,
+        (chosen, E),
+        {"place": dispatch.place},
+        sizes={"N": N, "E": E, "K": K},
+        mistakes={
+            "place": {
+                "this is an entry's place in the queue of its own expert; all entries of lower experts come first.": (
+                    dispatch.place - first[chosen]
+                ),
+                "every place is one too high: an entry does not stand before itself.": dispatch.place + 1,
+                "this is where each expert begins; the earlier entries of the same expert are missing.": first[chosen],
+                "entries are read token by token; here all first choices come before all second ones.": by_choice,
+                "this is the order, which entry stands at a place; asked is its inverse.": (
+                    dispatch.order.reshape(N, K)
+                ),
+            }
+        },
+    )
+
+
+def weighted_input_backward(answer: Answer) -> Report:
+    """(x, weights, place, dz) → dx, dweights."""
+    rng = np.random.default_rng(9)
+    N, D, E, K = 5, 4, 7, 3
+    chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
+    dispatch = moe.sort_by_expert(chosen, E)
+    x, weights = rng.standard_normal((N, D)), rng.uniform(0.1, 1, (N, K))
+    dz = rng.standard_normal((N * K, D))
+
+    def loss(x: Array, weights: Array) -> Array:
+        z = weights.reshape(-1)[dispatch.order][:, None] * x[dispatch.token]
+        return (z * dz).sum()
+
+    unsorted = dz[dispatch.place]  # (N, K, D)
+    as_it_stands = dz.reshape(N, K, D)
+    return gradients(
+        answer,
+        (x, weights, dispatch.place, dz),
+        loss,
+        {"x": x, "weights": weights},
+        sizes={"N": N, "D": D, "K": K},
+        mistakes={
+            "dx": {
+                "each dz has to be weighted: x reaches z with strength w.": unsorted.sum(1),
+                "dz is sorted by expert; fetch a token's rows with place.": (weights[:, :, None] * as_it_stands).sum(1),
+                "x reaches K rows of z; this is the gradient from the first of them.": weights[:, :1] * unsorted[:, 0],
+            },
+            "dweights": {
+                "dz is sorted by expert; fetch a token's rows with place.": (x[:, None] * as_it_stands).sum(2),
+                "this lacks x: a weight reaches z with strength x.": unsorted.sum(2),
+            },
+        },
+    )
+
+
+def renormalize_kept_backward(answer: Answer) -> Report:
+    """(w, kept, dv) → dw; some tokens lost nothing, some a part, one everything."""
+    rng = np.random.default_rng(9)
+    w, dv = rng.uniform(0.2, 1, (5, 3)), rng.standard_normal((5, 3))
+    kept = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 1]], bool)
+
+    def normalized(w: Array) -> tuple[Array, Array]:
+        left = kept * w
+        total = left.sum(1, keepdims=True)
+        safe = np.where(total > 0, total, 1)
+        return left / safe, safe
+
+    v, total = normalized(w)
+    along = (v * dv).sum(1, keepdims=True)
+    return gradients(
+        answer,
+        (w, kept, dv),
+        lambda w: (normalized(w)[0] * dv).sum(),
+        {"w": w},
+        sizes={"N": 5, "K": 3},
+        mistakes={
+            "dw": {
+                "w stands in the sum below the line too: a second path, shared by the row, is missing.": (
+                    kept * dv / total
+                ),
+                "a dropped entry reaches nothing, so it has no gradient.": np.where(
+                    kept.any(1, keepdims=True), (dv - along) / total, 0
+                ),
+                "the sum below the line is not 1, and it divides the gradient too.": kept * (dv - along),
+                "this is the backward of a softmax; here nothing was exponentiated.": v * (dv - along),
+                "the mean along the row is weighted with v, not with w.": (
+                    kept * (dv - (kept * w * dv).sum(1, keepdims=True)) / total
+                ),
+            }
+        },
+    )

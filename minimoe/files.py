@@ -1,0 +1,90 @@
+"""Files that are whole or not there, and that notice damage.
+
+A file is written beside its place, forced to disk, then renamed: at every moment its name holds the old file or the new
+one. Tensors are kept in the safetensors format, which cannot run code, with a checksum of all that they hold.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe.errors import UserError
+
+Tensors = dict[str, NDArray[Any]]
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise unwritable(path, error) from None
+
+
+def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file, atomically, with a checksum of all that it holds in its metadata."""
+    from safetensors.numpy import save
+
+    contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
+    write_atomically(path, save(contiguous, {**metadata, "sha256": checksum(contiguous, metadata)}))
+
+
+def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
+    """A safetensors file's tensors and metadata; raises ``UserError`` if it is cut short, damaged or foreign."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist.") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
+        ) from None
+    if metadata.pop("sha256", None) != checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")
+    return tensors, metadata
+
+
+def checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """SHA-256 of the metadata and of the tensors' names, types, shapes and contents."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name]
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+    return digest.hexdigest()
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """The sentence for a file or folder that the system does not let us write."""
+    return UserError(f"{path} cannot be written ({error.strerror or error}): free space or choose another folder.")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Forces a rename to disk, where folders can be opened."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,26 @@
+"""Opening a model from its folder, whether it was trained here or comes from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minimoe import checkpoint, huggingface, huggingface_config
+from minimoe.checkpoint import Model
+from minimoe.config import ModelConfig
+from minimoe.huggingface import Pretrained
+
+
+def load(folder: str | Path) -> Model | Pretrained:
+    """The model in ``folder``, on the host: a run of ``minimoe train``, or a Mixtral or Mistral of Hugging Face's kind.
+
+    Raises:
+        UserError: the folder holds neither, or its files are damaged or do not belong together.
+    """
+    return huggingface.load(folder) if huggingface.is_folder(folder) else checkpoint.load_model(folder)
+
+
+def shape(folder: str | Path) -> ModelConfig:
+    """The config of the model in ``folder``, without reading its weights; raises ``UserError`` as ``load``."""
+    if huggingface.is_folder(folder):
+        return huggingface_config.read(folder).model
+    return checkpoint.load_config(folder).model

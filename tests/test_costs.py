@@ -1,0 +1,95 @@
+"""Blueprints and costs: published models come out to the last parameter."""
+
+import json
+
+import pytest
+
+from minimoe import blueprint, config, costs
+from minimoe.cli import main
+from minimoe.errors import UserError
+
+PUBLISHED = {
+    "mixtral-8x7b": (46_702_792_704, 12_879_925_248),
+    "mixtral-8x22b": (140_620_634_112, 39_152_031_744),
+    "mistral-7b": (7_241_732_096, 7_241_732_096),
+    "olmoe-1b-7b": (6_919_161_856, 1_282_017_280),
+    "deepseek-moe-16b": (16_375_728_128, 2_828_650_496),
+    "switch-base-8": (619_339_008, 222_977_280),
+    "switch-base-128": (7_415_217_408, 224_083_200),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_come_out_to_the_last_parameter(name):
+    found = blueprint.named(name)
+    assert (found.total, found.active) == PUBLISHED[name]
+
+
+def test_the_parts_of_mixtral_are_those_of_its_layers():
+    parts = {part.name: part for part in blueprint.named("mixtral-8x7b").parts}
+    assert parts["attention"].total == 32 * 41_943_040
+    assert parts["experts"].total == 32 * 8 * 176_160_768
+    assert parts["experts"].active == 32 * 2 * 176_160_768
+
+
+def test_the_rumour_is_220_times_eight_minus_seven_shares():
+    assert blueprint.rumoured_8x220b(0.0).total == 1_760_000_000_000
+    assert blueprint.rumoured_8x220b(0.2216).total / 1e12 == pytest.approx(1.42, abs=0.005)
+    assert blueprint.rumoured_8x220b(0.2216).active / 1e9 == pytest.approx(391, abs=0.5)
+    assert blueprint.rumoured_8x220b(1.0).total == blueprint.rumoured_8x220b(1.0).active == 220_000_000_000
+    with pytest.raises(UserError, match="shared 1.5 is no fraction"):
+        blueprint.rumoured_8x220b(1.5)
+
+
+def test_the_cache_of_mixtral_takes_four_gibibytes_at_32k():
+    found = costs.of(blueprint.named("mixtral-8x7b"))
+    assert found.cache_bytes_per_token == 131_072
+    assert found.cache_bytes[32_768] == 4 * 2**30
+
+
+def test_a_window_bounds_the_cache():
+    found = costs.of(blueprint.named("mistral-7b"))
+    assert found.cache_bytes[8192] == found.cache_bytes_per_token * 4096
+
+
+def test_weights_in_bytes_follow_their_bits():
+    found = costs.of(blueprint.named("mixtral-8x7b"))
+    assert {bits: round(size / 1e9, 2) for bits, size in found.weight_bytes.items()} == {
+        32: 186.81,
+        16: 93.41,
+        8: 46.70,
+        4: 23.35,
+    }
+
+
+def test_operations_count_each_multiplied_parameter_twice_and_attention_over_half_the_context():
+    shape = config.preset("tiny").model
+    D, L, T = shape.width, shape.layers, shape.context
+    attention = 2 * D * shape.head_width * (shape.heads + shape.kv_heads)
+    active = (
+        L * (attention + shape.active_experts * 3 * D * shape.expert_width + D * shape.experts) + shape.vocab_size * D
+    )
+    looked_at = 4 * L * shape.heads * shape.head_width * (T + 1) // 2
+    found = costs.of(blueprint.of_config("tiny", shape))
+    assert found.forward_operations == 2 * active + looked_at
+    assert found.backward_operations == 2 * found.forward_operations
+
+
+def test_every_name_has_costs_and_a_table():
+    for name in (*config.PRESETS, *blueprint.PUBLISHED):
+        found = costs.of(blueprint.named(name))
+        assert f"{found.total:,}" in costs.table(found)
+        assert sum(part["active"] for part in found.parts.values()) == found.active <= found.total
+
+
+def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
+    assert main(["params", "mixtral-8x7b"]) == 0
+    assert "46,702,792,704" in capsys.readouterr().out
+    assert main(["params", "switch-base-8", "--json", "--figure", str(tmp_path / "parts.png")]) == 0
+    assert json.loads(capsys.readouterr().out)["active"] == 222_977_280
+    assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_unknown_name_gets_a_suggestion(capsys):
+    assert main(["params", "mixtral-8x7"]) == 2
+    assert "did you mean 'mixtral-8x7b'" in capsys.readouterr().err
