@@ -218,6 +218,21 @@ def test_near_a_flip_a_shorter_step_is_tried_before_a_probe_is_refused() -> None
     assert (row.refused, row.checked) == (0, 2)
 
 
+def test_the_first_that_was_not_chosen_counts_too_because_thresholds_are_made_of_it() -> None:
+    """y = the second of each row, as the load estimator uses it with K = 1; second and third are nearly tied."""
+
+    def forward(params: None, x: np.ndarray) -> tuple[Any, Any]:
+        return np.sort(x, axis=1)[:, -2], x
+
+    def backward(params: None, x: np.ndarray, dy: np.ndarray) -> tuple[Any, None]:
+        return dy[:, None] * (np.arange(3) == np.argsort(x, axis=1)[:, -2, None]), None
+
+    x = np.array([[9.0, 1.0, 1.0 + 1e-9], [3.0, 2.0, 1.0], [3.0, 2.0, 1.0]])
+    (row,) = check("second", forward, backward, None, x, routing=largest_routing)
+    assert row.passed
+    assert (row.refused, row.checked) == (2, 7)
+
+
 def test_where_all_probes_would_flip_the_row_fails_with_a_sentence() -> None:
     x = np.ones((3, 2))
     (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
