@@ -13,12 +13,17 @@ from __future__ import annotations
 import html
 import unicodedata
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from minimoe import palette
 from minimoe.errors import UserError
+from minimoe.huggingface_tokenizer import PretrainedTokenizer
 from minimoe.routing import Trace
-from minimoe.tokenizer import Tokenizer
+from minimoe.tokenizer import ByteTokenizer, CharTokenizer
+
+AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer
 
 HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through")
 TERMINAL_MARKS = ("", ";4", ";1", ";1;4", ";3", ";3;4", ";1;3")
@@ -49,7 +54,7 @@ class ColouredText:
     """
 
     trace: Trace
-    tokenizer: Tokenizer
+    tokenizer: AnyTokenizer
     limit: int = 2000
 
     def __post_init__(self) -> None:
@@ -123,12 +128,22 @@ class ColouredText:
         return f"{total:,} tokens" if total <= self.limit else f"the first {self.limit:,} of {total:,} tokens"
 
 
-def token_texts(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """What each token stands for; a byte that is only a part of a character, as its number: ⟨C3⟩."""
-    texts = {token: tokenizer.decode([token]) for token in set(ids)}
-    if tokenizer.kind == "byte":
-        texts = {token: f"⟨{token:02X}⟩" if text == "\ufffd" else text for token, text in texts.items()}
+def token_texts(tokenizer: AnyTokenizer, ids: Iterable[int]) -> list[str]:
+    """What each token stands for; one that is no text of its own is named: ⟨C3⟩ for a byte of é, ⟨s⟩ for a mark."""
+    texts = {token: _text_of(tokenizer, token) for token in set(ids)}
     return [texts[token] for token in ids]
+
+
+def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
+    """What the token adds to a text that ends in the same token.
+
+    Decoded alone it would be the first of its text, and the first word of a text loses the space in front of it.
+    """
+    text = tokenizer.decode([token, token])[len(tokenizer.decode([token])) :]
+    if tokenizer.kind == "char" or (text and "\ufffd" not in text):  # which stands for a part of a character
+        return text
+    name = f"{token:02X}" if tokenizer.kind == "byte" else tokenizer.library.id_to_token(token) or str(token)
+    return f"⟨{name.removeprefix('<').removesuffix('>').removeprefix('0x')}⟩"
 
 
 def visible(text: str) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 from minimoe import tree
 from minimoe.arrays import Array, array_module, like, to_host
 from minimoe.errors import UserError
+from minimoe.verdict import Row
 
 STEP = 1e-4
 """h, relative to the tensor's root mean square or to 1, whichever is less."""
@@ -38,25 +39,6 @@ class Ranked(NamedTuple):
 
     logits: Array  # (N, E)
     top_k: int
-
-
-class Row(NamedTuple):
-    """The verdict on one tensor."""
-
-    component: str
-    tensor: str  # "x", or the name of a parameter
-    shape: tuple[int, ...]
-    bound: float  # what the error may be
-    margin: float | None  # smallest gap between a chosen logit and one that is not; None where nothing can flip
-    checked: int = 0  # probes compared: single entries, and directions through the whole tensor
-    refused: int = 0  # probes that would have changed the ranking of the experts
-    error: float = np.inf  # largest |numeric − analytic|, relative to the largest gradient
-    largest: float = 0.0  # the largest gradient; where it is 0, a check proves little
-    problem: str = ""  # a sentence where something is wrong
-
-    @property
-    def passed(self) -> bool:
-        return not self.problem
 
 
 class Probe(NamedTuple):

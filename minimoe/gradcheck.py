@@ -1,15 +1,13 @@
 """The proof of every gradient: each component, and the whole decoder, against finite differences in float64.
 
 Nothing here is at a special point. Parameters that start at zero or one are moved away from it, so that no gradient is
-zero by accident and no wrong factor is hidden by a one. What a row says stands in ``finite_differences.Row``.
+zero by accident and no wrong factor is hidden by a one. What a row says stands in ``verdict.Row``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy as np
 from minimoe import objective, tree
 from minimoe.arrays import Array
 from minimoe.config import ModelConfig
-from minimoe.finite_differences import Ranked, Row, check
+from minimoe.finite_differences import Ranked, check
 from minimoe.layers import (
     attention,
     balance,
@@ -37,6 +35,7 @@ from minimoe.layers.balance import Coefficients
 from minimoe.layers.router import Router, RouterStats
 from minimoe.objective import Objective, Shard
 from minimoe.tree import Tree
+from minimoe.verdict import Row, failed, table, to_json
 
 __all__ = ["Ranked", "Row", "check", "check_decoder", "failed", "run", "table", "to_json"]
 
@@ -74,41 +73,6 @@ def run(seed: int = 0) -> list[Row]:
         *check_decoder("decoder, two shards, padding", CONFIG, rng, shards=2, padding=2),
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
     ]
-
-
-def failed(rows: Iterable[Row]) -> list[Row]:
-    """The rows that did not pass."""
-    return [row for row in rows if not row.passed]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows as text, aligned, with a line at the end that sums them up."""
-    lines = [("component", "tensor", "worst relative error", "margin to a routing flip", "verdict")]
-    lines += [(row.component, row.tensor, f"{row.error:.1e}", _margin(row), _verdict(row)) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(4)]
-    text = [
-        f"{component:<{widths[0]}}  {tensor:<{widths[1]}}  {error:>{widths[2]}}  {margin:>{widths[3]}}  {verdict}"
-        for component, tensor, error, margin, verdict in lines
-    ]
-    bad = len(failed(rows))
-    worst = max((row.error for row in rows), default=0.0)
-    text.append(f"{len(rows)} tensors checked, {bad or 'none'} failed; worst relative error {worst:.1e}")
-    return "\n".join(text)
-
-
-def _margin(row: Row) -> str:
-    return "-" if row.margin is None else f"{row.margin:.1e}"
-
-
-def _verdict(row: Row) -> str:
-    refused = f" ({row.refused} of {row.refused + row.checked} probes refused: too near a flip)" if row.refused else ""
-    return f"ok{refused}" if row.passed else f"FAILED: {row.problem}"
-
-
-def to_json(rows: Iterable[Row]) -> str:
-    """The rows as a JSON list of objects, the names of ``Row`` as keys and ``passed`` beside them."""
-    objects = [{**row._asdict(), "error": row.error if math.isfinite(row.error) else None} for row in rows]
-    return json.dumps([{**o, "passed": not o["problem"]} for o in objects], indent=1)
 
 
 def _linear(rng: np.random.Generator) -> list[Row]:
@@ -163,23 +127,18 @@ def _swiglu(rng: np.random.Generator) -> list[Row]:
 def _router(
     rng: np.random.Generator, name: str, *, top_k: int = 2, renormalize: bool = True, noisy: bool = True
 ) -> list[Row]:
-    """The weights and the auxiliary losses together; one token is padding."""
     noise = rng.standard_normal((6, 5)) if noisy else None
     mask = np.array([1, 1, 0, 1, 1, 1])
 
-    def forward(params: Router, x: Array) -> tuple[Any, Any]:
+    def forward(params: Router, x: Array) -> tuple[Array, RouterStats, Any]:
         routing, stats, cache = router.forward(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
-        losses, dstats = _losses(stats)
-        return (routing.weights, losses), (cache, dstats)
+        return routing.weights, stats, cache
 
-    def backward(params: Router, cache: Any, dy: Any) -> tuple[Array, Router]:
-        return router.backward(params, cache[0], dy[0], _times(cache[1], dy[1]))
-
-    def routing(params: Router, cache: Any) -> list[Ranked]:
-        return [Ranked(_ranked_logits(params, cache[0]), top_k)]
+    def routing(params: Router, cache: router.Cache) -> list[Ranked]:
+        return [_ranked(params, cache, top_k)]
 
     params = _moved(rng, router.init(rng, 4, 5, noisy=noisy))
-    return check(name, forward, backward, params, rng.standard_normal((6, 4)), routing=routing)
+    return _check_routed(name, forward, router.backward, routing, params, rng.standard_normal((6, 4)))
 
 
 def _balance(rng: np.random.Generator) -> list[Row]:
@@ -203,38 +162,51 @@ def _balance(rng: np.random.Generator) -> list[Row]:
 def _moe(rng: np.random.Generator, name: str, capacity_factor: float | None = None) -> list[Row]:
     noise = rng.standard_normal((2, 6, CONFIG.experts))
 
-    def forward(params: Any, x: Array) -> tuple[Any, Any]:
+    def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         y, stats, _, cache = moe.forward(params, x, CONFIG, noise=noise, capacity_factor=capacity_factor)
-        losses, dstats = _losses(stats)
-        return (y, losses), (cache, dstats)
-
-    def backward(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
-        return moe.backward(params, cache[0], dy[0], _times(cache[1], dy[1]))
+        return y, stats, cache
 
     def routing(params: Any, cache: Any) -> list[Ranked]:
-        return [Ranked(_ranked_logits(params.router, cache[0].router), CONFIG.active_experts)]
+        return [_ranked(params.router, cache.router, CONFIG.active_experts)]
 
     params = _moved(rng, moe.init(rng, CONFIG))
-    return check(name, forward, backward, params, rng.standard_normal((2, 6, CONFIG.width)), routing=routing)
+    return _check_routed(name, forward, moe.backward, routing, params, rng.standard_normal((2, 6, CONFIG.width)))
 
 
 def _block(rng: np.random.Generator) -> list[Row]:
     rotation = rope.init(np.arange(6), CONFIG.head_width, dtype=np.float64)
     noise = rng.standard_normal((2, 6, CONFIG.experts))
 
-    def forward(params: Any, x: Array) -> tuple[Any, Any]:
+    def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         y, stats, _, cache = block.forward(params, x, rotation, CONFIG, noise=noise)
+        return y, stats, cache
+
+    def routing(params: Any, cache: Any) -> list[Ranked]:
+        return [_ranked(params.moe.router, cache.moe.router, CONFIG.active_experts)]
+
+    params = _moved(rng, block.init(rng, CONFIG))
+    return _check_routed("block", forward, block.backward, routing, params, rng.standard_normal((2, 6, CONFIG.width)))
+
+
+def _check_routed(
+    name: str,
+    forward: Callable[[Any, Any], tuple[Array, RouterStats, Any]],
+    backward: Callable[[Any, Any, Array, RouterStats], tuple[Array, Any]],
+    routing: Callable[[Any, Any], list[Ranked]],
+    params: Any,
+    x: Array,
+) -> list[Row]:
+    """``check`` for a layer that returns its router's sums: its result and the auxiliary losses of them together."""
+
+    def forward_with_losses(params: Any, x: Array) -> tuple[Any, Any]:
+        y, stats, cache = forward(params, x)
         losses, dstats = _losses(stats)
         return (y, losses), (cache, dstats)
 
-    def backward(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
-        return block.backward(params, cache[0], dy[0], _times(cache[1], dy[1]))
+    def backward_with_losses(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
+        return backward(params, cache[0], dy[0], _times(cache[1], dy[1]))
 
-    def routing(params: Any, cache: Any) -> list[Ranked]:
-        return [Ranked(_ranked_logits(params.moe.router, cache[0].moe.router), CONFIG.active_experts)]
-
-    params = _moved(rng, block.init(rng, CONFIG))
-    return check("block", forward, backward, params, rng.standard_normal((2, 6, CONFIG.width)), routing=routing)
+    return check(name, forward_with_losses, backward_with_losses, params, x, routing=lambda p, c: routing(p, c[0]))
 
 
 def _cross_entropy(rng: np.random.Generator) -> list[Row]:
@@ -285,7 +257,7 @@ def check_decoder(
 
     def routing(params: Any, forwards: Any) -> list[Ranked]:
         return [
-            Ranked(_ranked_logits(layer.moe.router, cache.moe.router), config.active_experts)
+            _ranked(layer.moe.router, cache.moe.router, config.active_experts)
             for shard in forwards
             for layer, cache in zip(params.blocks, shard.caches[1].blocks, strict=True)
         ]
@@ -300,10 +272,10 @@ def _losses(stats: RouterStats) -> tuple[Array, RouterStats]:
     return balance.weighted(losses, EVERY_LOSS), dstats
 
 
-def _ranked_logits(params: Router, cache: router.Cache) -> Array:
-    """What top-k compared: the logits with their noise, (N, E)."""
+def _ranked(params: Router, cache: router.Cache, top_k: int) -> Ranked:
+    """What top-k compared: the logits with their noise."""
     clean = cache.x @ params.w_gate
-    return clean if cache.noise is None or cache.sigma is None else clean + cache.noise * cache.sigma
+    return Ranked(clean if cache.noise is None or cache.sigma is None else clean + cache.noise * cache.sigma, top_k)
 
 
 def _moved(rng: np.random.Generator, params: Tree) -> Tree:

@@ -10,7 +10,6 @@ from typing import Any
 from minimoe import accounting, files, generation, plots, routing
 from minimoe.arrays import Device
 from minimoe.checkpoint import Model, RunConfig
-from minimoe.objective import Run
 from minimoe.texts import Texts
 
 LOSS, EXPERTS, SAMPLE = "loss.png", "experts.png", "sample.txt"
@@ -74,7 +73,7 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
     )
 
 
-def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]], run: Run) -> None:
+def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]) -> None:
     """Leaves loss.png, experts.png and sample.txt in the folder."""
     domains = {name: ids for name, ids in zip(data.names, data.validation, strict=True)}
     by_domain = routing.load_by_domain(model.params, model.config, domains)

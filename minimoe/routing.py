@@ -234,26 +234,29 @@ def co_activation(trace: Trace) -> Array:
 
     Row i over its diagonal entry is the chance of each other expert, given i.
     """
-    sent = _sent(trace)
+    sent = _sent(trace.experts, trace.logits.shape[2])  # (L, N, E)
     together: Array = np.swapaxes(sent, 1, 2) @ sent / len(trace.tokens)
     return together
 
 
-def favourite_tokens(trace: Trace, layer: int, top: int = 5, prior: float = 10.0) -> list[list[Favourite]]:
+def favourite_tokens(
+    trace: Trace, layer: int, top: int = 5, prior: float = 10.0, choice: Choice = "either"
+) -> list[list[Favourite]]:
     """For each of the E experts of a layer, the ``top`` tokens it takes most over its base rate, best first.
 
         lift = (n_ve + prior · b_e) / (n_v + prior) / b_e
 
-    n_v counts token v, n_ve how often it goes to expert e, and b_e is e's share of all tokens. The ``prior`` imaginary
-    tokens, routed like all others, keep a rare token from winning by luck. Only tokens with a lift above 1 are listed.
+    n_v counts token v, n_ve how often expert e is its ``choice``, and b_e is e's share of all tokens. The ``prior``
+    imaginary tokens, routed like all others, keep a rare token from winning by luck. Only tokens with a lift above 1
+    are listed.
 
     Raises:
-        UserError: there is no such layer.
+        UserError: there is no such layer, or no such choice.
     """
     layers = len(trace.experts)
     if not 0 <= layer < layers:
         raise UserError(f"There is no layer {layer}; choose one from 0 to {layers - 1}.")
-    sent = _sent(trace)[layer]
+    sent = _sent(_chosen(trace, choice)[layer], trace.logits.shape[2])  # (N, E)
     vocabulary, index = np.unique(trace.tokens, return_inverse=True)
     count = np.bincount(index)[:, None]  # (V, 1)  n_v
     taken = np.stack([np.bincount(index, weights=column) for column in sent.T], axis=1)  # (V, E)  n_ve
@@ -280,8 +283,8 @@ def _chosen(trace: Trace, choice: Choice) -> Array:
     return trace.experts[:, :, columns[choice]]
 
 
-def _sent(trace: Trace) -> Array:
-    """1 where a token was sent to an expert, 0 elsewhere: (L, N, E)."""
-    sent = np.zeros(trace.logits.shape)
-    np.put_along_axis(sent, trace.experts, 1, axis=2)
+def _sent(chosen: Array, experts: int) -> Array:
+    """chosen (…, N, k) → 1 where a token was sent to an expert, 0 elsewhere: (…, N, E)."""
+    sent = np.zeros((*chosen.shape[:-1], experts))
+    np.put_along_axis(sent, chosen, 1, axis=-1)
     return sent

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from minimoe import accounting, checkpoint, config, evaluation, optimizer, report, texts, tree, workers
 from minimoe import objective as objectives
-from minimoe.arrays import Device, like, select_device, to_device, to_host
+from minimoe.arrays import Array, Device, like, select_device, to_device, to_host
 from minimoe.checkpoint import Model, Progress, RunConfig
 from minimoe.config import Preset
 from minimoe.corpus import Corpus
@@ -108,24 +108,49 @@ def resume(
         return _loop(folder, run, data, where, threads, progress)
 
 
+class _State(NamedTuple):
+    """All that changes while a run goes on."""
+
+    params: Decoder
+    optimizer: optimizer.State
+    rng: np.random.Generator
+    step: int
+    seconds: float
+
+
+def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
+    """The state of the folder's last checkpoint; without one, a fresh state, which is saved.
+
+    So there always is a model to load, and a full disk is found before the work is done.
+    """
+    rng = np.random.default_rng(run.train.seed)
+    saved = checkpoint.load_progress(folder, run)
+    if saved is None:
+        params = decoder.init(rng, run.model, run.train.dtype)
+        moments = optimizer.init(params, run.train)
+        progress = Progress(0, 0.0, dict(rng.bit_generator.state))
+    else:
+        params, moments, progress = saved
+        rng.bit_generator.state = progress.random_state
+    if progress.step > run.train.steps:
+        raise UserError(
+            f"{folder} has taken {progress.step} steps already: give --steps at least that many, or train anew."
+        )
+    checkpoint.save_config(folder, run)
+    if saved is None:
+        checkpoint.save(folder, params, moments, progress)
+
+    def place(leaf: Array) -> Array:
+        return to_device(leaf, device)
+
+    moments = {name: tree.map(place, of_one) for name, of_one in moments.items()}
+    return _State(tree.map(place, params), moments, rng, progress.step, progress.seconds)
+
+
 def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, progress: bool) -> Trained:
     """Steps from where the folder's checkpoint stands to the end."""
     recipe = run.train
-    rng = np.random.default_rng(recipe.seed)
-    saved = checkpoint.load_progress(folder, run)
-    if saved is None:
-        params = decoder.init(rng, run.model, recipe.dtype)
-        state = optimizer.init(params, recipe)
-        first, seconds = 0, 0.0
-    else:
-        params, state, (first, seconds, rng.bit_generator.state) = saved
-    if first > recipe.steps:
-        raise UserError(f"{folder} has taken {first} steps already: give --steps at least that many, or train anew.")
-    checkpoint.save_config(folder, run)
-    if saved is None:  # so that there always is a model to load, and a full disk is found before the work is done
-        checkpoint.save(folder, params, state, Progress(0, 0.0, dict(rng.bit_generator.state)))
-    params = tree.map(lambda leaf: to_device(leaf, device), params)
-    state = {name: tree.map(lambda leaf: to_device(leaf, device), moments) for name, moments in state.items()}
+    params, moments, rng, first, seconds = _restore(folder, run, device)
     metrics = checkpoint.read_metrics(folder, up_to=first)
     checkpoint.write_metrics(folder, metrics)
     objective = Objective(
@@ -151,7 +176,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             norm = float(optimizer.clip(gradient, recipe.clip))
             if not math.isfinite(norm) or not math.isfinite(float(totals.total)):
                 raise UserError(_diverged(folder, step, kept))
-            optimizer.update(params, gradient, state, recipe, step, pool)
+            optimizer.update(params, gradient, moments, recipe, step, pool)
             elapsed = max(time.perf_counter() - started, 1e-9)  # a clock may stand still, or be set back
             seconds += elapsed
 
@@ -164,14 +189,15 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             bar.show(row)
             stop = interrupted.is_set()  # asked once: what ends the loop must also have been saved
             if stop or done == recipe.steps or _is_due(done, recipe.save_every):
-                checkpoint.save(folder, params, state, Progress(done, seconds, dict(rng.bit_generator.state)))
+                checkpoint.save(folder, params, moments, Progress(done, seconds, dict(rng.bit_generator.state)))
                 kept = done
             if stop:
                 break
-        finished = done == recipe.steps
-        model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
-        if finished:
-            report.write(folder, model, data, metrics, pool)
+
+    finished = done == recipe.steps
+    model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
+    if finished:
+        report.write(folder, model, data, metrics)
     if progress:
         print(printable(report.closing(folder, finished, metrics)))
     return Trained(model, folder, metrics, finished)

@@ -1,0 +1,28 @@
+"""Solutions of lesson 08: load balancing."""
+
+import numpy as np
+
+
+def collapsed_score(E, K):
+    """→ a number: E Σ f_e p̄_e of a total collapse."""
+    return E / K  # K experts, each with f = 1/K and p̄ = 1/K
+
+
+def bias_step(b, counts, gamma):
+    """b (E,), counts (E,) assignments of the last step, gamma a number → the new b (E,)."""
+    return b + gamma * np.sign(counts.mean() - counts)
+
+
+def entropy_backward(p):
+    """p = softmax(z) (N, E) → dz (N, E)."""
+    u = (np.log(p.mean(0)) + 1) / len(p)  # the same price list for every token
+    return p * (u - (p * u).sum(1, keepdims=True))
+
+
+def sequence_balance_backward(p, chosen):
+    """p = softmax(z) (B, T, E), chosen (B, T, K) integers → dz (B, T, E)."""
+    B, T, E = p.shape
+    counts = np.stack([np.bincount(sequence.ravel(), minlength=E) for sequence in chosen])
+    f = counts / counts.sum(1, keepdims=True)  # (B, E)
+    u = E * f[:, None] / (B * T)  # (B, 1, E)  every sequence has its own price list
+    return p * (u - (p * u).sum(2, keepdims=True))

@@ -1,0 +1,165 @@
+"""Checks of lesson 10: the decoder."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import cross_entropy, linear, rmsnorm, swiglu
+from minimoe.layers.linear import Linear
+from minimoe.layers.rmsnorm import RMSNorm
+
+
+def stream_size(answer: Answer) -> Report:
+    """(start, step, L) → the root mean square of the stream."""
+    return first_failure(_stream_size(answer, *case) for case in ((0.5, 0.3, 5), (0.02, 0.1, 32)))
+
+
+def _stream_size(answer: Answer, start: float, step: float, L: int) -> Report:
+    hints = {
+        "sizes add up like this only if all of them point the same way; of independent things, squares add up.": (
+            start + 2 * L * step
+        ),
+        "a block writes to the stream twice.": math.sqrt(start**2 + L * step**2),
+        "the embedding is in the stream too.": math.sqrt(2 * L) * step,
+        "this is the mean square; its root is asked for.": start**2 + 2 * L * step**2,
+        "square the sizes before you add them.": math.sqrt(start + 2 * L * step),
+    }
+    return values(
+        answer, (start, step, L), {"size": math.sqrt(start**2 + 2 * L * step**2)}, mistakes={"size": hints}
+    )
+
+
+def parallel_block_backward(answer: Answer) -> Report:
+    """(norm_backward, attention_backward, moe_backward, dy) → dx; the layers are small stand-ins."""
+    rng = np.random.default_rng(10)
+    N, D = 5, 4
+    x, dy = rng.standard_normal((2, N, D))
+    norm, mixing = RMSNorm(rng.uniform(0.5, 2, D)), Linear(rng.standard_normal((D, D)))
+    experts = swiglu.init(rng, 1, D, 3, dtype=np.float64)
+
+    normed, norm_cache = rmsnorm.forward(norm, x)
+    _, mixing_cache = linear.forward(mixing, normed)
+    _, experts_cache = swiglu.forward(experts, normed, [N])
+
+    def norm_backward(dy: Array) -> Array:
+        return rmsnorm.backward(norm, norm_cache, dy)[0]
+
+    def attention_backward(dy: Array) -> Array:
+        return linear.backward(mixing, mixing_cache, dy)[0]
+
+    def moe_backward(dy: Array) -> Array:
+        return swiglu.backward(experts, experts_cache, dy)[0]
+
+    def loss(x: Array) -> Array:
+        normed, _ = rmsnorm.forward(norm, x)
+        y = x + linear.forward(mixing, normed)[0] + swiglu.forward(experts, normed, [N])[0]
+        return (y * dy).sum()
+
+    one_after_the_other = dy + norm_backward(moe_backward(dy))
+    return gradients(
+        answer,
+        (norm_backward, attention_backward, moe_backward, dy),
+        loss,
+        {"x": x},
+        sizes={"N": N, "D": D},
+        mistakes={
+            "dx": {
+                "the straight path is missing: y = x + …": norm_backward(attention_backward(dy) + moe_backward(dy)),
+                "x reaches the two layers through the norm; the norm's own backward is missing.": (
+                    dy + attention_backward(dy) + moe_backward(dy)
+                ),
+                "the straight path goes around the norm, not through it.": norm_backward(
+                    dy + attention_backward(dy) + moe_backward(dy)
+                ),
+                "this is the block with one layer after the other; here both hear the same dy.": (
+                    one_after_the_other + norm_backward(attention_backward(one_after_the_other))
+                ),
+                "the two layers stand side by side, so their gradients add up; here one goes through the other.": (
+                    dy + norm_backward(attention_backward(moe_backward(dy)))
+                ),
+                "this is the path through the MoE; the one through attention is missing.": one_after_the_other,
+                "this is the path through attention; the one through the MoE is missing.": (
+                    dy + norm_backward(attention_backward(dy))
+                ),
+            }
+        },
+    )
+
+
+def tied_table_gradient(answer: Answer) -> Report:
+    """(table, tokens, dx, y, dz) → dtable; tokens repeat and one of the vocabulary never occurs."""
+    rng = np.random.default_rng(10)
+    V, D, N = 7, 4, 6
+    tokens = np.array([3, 0, 3, 6, 3, 1])
+    table = rng.standard_normal((V, D))
+    dx, y = rng.standard_normal((2, N, D))
+    dz = rng.standard_normal((N, V))
+
+    def loss(table: Array) -> Array:
+        return (table[tokens] * dx).sum() + (y @ table.T * dz).sum()
+
+    below, last_wins = np.zeros((V, D)), np.zeros((V, D))
+    np.add.at(below, tokens, dx)
+    last_wins[tokens] = dx
+    above = dz.T @ y
+    return gradients(
+        answer,
+        (table, tokens, dx, y, dz),
+        loss,
+        {"table": table},
+        sizes={"V": V, "D": D, "N": N},
+        mistakes={
+            "dtable": {
+                "the table is used at the top too; this is the gradient from the bottom.": below,
+                "the table is used at the bottom too; this is the gradient from the top.": above,
+                "token 3 stands in three places, and all three add to its row; here only the last one counts.": (
+                    above + last_wins
+                ),
+                "two uses: their gradients are added, not averaged.": (above + below) / 2,
+            }
+        },
+    )
+
+
+def softcapped_cross_entropy_backward(answer: Answer) -> Report:
+    """(z, targets, cap) → dz, with logits large enough that the cap is felt."""
+    rng = np.random.default_rng(10)
+    N, V, cap = 4, 6, 3.0
+    z, targets = 3 * rng.standard_normal((N, V)), rng.integers(V, size=N)
+
+    def loss(z: Array) -> Array:
+        total, _ = cross_entropy.forward(cap * np.tanh(z / cap), targets)
+        return total.total / total.tokens
+
+    def by_logits(logits: Array) -> Array:
+        return cross_entropy.backward(cross_entropy.forward(logits, targets)[1], 1 / N)
+
+    capped = np.tanh(z / cap)
+    right = by_logits(cap * capped)
+    slope = 1 - capped**2
+    return gradients(
+        answer,
+        (z, targets, cap),
+        loss,
+        {"z": z},
+        sizes={"N": N, "V": V},
+        mistakes={
+            "dz": {
+                "this is the gradient by the capped logits; the tanh is still to be passed.": right,
+                "the softmax sees the capped logits, not z.": by_logits(z) * slope,
+                "this is the gradient without any cap.": by_logits(z),
+                "the derivative of tanh(u) is 1 − tanh(u)², with the tanh inside the square.": (
+                    right * (1 - (z / cap) ** 2)
+                ),
+                "c stands before the tanh and below z: the two cancel in the derivative.": right * slope / cap,
+                "the derivative of tanh(u) is 1 − tanh(u)²; here cap · tanh(u) was squared.": (
+                    right * (1 - (cap * capped) ** 2)
+                ),
+            }
+        },
+    )

@@ -1,0 +1,212 @@
+"""Checks of lesson 15: the bug museum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from minimoe import tree
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+from minimoe.layers import balance
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.router import RouterStats
+
+Model = Callable[[Array], Array]
+
+
+def library_form(answer: Answer) -> Report:
+    """(E, K) → the balance loss with f not divided by K: at perfect balance, and collapsed on K experts."""
+
+    def case(experts: int, top_k: int) -> Report:
+        even, few = np.ones(experts), np.zeros(experts)
+        few[:top_k] = 1.0
+        balanced = _stats(6 * top_k * even / experts, 6 * even / experts, 6)
+        collapsed = _stats(6 * few, 6 * few / top_k, 6)
+        known = "this is the value with f divided by K; here f sums to K."
+        return values(
+            answer,
+            (experts, top_k),
+            {"balanced": balance.pooled([balanced], 0.0)[0], "collapsed": balance.pooled([collapsed], 0.0)[0]},
+            mistakes={
+                "balanced": {
+                    known: 1.0,
+                    "put f = K/E and p̄ = 1/E into the sum of E terms, times E.": top_k / experts,
+                },
+                "collapsed": {
+                    known: experts / top_k,
+                    "the sum has K terms that are not zero, not one.": experts / top_k**2,
+                    "every chosen expert has f = 1, since each token goes to it.": float(top_k),
+                },
+            },
+        )
+
+    return first_failure(case(*sizes) for sizes in ((8, 2), (60, 4)))
+
+
+def balance_of_parts(answer: Answer) -> Report:
+    """(assignments (M, E), probability (M, E), tokens (M,)) → the balance loss of all parts together."""
+    rng = np.random.default_rng(15)
+    experts, top_k = 5, 2
+    tokens = np.array([3, 11, 7])
+    logits = [3 * rng.standard_normal((count, experts)) for count in tokens]
+    softmax = [np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in logits]
+    chosen = [np.argsort(-z, axis=1)[:, :top_k] for z in logits]
+    assignments = np.stack([np.bincount(c.reshape(-1), minlength=experts) for c in chosen]).astype(float)
+    probability = np.stack([p.sum(0) for p in softmax])
+    parts = [_stats(a, p, int(n)) for a, p, n in zip(assignments, probability, tokens, strict=True)]
+
+    def loss(stats: RouterStats) -> float:
+        return float(balance.loss(stats, Coefficients())[0].balance)
+
+    each = np.array([loss(part) for part in parts])
+    whole = loss(tree.add(*parts))
+    return values(
+        answer,
+        (assignments, probability, tokens),
+        {"loss": whole},
+        sizes={"K": top_k, "E": experts, "M": len(tokens)},
+        mistakes={
+            "loss": {
+                "this is the mean of the parts' losses; a product of two means does not average. Add the sums first.": (
+                    each.mean()
+                ),
+                "this weighs the parts' losses by their tokens; it is still a mean of products. Add the sums first.": (
+                    each * tokens
+                ).sum()
+                / tokens.sum(),
+                "this is the sum of the parts' losses, the bug itself.": each.sum(),
+                "f is divided by tokens: each token has K assignments, and f must sum to 1.": top_k * whole,
+            }
+        },
+    )
+
+
+def leaks_the_future(answer: Answer) -> Report:
+    """(model, tokens, vocabulary) → whether a later token changes an earlier logit."""
+    rng = np.random.default_rng(15)
+    vocabulary = 7
+    tokens = rng.integers(vocabulary, size=6)
+    vectors = rng.standard_normal((vocabulary, vocabulary))  # (V, V): a token's contribution to every logit
+
+    def case(model: _Case) -> Report:
+        return values(
+            answer,
+            (lambda given: model.logits(vectors[np.asarray(given)]), tokens, vocabulary),
+            {"leaks": model.leaks},
+            mistakes={"leaks": {model.hint: not model.leaks}},
+        )
+
+    return first_failure(case(model) for model in MODELS)
+
+
+def double_softmax_backward(answer: Answer) -> Report:
+    """(z, dp) → dz of p = softmax(softmax(z)), row by row."""
+    rng = np.random.default_rng(15)
+    z, dp = rng.standard_normal((2, 4, 6))
+    inner = _softmax(z)
+    outer = _softmax(inner)
+
+    def back(p: Array, dp: Array) -> Array:
+        along = (p * dp).sum(1, keepdims=True)
+        result: Array = p * (dp - along)
+        return result
+
+    return gradients(
+        answer,
+        (z, dp),
+        lambda z: (_softmax(_softmax(z)) * dp).sum(),
+        {"z": z},
+        sizes={"N": 4, "E": 6},
+        mistakes={
+            "dz": {
+                "this is the way back through one softmax of z; there are two.": back(inner, dp),
+                "you came back through the outer softmax only; what you have is the gradient by softmax(z).": back(
+                    outer, dp
+                ),
+                "the order is swapped: what was done last is undone first.": back(outer, back(inner, dp)),
+                "both steps use the outer probabilities; the inner softmax has its own.": back(outer, back(outer, dp)),
+                "both steps use the inner probabilities; the outer softmax has its own.": back(inner, back(inner, dp)),
+            }
+        },
+    )
+
+
+class _Case(NamedTuple):
+    """A model made of what each token contributes, (T, V) → logits (T, V), and what a test should say of it."""
+
+    logits: Model
+    leaks: bool
+    hint: str
+
+
+def _with_all_of_it(x: Array) -> Array:
+    return x + x.mean(0)
+
+
+def _with_the_next_but_for_the_last_two(x: Array) -> Array:
+    """Position 2 sees token 3, and nobody else sees a later one."""
+    y = np.cumsum(x, axis=0)
+    y[2] += x[3]
+    return y
+
+
+def _first_sees_the_token_before_last(x: Array) -> Array:
+    y = np.cumsum(x, axis=0)
+    y[0] += x[-2]
+    return y
+
+
+def _prefix_from_suffix(x: Array) -> Array:
+    """The sum so far, as the total minus what is still to come: causal, up to rounding."""
+    total: Array = x.sum(0) - (np.cumsum(x[::-1], axis=0)[::-1] - x)
+    return total
+
+
+def _one_channel(x: Array) -> Array:
+    """Only one of the V logits leaks."""
+    y = np.cumsum(x, axis=0)
+    y[1, 4] += x[4, 4]
+    return y
+
+
+MODELS = (
+    _Case(
+        lambda x: np.cumsum(x, axis=0),
+        False,
+        "your test accuses a causal model: a token may change its own logits and later ones, but no earlier one.",
+    ),
+    _Case(_with_all_of_it, True, "your test passes a model in which everybody sees everybody."),
+    _Case(
+        _first_sees_the_token_before_last,
+        True,
+        "your test misses a model in which the token before last leaks: changing the last token alone is not enough.",
+    ),
+    _Case(
+        _with_the_next_but_for_the_last_two,
+        True,
+        "your test misses a leak from token 3 to position 2: change every token in its turn, and look at all earlier "
+        "positions.",
+    ),
+    _Case(_one_channel, True, "your test misses a leak into one logit of many: compare all V of them."),
+    _Case(
+        _prefix_from_suffix,
+        False,
+        "your test takes rounding for a leak: this causal model adds in another order, so allow a difference of 1e-9.",
+    ),
+)
+
+
+def _softmax(z: Array) -> Array:
+    p = np.exp(z - z.max(1, keepdims=True))
+    result: Array = p / p.sum(1, keepdims=True)
+    return result
+
+
+def _stats(assignments: Array, probability: Array, tokens: int) -> RouterStats:
+    """The sums that the balance loss is made of, with zeros for all others."""
+    zero = np.zeros_like(probability)
+    return RouterStats(tokens, assignments, probability, zero, zero, np.float64(0), np.float64(0))

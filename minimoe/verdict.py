@@ -1,0 +1,67 @@
+"""What a gradient check has to say: one row a tensor, as a table to read or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """The verdict on one tensor."""
+
+    component: str
+    tensor: str  # "x", or the name of a parameter
+    shape: tuple[int, ...]
+    bound: float  # what the error may be
+    margin: float | None  # smallest gap between a chosen logit and one that is not; None where nothing can flip
+    checked: int = 0  # probes compared: single entries, and directions through the whole tensor
+    refused: int = 0  # probes that would have changed the ranking of the experts
+    error: float = math.inf  # largest |numeric − analytic|, relative to the largest gradient
+    largest: float = 0.0  # the largest gradient; where it is 0, a check proves little
+    problem: str = ""  # a sentence where something is wrong
+
+    @property
+    def passed(self) -> bool:
+        return not self.problem
+
+
+def failed(rows: Iterable[Row]) -> list[Row]:
+    """The rows that did not pass."""
+    return [row for row in rows if not row.passed]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, aligned, with a line at the end that sums them up."""
+    lines = [("component", "tensor", "worst relative error", "margin to a routing flip", "verdict")]
+    lines += [(row.component, row.tensor, f"{row.error:.1e}", _margin(row), _verdict(row)) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(4)]
+    text = [
+        f"{component:<{widths[0]}}  {tensor:<{widths[1]}}  {error:>{widths[2]}}  {margin:>{widths[3]}}  {verdict}"
+        for component, tensor, error, margin, verdict in lines
+    ]
+    bad = len(failed(rows))
+    worst = max((row.error for row in rows), default=0.0)
+    text.append(f"{len(rows)} tensors checked, {bad or 'none'} failed; worst relative error {worst:.1e}")
+    return "\n".join(text)
+
+
+def _margin(row: Row) -> str:
+    return "-" if row.margin is None else f"{row.margin:.1e}"
+
+
+def _verdict(row: Row) -> str:
+    refused = f" ({row.refused} of {row.refused + row.checked} probes refused: too near a flip)" if row.refused else ""
+    return f"ok{refused}" if row.passed else f"FAILED: {row.problem}"
+
+
+def to_json(rows: Iterable[Row]) -> str:
+    """The rows as a JSON list of objects, the names of ``Row`` as keys and ``passed`` beside them."""
+    objects = [{name: _finite(value) for name, value in row._asdict().items()} for row in rows]
+    return json.dumps([{**fields, "passed": not fields["problem"]} for fields in objects], indent=1)
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither infinity nor NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
