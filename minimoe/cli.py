@@ -1,4 +1,4 @@
-"""The command line: ``minimoe train``, ``evaluate``, ``generate``, ``gradcheck``, ``corpus`` and ``info``.
+"""The command line: ``minimoe train``, ``evaluate``, ``generate``, ``routing``, ``gradcheck``, ``params`` and more.
 
 Every setting of ``ModelConfig`` and ``TrainConfig`` is an option of ``train``, made from the class itself. A command
 imports what it needs when it runs, so that ``--help`` answers at once.
@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
+
+    sub = command("routing", _routing, "look at what the experts do on one or several texts")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a model of Hugging Face's kind")
+    sub.add_argument(
+        "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare, instead of the run's validation split"
+    )
+    sub.add_argument("--html", metavar="FILE", help="write one page to explore in a browser")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    _machine_options(sub)
 
     sub = command("gradcheck", _gradcheck, "prove every gradient by finite differences in float64")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -229,6 +238,27 @@ def _generate(chosen: argparse.Namespace) -> int:
     for piece in pieces:
         print(printable(piece), end="", flush=True)
     print()
+    return 0
+
+
+def _routing(chosen: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from minimoe import corpus, microscope, microscope_page, models, workers
+    from minimoe.arrays import select_device
+
+    model = models.load(chosen.folder).to(select_device(chosen.device))
+    tokens = microscope.read(model, corpus.read_files(chosen.text) if chosen.text else None)
+    with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
+        seen = microscope.look(model, tokens, pool)
+    if chosen.html:
+        microscope_page.write(chosen.html, seen, f"Routing of {Path(chosen.folder).resolve().name}")
+    if chosen.json:
+        print(microscope.to_json(seen))
+    elif chosen.html:
+        print(f"{chosen.html} is written: open it in a browser.")
+    else:
+        print(microscope.table(seen))
     return 0
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import html
 import unicodedata
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -128,7 +127,7 @@ class ColouredText:
         return f"{total:,} tokens" if total <= self.limit else f"the first {self.limit:,} of {total:,} tokens"
 
 
-def token_texts(tokenizer: AnyTokenizer, ids: Iterable[int]) -> list[str]:
+def token_texts(tokenizer: AnyTokenizer, ids: list[int]) -> list[str]:
     """What each token stands for; one that is no text of its own is named: ⟨C3⟩ for a byte of é, ⟨s⟩ for a mark."""
     texts = {token: _text_of(tokenizer, token) for token in set(ids)}
     return [texts[token] for token in ids]
@@ -140,9 +139,11 @@ def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
     Decoded alone it would be the first of its text, and the first word of a text loses the space in front of it.
     """
     text = tokenizer.decode([token, token])[len(tokenizer.decode([token])) :]
-    if tokenizer.kind == "char" or (text and "\ufffd" not in text):  # which stands for a part of a character
+    if isinstance(tokenizer, CharTokenizer) or (text and "\ufffd" not in text):  # � is a part of a character
         return text
-    name = f"{token:02X}" if tokenizer.kind == "byte" else tokenizer.library.id_to_token(token) or str(token)
+    if isinstance(tokenizer, ByteTokenizer):
+        return f"⟨{token:02X}⟩"
+    name = str(tokenizer.library.id_to_token(token) or token)
     return f"⟨{name.removeprefix('<').removesuffix('>').removeprefix('0x')}⟩"
 
 

@@ -31,7 +31,8 @@ NEARER = 1 / 30
 """The second step of a probe whose first changed the ranking, relative to it; rounding counts 30 times more there."""
 
 NEGLIGIBLE = 1e-4
-"""Where no gradient of a tensor is larger than this, errors are relative to it; the loss itself is of order 1."""
+"""Where no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to the share: so small a
+gradient drowns in the rounding of L, and its error is known in absolute terms only."""
 
 
 class Ranked(NamedTuple):
@@ -90,6 +91,7 @@ def check(
     originals = [leaf.copy() for leaf in leaves]
     y, cache = forward(params, x)
     dy = tree.map(lambda leaf: _random_weight(rng, leaf), y)
+    negligible = NEGLIGIBLE * _inner_product(tree.map(abs, y), tree.map(abs, dy))
     margin = None if routing is None else _margin(routing(params, cache))
     gradients = dict(_named(*backward(params, cache, tree.map(lambda leaf: leaf.copy(), dy))))
 
@@ -116,7 +118,7 @@ def check(
             for place, direction in _directions(rng, leaf, entries, directions):
                 numeric = _slope(partial(loss, i), leaf, direction, step)
                 probes.append(Probe(place, float((gradient * direction).sum()), numeric))
-            row = _judged(row, probes, float(abs(gradient).max()))
+            row = _judged(row, probes, float(abs(gradient).max()), negligible)
         if (leaf != originals[i]).any():
             row = row._replace(problem=f"forward or backward changed {name} in place: work on a copy")
         rows.append(row)
@@ -151,7 +153,7 @@ def _misfit(name: str, leaf: Array, gradient: Array | None) -> str:
     return ""
 
 
-def _judged(row: Row, probes: Sequence[Probe], largest: float) -> Row:
+def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float) -> Row:
     """The row with its numbers and, if something is wrong, the sentence that says so."""
     refused = sum(probe.numeric is None for probe in probes)
     worst = max(probes, key=lambda probe: probe.difference)
@@ -162,7 +164,8 @@ def _judged(row: Row, probes: Sequence[Probe], largest: float) -> Row:
             problem=f"{refused} of {len(probes)} probes would change the ranking of the experts: "
             "choose another point or a smaller step"
         )
-    row = row._replace(error=worst.difference / max(largest, NEGLIGIBLE))
+    scale = max(largest, negligible)
+    row = row._replace(error=worst.difference / scale if scale else 0.0)
     if not row.error <= row.bound:  # so written, it is true for NaN
         return row._replace(
             problem=f"right shape, wrong values: {worst.place} backward says {worst.analytic:.6g}, "

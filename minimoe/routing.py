@@ -183,8 +183,8 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
         return shares
 
     rng = np.random.default_rng(seed)
-    # Sorted by a random number within their window: every window has its tokens in random order, where it was.
-    orders = (np.lexsort((rng.random(len(trace.window)), trace.window)) for _ in range(shuffles))
+    # Sorted by window and a random fraction: every window has its tokens in random order, where it was.
+    orders = (np.argsort(trace.window + rng.random(len(trace.window))) for _ in range(shuffles))
     return Repetition(
         observed=rate(np.arange(len(trace.window))),
         uniform=1 - math.comb(experts - k, k) / math.comb(experts, k),

@@ -100,7 +100,8 @@ FLOORS = (
     {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas"},
     {"sampling", "kv_cache", "one_token", "routing"},
     {"generation", "coloured_text", "plots", "sketch", "models", "costs", "exercises.*", "exercises"},
-    {"report", "cost_plot"},
+    {"report", "cost_plot", "microscope"},
+    {"microscope_page"},
     {"trainer"},
     {"cli"},
     {"__main__", ""},  # minimoe/__init__.py, the roof

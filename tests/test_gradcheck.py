@@ -171,6 +171,29 @@ def test_a_gradient_that_is_truly_zero_passes_and_says_so() -> None:
     assert row.largest == 0
 
 
+@pytest.mark.parametrize(("size", "speed"), [(1e-3, 3e3), (1.0, 1.0), (1e4, 1.0)])
+def test_the_step_follows_the_size_of_a_small_tensor_but_not_of_a_large_one(size: float, speed: float) -> None:
+    def forward(params: None, x: np.ndarray) -> tuple[Any, Any]:
+        return np.sin(speed * x), x
+
+    def backward(params: None, x: np.ndarray, dy: np.ndarray) -> tuple[Any, None]:
+        return speed * np.cos(speed * x) * dy, None
+
+    assert not failed(check("sine", forward, backward, None, size * np.array([0.3, -1.2, 0.9])))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_rounding_of_a_large_result_is_no_fault_of_a_small_gradient_but_a_wrong_factor_is(factor: float) -> None:
+    def forward(params: None, x: np.ndarray) -> tuple[Any, Any]:
+        return 1000 + 1e-6 * np.sin(x), x
+
+    def backward(params: None, x: np.ndarray, dy: np.ndarray) -> tuple[Any, None]:
+        return factor * 1e-6 * np.cos(x) * dy, None
+
+    (row,) = check("small", forward, backward, None, np.array([0.3, 0.7, 1.1]))
+    assert row.passed == (factor == 1)
+
+
 # Routing: y = the largest of each row. Its derivative exists wherever the largest is no tie.
 
 

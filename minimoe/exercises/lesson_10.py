@@ -29,9 +29,7 @@ def _stream_size(answer: Answer, start: float, step: float, L: int) -> Report:
         "this is the mean square; its root is asked for.": start**2 + 2 * L * step**2,
         "square the sizes before you add them.": math.sqrt(start + 2 * L * step),
     }
-    return values(
-        answer, (start, step, L), {"size": math.sqrt(start**2 + 2 * L * step**2)}, mistakes={"size": hints}
-    )
+    return values(answer, (start, step, L), {"size": math.sqrt(start**2 + 2 * L * step**2)}, mistakes={"size": hints})
 
 
 def parallel_block_backward(answer: Answer) -> Report:

@@ -1,0 +1,158 @@
+"""Checks of lesson 11: training."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+
+
+def uncorrected_step(answer: Answer) -> Report:
+    """(beta1, beta2, step) → the length of AdamW's step without its corrections, over the right one."""
+    return first_failure(_uncorrected(answer, *case) for case in ((0.9, 0.999, 0), (0.8, 0.98, 7), (0.9, 0.99, 500)))
+
+
+def _uncorrected(answer: Answer, beta1: float, beta2: float, step: int) -> Report:
+    def ratio(t: int) -> float:
+        return (1 - beta1**t) / math.sqrt(1 - beta2**t) if t else 0.0
+
+    t = step + 1
+    return values(
+        answer,
+        (beta1, beta2, step),
+        {"ratio": np.array(ratio(t))},
+        mistakes={
+            "ratio": {
+                "steps count from 0: after step 0, one gradient is in the mean.": np.array(ratio(step)),
+                "v is a mean of squares; what the step is divided by is its root.": np.array(
+                    (1 - beta1**t) / (1 - beta2**t)
+                ),
+                "the other way round: which of the two steps is the uncorrected one?": np.array(1 / ratio(t)),
+                "this looks at the mean only; the size was not corrected either.": np.array(1 - beta1**t),
+                "this looks at the size only; the mean was not corrected either.": np.array(
+                    1 / math.sqrt(1 - beta2**t)
+                ),
+                "this is right at step 0 only: how much of the mean is filled after t steps?": np.array(
+                    (1 - beta1) / math.sqrt(1 - beta2)
+                ),
+            }
+        },
+    )
+
+
+def lion_step(answer: Answer) -> Report:
+    """(weight, mean, d, rate, beta1, beta2, decay) → the new weight and mean."""
+    rng = np.random.default_rng(11)
+    D, F = 4, 5
+    weight, mean, d = rng.standard_normal((3, D, F))
+    rate, beta1, beta2, decay = 0.1, 0.6, 0.9, 0.5
+
+    def moved(blend: Array) -> Array:
+        return weight - rate * (np.sign(blend) + decay * weight)
+
+    blend = beta1 * mean + (1 - beta1) * d
+    new_mean = beta2 * mean + (1 - beta2) * d
+    return values(
+        answer,
+        (weight, mean, d, rate, beta1, beta2, decay),
+        {"weight": moved(blend), "mean": new_mean},
+        sizes={"D": D, "F": F},
+        mistakes={
+            "weight": {
+                "this is the sign of the new mean; the direction has a blend of its own, with β₁.": moved(new_mean),
+                "this is the sign of the old mean; the newest gradient has a say too.": moved(mean),
+                "this is the sign of the gradient alone; the mean has a say too.": moved(d),
+                "the sign is missing: the step has the size of the gradient.": weight - rate * (blend + decay * weight),
+                "decay stands beside the sign, not inside it.": weight - rate * np.sign(blend + decay * weight),
+                "decay goes with the rate: w ← w − rate · (direction + decay · w).": (
+                    weight - rate * np.sign(blend) - decay * weight
+                ),
+                "decay is missing.": weight - rate * np.sign(blend),
+                "it walks uphill.": weight + rate * (np.sign(blend) - decay * weight),
+            },
+            "mean": {
+                "the mean has its own β₂; β₁ belongs to the direction.": blend,
+                "β₂ is the share of the old mean, 1 − β₂ that of the gradient.": (1 - beta2) * mean + beta2 * d,
+            },
+        },
+    )
+
+
+def step_backward(answer: Answer) -> Report:
+    """(weight, direction, rate, decay, dnew) → dweight, drate of w' = w − rate · (direction + decay · w)."""
+    rng = np.random.default_rng(11)
+    D, F = 3, 5
+    weight, direction, dnew = rng.standard_normal((3, D, F))
+    rate, decay = 0.3, 0.7
+
+    def loss(weight: Array, rate: Array) -> Array:
+        return ((weight - rate * (direction + decay * weight)) * dnew).sum()
+
+    return gradients(
+        answer,
+        (weight, direction, rate, decay, dnew),
+        loss,
+        {"weight": weight, "rate": np.array(rate)},
+        sizes={"D": D, "F": F},
+        mistakes={
+            "dweight": {
+                "w reaches w' by two paths: as itself, and through the decay.": dnew,
+                "this is the path through the decay only; w also stays, as itself.": -rate * decay * dnew,
+                "decay takes weight away: look at the sign of that path.": dnew * (1 + rate * decay),
+                "the decay acts times the rate.": dnew * (1 - decay),
+            },
+            "drate": {
+                "the rate scales the decay as well as the direction.": -(direction * dnew).sum(),
+                "this is the decay's part only; the rate scales the direction as well.": -(decay * weight * dnew).sum(),
+                "the rate is one number for all entries: what they send back has to be summed.": -dnew
+                * (direction + decay * weight),
+            },
+        },
+    )
+
+
+def newton_schulz(answer: Answer) -> Report:
+    """(m, steps) → a stack of matrices, each with 3/2 s − 1/2 s³ applied so often to its singular values."""
+    return first_failure(_newton_schulz(answer, shape, steps) for shape, steps in (((3, 4, 6), 4), ((2, 5, 3), 1)))
+
+
+def _newton_schulz(answer: Answer, shape: tuple[int, int, int], steps: int) -> Report:
+    rng = np.random.default_rng(11)
+    m = rng.standard_normal(shape)
+    norms = np.sqrt((m * m).sum((1, 2), keepdims=True))
+
+    def moved(x: Array, steps: int) -> Array:
+        U, S, Vt = np.linalg.svd(x, full_matrices=False)
+        for _ in range(steps):
+            S = 1.5 * S - 0.5 * S**3
+        return (U * S[:, None]) @ Vt
+
+    entries = m / norms
+    with np.errstate(over="ignore", invalid="ignore"):
+        unscaled = moved(m, steps)
+        for _ in range(steps):
+            entries = 1.5 * entries - 0.5 * entries**3
+    return values(
+        answer,
+        (m, steps),
+        {"x": moved(m / norms, steps)},
+        sizes={"E": shape[0], "D": shape[1], "F": shape[2]},
+        mistakes={
+            "x": {
+                "the norm is that of the whole stack; every expert has one of its own.": moved(
+                    m / np.sqrt((m * m).sum()), steps
+                ),
+                "this cubes every entry; X Xᵀ X is a product of matrices.": entries,
+                "without the norm the singular values start above 1 and run away.": unscaled,
+                "there is one step too few.": moved(m / norms, steps - 1),
+                "there is one step too many.": moved(m / norms, steps + 1),
+                "the norm runs over rows; it belongs to the matrix.": moved(
+                    m / np.sqrt((m * m).sum(2, keepdims=True)), steps
+                ),
+            }
+        },
+    )

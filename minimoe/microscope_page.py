@@ -1,0 +1,113 @@
+"""The routing microscope as one HTML page: the text in the experts' colours, and every table and figure beside it.
+
+    microscope_page.write("routing.html", microscope.look(model, texts))
+
+The page loads nothing and works from disk. Its script and style stand in minimoe/web; its policy names them by their
+checksum, so that nothing else can run, whatever a text holds. A token costs about K·(1 + 1)·L bytes before compression:
+its experts and weights are columns of small integers, deflated.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimoe import coloured_text, microscope, palette
+from minimoe.arrays import Array
+from minimoe.files import write_atomically
+from minimoe.microscope import Seen
+from minimoe.routing import Trace
+
+WEB = Path(__file__).with_name("web")
+
+MOST_CHOICES = 16_000_000
+"""At most so many experts of tokens are on the page, N·L·K, of all texts together: about 25 MB."""
+
+
+def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> None:
+    """Writes the page; a reader sees the whole file or the one before.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    write_atomically(Path(path), page(seen, title).encode())
+
+
+def page(seen: Seen, title: str = "Routing microscope") -> str:
+    """The page as a string of ASCII, but for what its own template says."""
+    style, script = ((WEB / f"microscope.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    style += "\n".join(_expert_rules(seen.experts))
+    parts = {
+        "title": html.escape(coloured_text.visible(title)),
+        "policy": f"default-src 'none'; script-src {_checksum(script)}; style-src {_checksum(style)}; "
+        "base-uri 'none'; form-action 'none'",
+        "style": style,
+        "script": script,
+        "data": _data(seen),
+    }
+    template = (WEB / "microscope.html").read_text(encoding="utf-8")
+    pieces = []
+    for piece in template.split("{"):  # once through the template, so that no part is taken for a place in it
+        name, brace, rest = piece.partition("}")
+        pieces.append(parts[name] + rest if brace and name in parts else piece)
+    return "".join(pieces)
+
+
+def _checksum(content: str) -> str:
+    """How a content security policy names what may run."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _expert_rules(experts: int) -> list[str]:
+    """The style of each expert: as a ground for text, and as the band under a token of which it is another choice."""
+    rules = []
+    for expert in range(experts):
+        ground = palette.colour(expert)
+        mark = coloured_text.HTML_MARKS[expert // len(palette.COLOURS) % len(coloured_text.HTML_MARKS)]
+        rules.append(f".e{expert} {{ background: {ground}; color: {palette.ink(ground)}; text-decoration: {mark}; }}")
+        rules.append(f".also{expert} {{ box-shadow: 0 4px {ground}; }}")
+    return rules
+
+
+def _data(seen: Seen) -> str:
+    """All that the page shows, as JSON that cannot end the element it stands in."""
+    names = list(seen.traces)
+    places = {token: place for place, token in enumerate(seen.token_texts)}
+    statistics = microscope.to_dict(seen)
+    limit = max(1, MOST_CHOICES // (len(seen.layers) * seen.active * len(names)))
+    data = {
+        **statistics,
+        "names": [coloured_text.visible(name) for name in names],
+        "keys": names,
+        "vocabulary": list(seen.token_texts.values()),
+        "windows": {name: int(trace.window[-1]) + 1 for name, trace in seen.traces.items()},
+        "tokens": [_columns(trace, places, limit) for trace in seen.traces.values()],
+    }
+    return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _columns(trace: Trace, places: dict[int, int], limit: int) -> dict[str, Any]:
+    """The first ``limit`` tokens of a text: places in the vocabulary (N,), experts and weights in percent (L, K, N)."""
+    known = np.array(list(places))  # ascending, as numpy.unique made them
+    weights = np.rint(100 * trace.weights[:, :limit])
+    return {
+        "shown": min(limit, len(trace.tokens)),
+        "total": len(trace.tokens),
+        "places": _packed(np.searchsorted(known, trace.tokens[:limit])),
+        "experts": _packed(trace.experts[:, :limit].transpose(0, 2, 1)),
+        "weights": _packed(weights.transpose(0, 2, 1)),
+    }
+
+
+def _packed(values: Array) -> dict[str, str]:
+    """Whole numbers from 0 up in as few bytes as hold them, little-endian, deflated, in base64."""
+    bits = next(bits for bits in (8, 16, 32) if values.max() < 2**bits)
+    content = zlib.compress(np.ascontiguousarray(values, f"<u{bits // 8}").tobytes(), 6)
+    return {"type": f"Uint{bits}Array", "content": base64.b64encode(content).decode()}
