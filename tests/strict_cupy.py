@@ -80,25 +80,15 @@ METHODS = {name: parameters.removeprefix("a ") for name, parameters in REDUCTION
     "squeeze": "axis",
     "swapaxes": "axis1 axis2",
 }
-UFUNCS = """
-    abs absolute add arctan bitwise_and bitwise_or bitwise_xor ceil cos divide equal exp expm1 floor floor_divide fmax
-    fmin greater greater_equal hypot invert isfinite isinf isnan less less_equal log log1p log2 logaddexp logical_and
-    logical_not logical_or maximum minimum multiply negative not_equal power remainder rint sign sin sqrt square
-    subtract tanh true_divide
-""".split()
+UFUNCS = ["abs", "absolute", "add", "arctan", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil", "cos", "divide", "equal", "exp", "expm1", "floor", "floor_divide", "fmax", "fmin", "greater", "greater_equal", "hypot", "invert", "isfinite", "isinf", "isnan", "less", "less_equal", "log", "log1p", "log2", "logaddexp", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "power", "remainder", "rint", "sign", "sin", "sqrt", "square", "subtract", "tanh", "true_divide"]
 UFUNC_METHODS = {
     "accumulate": ("add", "multiply"),
     "at": ("add", "subtract", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor"),
     "reduce": ("add", "multiply"),
     "reduceat": ("add",),
 }
-CONSTANTS = "bool_ float32 float64 inf int32 int64 intp nan newaxis pi".split()
-OPERATORS = """
-    add sub mul truediv floordiv mod pow and or xor
-    radd rsub rmul rtruediv rfloordiv rmod rpow rand ror rxor
-    iadd isub imul itruediv ifloordiv imod ipow iand ior ixor
-    lt le gt ge eq ne matmul neg abs invert
-""".split()
+CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "intp", "nan", "newaxis", "pi"]
+OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "rand", "ror", "rxor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "lt", "le", "gt", "ge", "eq", "ne", "matmul", "neg", "abs", "invert"]
 
 
 class Seen(NamedTuple):

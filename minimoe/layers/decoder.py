@@ -46,9 +46,14 @@ class Routed(NamedTuple):
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Decoder:
-    """A decoder in the shapes of ``config``, drawn from ``rng``, on the host."""
+    """A decoder in the shapes of ``config``, drawn from ``rng``, on the host.
+
+    The embedding starts large enough that the first blocks add to a token instead of drowning it; a table that is also
+    the output layer starts as small as one, so that the first prediction is undecided.
+    """
+    table_std = 0.02 if config.tied_embeddings else 0.5
     return Decoder(
-        embedding=embedding.init(rng, config.vocab_size, config.width, dtype=dtype),
+        embedding=embedding.init(rng, config.vocab_size, config.width, std=table_std, dtype=dtype),
         blocks=[block.init(rng, config, dtype) for _ in range(config.layers)],
         norm=rmsnorm.init(config.width, dtype),
         head=None
