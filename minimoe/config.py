@@ -90,14 +90,13 @@ class TrainConfig:
     )
     learning_rate: float = _setting(3e-3, "peak learning rate", least=0.0, most=10.0)
     warmup: int = _setting(100, "steps of linear warm-up", least=0)
-    final_rate: float = _setting(
-        0.1, "share of the peak learning rate left at the end of the cosine", least=0.0, most=1.0
-    )
+    schedule: str = _setting("cosine", "form of the decay after the warm-up", choices=("cosine", "linear"))
+    final_rate: float = _setting(0.0, "share of the peak learning rate left at the end", least=0.0, most=1.0)
     weight_decay: float = _setting(0.1, "decoupled decay, on matrices only", least=0.0, most=10.0)
     beta1: float = _setting(0.9, "AdamW: memory of the mean gradient", least=0.0, most=0.999999)
     beta2: float = _setting(0.99, "AdamW: memory of the mean square gradient", least=0.0, most=0.999999)
-    momentum: float = _setting(0.95, "Muon: memory of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
-    newton_schulz_steps: int = _setting(5, "Muon: steps of the orthogonalisation", least=1, most=20)
+    momentum: float = _setting(0.9, "Muon: memory of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
+    newton_schulz_steps: int = _setting(3, "Muon: steps of the orthogonalisation", least=1, most=20)
     clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
     balance_loss: float = _setting(0.01, "coefficient of the Switch load-balancing loss, per layer", least=0.0)
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
@@ -203,19 +202,21 @@ PRESETS: dict[str, Preset] = {
     "nanogpt-cpu": Preset(
         "nanoGPT's CPU recipe: 2000 steps of 12 × 64 tokens of tiny Shakespeare, at most 0.85M active parameters",
         ModelConfig(context=64, expert_width=176),
-        TrainConfig(steps=2000, batch=12, evaluate_every=500),
+        TrainConfig(steps=2000, batch=12, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
         corpus="shakespeare",
     ),
     "makemoe": Preset(
         "makeMoE's budget: 5000 steps of 16 × 32 tokens of tiny Shakespeare, at most 2.67M active parameters",
-        ModelConfig(context=32, expert_width=352),
-        TrainConfig(steps=5000, batch=16, evaluate_every=500),
+        ModelConfig(context=32, active_experts=4, expert_width=192),
+        TrainConfig(steps=5000, batch=16, learning_rate=0.008, momentum=0.95, schedule="linear", evaluate_every=500),
         corpus="shakespeare",
     ),
     "shakespeare-fast": Preset(
         "the shortest time to a validation loss of 1.744 on tiny Shakespeare",
-        ModelConfig(context=64, expert_width=128),
-        TrainConfig(steps=600, batch=16, evaluate_every=50),
+        ModelConfig(context=64, active_experts=4, expert_width=88),
+        TrainConfig(
+            steps=500, batch=12, learning_rate=0.01, warmup=20, momentum=0.85, schedule="linear", evaluate_every=50
+        ),
         corpus="shakespeare",
     ),
     "mixtral-8x7b": Preset(

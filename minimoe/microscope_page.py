@@ -3,8 +3,8 @@
     microscope_page.write("routing.html", microscope.look(model, texts))
 
 The page loads nothing and works from disk. Its script and style stand in minimoe/web; its policy names them by their
-checksum, so that nothing else can run, whatever a text holds. A token costs about K·(1 + 1)·L bytes before compression:
-its experts and weights are columns of small integers, deflated.
+checksum, so that nothing else can run, whatever a text holds. The experts and weights of a token are small integers,
+2·L·K of them, in columns that are deflated.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import html
 import json
 import zlib
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from minimoe.routing import Trace
 WEB = Path(__file__).with_name("web")
 
 MOST_CHOICES = 16_000_000
-"""At most so many experts of tokens are on the page, N·L·K, of all texts together: about 25 MB."""
+"""At most so many experts of tokens are on the page, N·L·K of all texts together; of longer texts the beginning."""
 
 
 def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> None:
@@ -41,7 +42,7 @@ def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> No
 
 
 def page(seen: Seen, title: str = "Routing microscope") -> str:
-    """The page as a string of ASCII, but for what its own template says."""
+    """The page as one string; what comes from a text is in it as ASCII."""
     style, script = ((WEB / f"microscope.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     style += "\n".join(_expert_rules(seen.experts))
     parts = {
@@ -52,12 +53,7 @@ def page(seen: Seen, title: str = "Routing microscope") -> str:
         "script": script,
         "data": _data(seen),
     }
-    template = (WEB / "microscope.html").read_text(encoding="utf-8")
-    pieces = []
-    for piece in template.split("{"):  # once through the template, so that no part is taken for a place in it
-        name, brace, rest = piece.partition("}")
-        pieces.append(parts[name] + rest if brace and name in parts else piece)
-    return "".join(pieces)
+    return Template((WEB / "microscope.html").read_text(encoding="utf-8")).substitute(parts)
 
 
 def _checksum(content: str) -> str:
@@ -80,17 +76,27 @@ def _data(seen: Seen) -> str:
     """All that the page shows, as JSON that cannot end the element it stands in."""
     names = list(seen.traces)
     places = {token: place for place, token in enumerate(seen.token_texts)}
-    statistics = microscope.to_dict(seen)
     limit = max(1, MOST_CHOICES // (len(seen.layers) * seen.active * len(names)))
     data = {
-        **statistics,
+        **_rounded(microscope.to_dict(seen)),
         "names": [coloured_text.visible(name) for name in names],
         "keys": names,
         "vocabulary": list(seen.token_texts.values()),
-        "windows": {name: int(trace.window[-1]) + 1 for name, trace in seen.traces.items()},
         "tokens": [_columns(trace, places, limit) for trace in seen.traces.values()],
     }
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
+def _rounded(value: Any) -> Any:
+    """Dictionaries and lists of numbers, each with the four digits that a page may show."""
+    match value:
+        case dict():
+            return {name: _rounded(part) for name, part in value.items()}
+        case list():
+            return [_rounded(part) for part in value]
+        case float():
+            return float(f"{value:.4g}")
+    return value
 
 
 def _columns(trace: Trace, places: dict[int, int], limit: int) -> dict[str, Any]:

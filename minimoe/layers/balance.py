@@ -51,7 +51,7 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
     xp = array_module(stats.probability)
     experts = stats.probability.shape[0]
     fraction = stats.assignments / xp.maximum(stats.assignments.sum(), 1)  # (E,)
-    tokens = xp.maximum(xp.asarray(stats.tokens, stats.probability.dtype), 1)
+    tokens = xp.maximum(xp.full((), stats.tokens, stats.probability.dtype), 1)
     importance, dimportance = squared_variation(stats.importance)
     load, dload = squared_variation(stats.load)
     losses = Losses(
@@ -88,7 +88,7 @@ def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, Rou
     """
     total = tree.add(*stats)
     xp = array_module(total.probability)
-    tokens = xp.maximum(xp.asarray(total.tokens, total.probability.dtype), 1)
+    tokens = xp.maximum(xp.full((), total.tokens, total.probability.dtype), 1)
     fraction = total.assignments / tokens  # (E,)  adds up to K
     scale = len(fraction) / tokens
     gradient = tree.zeros_like(total._replace(tokens=tokens))

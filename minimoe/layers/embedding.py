@@ -54,5 +54,6 @@ def backward(params: Embedding, cache: Cache, dy: Array) -> Embedding:
     # tokens above the largest that occurs start behind the last row: a further row of zeros gives them a place
     dy_sorted = xp.zeros((len(tokens) + 1, dy.shape[-1]), dy.dtype)
     dy_sorted[:-1] = dy.reshape(-1, dy.shape[-1])[order]
-    sums = xp.add.reduceat(dy_sorted, starts, axis=0)  # for an empty segment, a stray row
+    # In float64, for CuPy subtracts running sums, and in float32 a rare token would get the rounding of all before it.
+    sums = xp.add.reduceat(dy_sorted, starts, axis=0, dtype=np.float64)  # for an empty segment, a stray row
     return Embedding(xp.where((starts < stops)[:, None], sums, 0).astype(dy.dtype, copy=False))

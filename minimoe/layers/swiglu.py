@@ -64,6 +64,8 @@ def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Ca
     y = xp.empty_like(x)
     segments = segments_of(counts)
     for e, rows in enumerate(segments):
+        if rows.start == rows.stop:
+            continue
         xp.matmul(x[rows], params.w_gate[e], out=a[rows])
         xp.matmul(x[rows], params.w_up[e], out=b[rows])
         h = a[rows] * sigmoid(a[rows])
@@ -86,6 +88,10 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
     grads = Experts(*(xp.empty_like(weight) for weight in params))
     dx = xp.empty_like(cache.x)
     for e, rows in enumerate(cache.segments):
+        if rows.start == rows.stop:
+            for gradient in grads:
+                gradient[e] = 0
+            continue
         x, a, b = cache.x[rows], cache.a[rows], cache.b[rows]
         s = sigmoid(a)
         silu = a * s

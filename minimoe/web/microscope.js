@@ -203,7 +203,7 @@ function drawLoad(chosen) {
   const experts = Array.from({ length: data.experts }, (_, expert) => chip(expert));
   fill("load-by-layer", heat("layer", experts, layerNames(), ratios, (x) => x.toFixed(2), 3, { row: state.layer }));
 
-  fill("difference", heat("bits", data.names, data.names, chosen.difference, (x) => x.toFixed(3), 1));
+  fill("difference", heat("bits", data.names, data.names, chosen.difference, (x) => x.toFixed(3), Math.max(0.25, ...chosen.difference.flat())));
   const along = [data.by_layer.map((layer) => layer.choices[state.choice].divergence)];
   const all = Math.log2(data.names.length);
   const table = heat("layer", layerNames(), [`all ${data.names.length} texts`], along, (x) => x.toFixed(3), all, { column: state.layer });
