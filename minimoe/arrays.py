@@ -20,6 +20,9 @@ Array: TypeAlias = NDArray[Any]
 
 Device = Literal["cpu", "gpu"]
 
+OLDEST_CUPY = 14
+"""CuPy before version 14 lacks ``put_along_axis``, and mixes dtypes by other rules than NumPy 2."""
+
 
 def array_module(x: Array) -> Any:
     """The module, ``numpy`` or ``cupy``, that made ``x``."""
@@ -70,7 +73,7 @@ def select_device(wish: str = "auto") -> Device:
 
 
 def gpu_problem() -> str | None:
-    """None if the GPU computes; otherwise one sentence that says which of three things is missing.
+    """None if the GPU computes; otherwise one sentence that says what is missing: CuPy, a GPU or its libraries.
 
     CuPy imports happily without a GPU, and with one it can lack cuBLAS or the run-time compiler, so nothing less than
     a computation tells.
@@ -79,6 +82,11 @@ def gpu_problem() -> str | None:
         cupy = importlib.import_module("cupy")
     except ImportError:
         return f"CuPy is not installed: run `pip install {_wheel_name()}`, or use --device cpu."
+    if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
+        return (
+            f"CuPy {cupy.__version__} is too old: run `pip install --upgrade {_wheel_name()}` for version "
+            f"{OLDEST_CUPY} or newer, or use --device cpu."
+        )
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
             return "CuPy is installed, but no GPU was found: check `nvidia-smi`, or use --device cpu."
@@ -108,4 +116,4 @@ def _wheel_name() -> str:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     except (OSError, AttributeError):
         return "cupy-cuda12x"
-    return f"cupy-cuda{min(max(version.value // 1000, 11), 13)}x"
+    return f"cupy-cuda{min(max(version.value // 1000, 12), 13)}x"

@@ -191,7 +191,7 @@ PRESETS: dict[str, Preset] = {
     "toy": Preset(
         "a small Mixtral that learns the texts of data/ in about two minutes",
         ModelConfig(),
-        TrainConfig(),
+        TrainConfig(steps=600, learning_rate=6e-3, warmup=50, evaluate_every=50),
     ),
     "tiny": Preset(
         "seconds on any machine, for lessons and tests",
@@ -201,7 +201,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "nanogpt-cpu": Preset(
         "nanoGPT's CPU recipe: 2000 steps of 12 × 64 tokens of tiny Shakespeare, at most 0.85M active parameters",
-        ModelConfig(context=64, expert_width=176),
+        ModelConfig(context=64, active_experts=4, expert_width=88),
         TrainConfig(steps=2000, batch=12, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
         corpus="shakespeare",
     ),

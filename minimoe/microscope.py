@@ -86,7 +86,8 @@ class Seen:
         return int(next(iter(self.traces.values())).experts.shape[2])
 
     def __repr__(self) -> str:
-        return f"Seen({', '.join(self.traces)}; print microscope.table(…), or give it to microscope_page.write)"
+        names = ", ".join(map(visible, self.traces))
+        return f"Seen({names}; print microscope.table(…), or give it to microscope_page.write)"
 
 
 def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Array]:
@@ -219,7 +220,7 @@ def to_json(seen: Seen) -> str:
 
 def table(seen: Seen) -> str:
     """The statistics in columns, layer by layer, with nothing in them that could steer a terminal."""
-    lengths = ", ".join(f"{visible(name)} {len(trace.tokens):,}" for name, trace in seen.traces.items())
+    lengths = ", ".join(f"{_in_line(visible(name))} {len(trace.tokens):,}" for name, trace in seen.traces.items())
     head = f"{len(seen.layers)} layers, {seen.active} of {seen.experts} experts a token. Tokens: {lengths}."
     return "\n".join([head, *(line for layer in range(len(seen.layers)) for line in _layer_table(seen, layer))])
 

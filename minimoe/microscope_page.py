@@ -43,8 +43,8 @@ def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> No
 
 def page(seen: Seen, title: str = "Routing microscope") -> str:
     """The page as one string; what comes from a text is in it as ASCII."""
-    style, script = ((WEB / f"microscope.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    style += "\n".join(_expert_rules(seen.experts))
+    style = _read("microscope.css") + "\n".join(_expert_rules(seen.experts))
+    script = _read("microscope_figures.js") + _read("microscope.js")
     parts = {
         "title": html.escape(coloured_text.visible(title)),
         "policy": f"default-src 'none'; script-src {_checksum(script)}; style-src {_checksum(style)}; "
@@ -53,7 +53,11 @@ def page(seen: Seen, title: str = "Routing microscope") -> str:
         "script": script,
         "data": _data(seen),
     }
-    return Template((WEB / "microscope.html").read_text(encoding="utf-8")).substitute(parts)
+    return Template(_read("microscope.html")).substitute(parts)
+
+
+def _read(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
 
 
 def _checksum(content: str) -> str:

@@ -77,10 +77,9 @@ def update(params: Decoder, gradient: Decoder, state: State, config: TrainConfig
         if leaf.ndim > 1:
             leaf *= 1 - rate * config.weight_decay
         if is_muons(name, config):
-            for w, dw, mean in zip(*map(_matrices, (leaf, d, state[name].mean)), strict=True):
-                direction = muon_direction(dw, mean, config)
-                direction *= rate
-                w -= direction
+            direction = muon_direction(d, state[name].mean, config)
+            direction *= rate
+            leaf -= direction
         else:
             leaf -= rate * adam_direction(d, state[name], config, step)
 
@@ -146,11 +145,6 @@ def orthogonalize(m: Array, steps: int = 3) -> Array:
         polynomial += a * identity
         x = polynomial @ x
     return x if wide else x.swapaxes(-1, -2)
-
-
-def _matrices(x: Array) -> Iterable[Array]:
-    """The matrices of a stack one by one, which stay in a processor's cache; a GPU takes the whole stack at once."""
-    return x.reshape(-1, *x.shape[-2:]) if isinstance(x, np.ndarray) else [x]
 
 
 def global_norm(gradient: Decoder) -> Array:

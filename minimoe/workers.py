@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from minimoe.errors import UserError
 from minimoe.objective import Run
+
+HAND_OVER = 2e-5
+"""Seconds after which a waiting thread asks for the interpreter lock."""
 
 
 def cores() -> int:
@@ -44,5 +48,20 @@ def pool(threads: int) -> Iterator[Run]:
     """A ``map`` over ``threads`` threads, with BLAS held to one thread each while it is open."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as executor:
+    with threadpool_limits(1, user_api="blas"), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
         yield executor.map if threads > 1 else map
+
+
+@contextlib.contextmanager
+def _handing_over_quickly() -> Iterator[None]:
+    """Shortens the time for which a thread may keep the interpreter lock while another one waits.
+
+    Between two products a thread holds the lock for some microseconds only, but it may take it again before the other
+    one has woken up, and so starve it for the usual 5 ms. Measured on 2 cores at 768 tokens: a step took 66 ms, not 80.
+    """
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(HAND_OVER)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)

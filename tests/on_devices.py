@@ -138,9 +138,7 @@ def _rope(on: Move, rng: np.random.Generator, dtype: Any) -> Case:
     return Case(forward, lambda rotation: rope.backward(rotation, dy))
 
 
-def _attention(
-    on: Move, rng: np.random.Generator, dtype: Any, window: int | None = None, past: int = 0
-) -> Case:
+def _attention(on: Move, rng: np.random.Generator, dtype: Any, window: int | None = None, past: int = 0) -> Case:
     params = on(attention.init(rng, D, CONFIG.heads, CONFIG.kv_heads, CONFIG.head_width))
     earlier = on(KeyValues(*rng.standard_normal((2, B, past, CONFIG.kv_heads, CONFIG.head_width))))
     rotation = rope.init(on(np.arange(past, past + T)), CONFIG.head_width, dtype=dtype)

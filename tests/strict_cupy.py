@@ -1,7 +1,7 @@
 """CuPy for a machine without a GPU: NumPy's arithmetic under CuPy's rules, with every wait and every upload counted.
 
-    with watch() as seen: ...        seen.waits names each time the host waited for the GPU, seen.uploads counts copies to it
-    install(monkeypatch)             from now on ``import cupy`` finds the stand-in
+    with watch() as seen: ...    seen.waits: what made the host wait for the GPU; seen.uploads: what was copied to it
+    install(monkeypatch)         until the end of the test, ``import cupy`` finds the stand-in
 
 What CuPy 14.2 refuses is refused: NumPy arrays and lists as operands, implicit conversion to NumPy, ``where=`` and
 ``initial=``, most methods of most ufuncs, and every name and parameter that is not in the tables below. What CuPy does
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import numbers
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -80,26 +81,32 @@ METHODS = {name: parameters.removeprefix("a ") for name, parameters in REDUCTION
     "squeeze": "axis",
     "swapaxes": "axis1 axis2",
 }
-UFUNCS = ["abs", "absolute", "add", "arctan", "bitwise_and", "bitwise_or", "bitwise_xor", "ceil", "cos", "divide", "equal", "exp", "expm1", "floor", "floor_divide", "fmax", "fmin", "greater", "greater_equal", "hypot", "invert", "isfinite", "isinf", "isnan", "less", "less_equal", "log", "log1p", "log2", "logaddexp", "logical_and", "logical_not", "logical_or", "maximum", "minimum", "multiply", "negative", "not_equal", "power", "remainder", "rint", "sign", "sin", "sqrt", "square", "subtract", "tanh", "true_divide"]
+UFUNCS = """
+    abs absolute add arctan bitwise_and bitwise_or bitwise_xor ceil cos divide equal exp expm1 floor
+    floor_divide fmax fmin greater greater_equal hypot invert isfinite isinf isnan less less_equal log log1p
+    log2 logaddexp logical_and logical_not logical_or maximum minimum multiply negative not_equal power
+    remainder rint sign sin sqrt square subtract tanh true_divide
+"""
 UFUNC_METHODS = {
     "accumulate": ("add", "multiply"),
     "at": ("add", "subtract", "maximum", "minimum", "bitwise_and", "bitwise_or", "bitwise_xor"),
     "reduce": ("add", "multiply"),
     "reduceat": ("add",),
 }
-CONSTANTS = ["bool_", "float32", "float64", "inf", "int32", "int64", "intp", "nan", "newaxis", "pi"]
-OPERATORS = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "radd", "rsub", "rmul", "rtruediv", "rfloordiv", "rmod", "rpow", "rand", "ror", "rxor", "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "lt", "le", "gt", "ge", "eq", "ne", "matmul", "neg", "abs", "invert"]
+CONSTANTS = """
+    bool_ float32 float64 inf int32 int64 intp nan newaxis pi
+"""
+OPERATORS = """
+    add sub mul truediv floordiv mod pow and or xor radd rsub rmul rtruediv rfloordiv rmod rpow rand ror rxor
+    iadd isub imul itruediv ifloordiv imod ipow iand ior ixor lt le gt ge eq ne matmul neg abs invert
+"""
 
 
 class Seen(NamedTuple):
-    """What was noticed while watching."""
+    """What was noticed while watching: one entry each time, saying how it came about."""
 
     waits: list[str]
-    copies: list[str]
-
-    @property
-    def uploads(self) -> int:
-        return len(self.copies)
+    uploads: list[str]
 
 
 _watching: list[Seen] = []
@@ -123,7 +130,7 @@ def _waited(how: str) -> None:
 
 def _uploaded(how: str) -> None:
     for seen in _watching:
-        seen.copies.append(how)
+        seen.uploads.append(how)
 
 
 class ndarray:  # noqa: N801 - CuPy's name
@@ -306,7 +313,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 for _name, _parameters in METHODS.items():
     setattr(ndarray, _name, _method(_name, _parameters))
-for _name in OPERATORS:
+for _name in OPERATORS.split():
     setattr(ndarray, f"__{_name}__", _operator(f"__{_name}__"))
 ndarray.__module__ = "cupy"  # by which the package finds the module of an array
 
@@ -429,8 +436,8 @@ def flatnonzero(a: ndarray) -> ndarray:
 
 
 OWN = (
-    argsort, asarray, asnumpy, bincount, einsum, empty, empty_like, flatnonzero, matmul, put_along_axis, searchsorted,
-    take_along_axis, unique, where,
+    argsort, asarray, asnumpy, bincount, einsum, empty, empty_like, flatnonzero, matmul, put_along_axis,
+    searchsorted, take_along_axis, unique, where,
 )  # fmt: skip
 
 
@@ -441,9 +448,9 @@ def module() -> types.ModuleType:
     for table, first_is_array in tables:
         for name, parameters in table.items():
             setattr(cupy, name, _function(name, parameters, first_is_array))
-    for name in UFUNCS:
+    for name in UFUNCS.split():
         setattr(cupy, name, Ufunc(name))
-    for name in CONSTANTS:
+    for name in CONSTANTS.split():
         setattr(cupy, name, getattr(np, name))
     for function in OWN:
         setattr(cupy, function.__name__, function)
@@ -452,14 +459,12 @@ def module() -> types.ModuleType:
         getDeviceProperties=lambda device: {"name": b"stand-in"},
         memGetInfo=lambda: (10**9, 2 * 10**9),
     )
-    vars(cupy).update(ndarray=ndarray, array=asarray, __version__="0", cuda=types.SimpleNamespace(runtime=runtime))
+    vars(cupy).update(ndarray=ndarray, array=asarray, __version__="14.2.0", cuda=types.SimpleNamespace(runtime=runtime))
     return cupy
 
 
 def install(monkeypatch: Any) -> types.ModuleType:
     """Puts the stand-in where ``import cupy`` looks, for one test."""
-    import sys
-
     cupy = module()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return cupy

@@ -17,7 +17,7 @@ class Impostor(ModuleType):
 
     def __init__(self, gpus: Any = 1, product: Any = 8.0) -> None:
         super().__init__("cupy")
-        self.gpus, self.product = gpus, product
+        self.gpus, self.product, self.__version__ = gpus, product, "14.2.0"
         self.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=self.count))
 
     def count(self) -> int:
@@ -86,7 +86,7 @@ def test_an_unknown_device_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "wheel"), [(11_080, "cupy-cuda11x"), (12_040, "cupy-cuda12x"), (13_000, "cupy-cuda13x")]
+    ("driver", "wheel"), [(11_080, "cupy-cuda12x"), (12_040, "cupy-cuda12x"), (13_000, "cupy-cuda13x")]
 )
 def test_the_wheel_follows_the_driver(monkeypatch: pytest.MonkeyPatch, driver: int, wheel: str) -> None:
     def version(result: Any) -> int:

@@ -96,6 +96,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     seen: list[config.Preset] = []
     monkeypatch.setattr(trainer, "train", lambda preset, **_: (seen.append(preset), trainer.Trained(*[True] * 4))[1])
     other = {"tokenizer": "byte", "optimizer": "adamw", "dtype": "float64", "window": 3, "capacity_factor": 1.25}
+    other["schedule"] = "linear"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":

@@ -1,5 +1,6 @@
 """Coloured text: every token in the colour of its expert, in every layer, and no text that can do harm."""
 
+import json
 import re
 import unicodedata
 from html.parser import HTMLParser
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_huggingface_tokenizer import mixtral_like
 
-from minimoe import palette, tokenizer
+from minimoe import huggingface_tokenizer, palette, tokenizer
 from minimoe.coloured_text import ColouredText, token_texts, visible
 from minimoe.errors import UserError
 from minimoe.routing import Trace
@@ -175,6 +177,17 @@ def test_bytes_that_are_half_a_character_are_shown_as_numbers():
     ids = tokenizer.ByteTokenizer().encode("aé").tolist()
     assert token_texts(tokenizer.ByteTokenizer(), ids) == ["a", "⟨C3⟩", "⟨A9⟩"]
     assert token_texts(tokenizer.build("char", "\ufffd"), [0]) == ["\ufffd"]
+
+
+def test_pieces_of_words_keep_the_space_in_front_of_them(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(json.dumps(mixtral_like()))
+    pieces = huggingface_tokenizer.load(tmp_path)
+    ids = pieces.encode("the bread the\né").tolist()
+    shown = token_texts(pieces, ids)
+    assert shown == ["⟨s⟩", " the", " bread", " the", "\n", "⟨C3⟩", "⟨A9⟩"]
+    assert token_texts(pieces, [0, 2]) == ["⟨unk⟩", "⟨/s⟩"]
+    assert token_texts(pieces, [pieces.vocab_size + 7]) == [f"⟨{pieces.vocab_size + 7}⟩"]
 
 
 def test_a_thousand_characters_in_four_layers_stay_below_100_kb():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 
-CONDA_NAMES = {"cupy-cuda12x": "cupy"}  # where conda-forge's name is another one
+CONDA_NAMES = {"cupy-cuda12x>=14": "cupy>=14"}  # where conda-forge's name is another one
 
 
 def conda(requirements: list[str]) -> set[str]:

@@ -42,7 +42,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 TIE = {"float32": 1e-4, "float64": 1e-10}  # logits of a router closer than this may swap places by rounding
 
 
-def model(config, dtype="float64", seed=0):
+def model(config, dtype="float64", seed=1):
     """Random parameters, larger than at the start of training, so that no part of the model does nearly nothing."""
     rng = np.random.default_rng(seed)
     params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))

@@ -1,6 +1,7 @@
 """The microscope's page: all that it shows is in it, nothing else can run, and in a browser every switch works."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from minimoe import microscope, microscope_page, palette, routing, tokenizer
+from minimoe.checkpoint import Model
 from minimoe.errors import UserError
 from minimoe.microscope import Seen
 from minimoe.microscope_page import WEB
@@ -21,7 +23,8 @@ from minimoe.routing import Trace
 
 HOSTILE = (
     "</script><script>document.title='acted'</script><img src=x onerror=\"document.title='acted'\">"
-    "<!--<script> ${1} $data &lt;b&gt; ' \" \\u003c \u202edrow\u202c \u2028\u2029 \x00\x1b[31m\x07 \u200b e\u0301\n\t\n"
+    "<!--<script> ${1} $data &lt;b&gt; ' \" \\u003c "
+    "\u05d0\u05d1\u05d2 \u202edrow\u202c \u2028\u2029 \x00\x1b[31m\x07 \u200b e\u0301\n\t\n"
 )
 STORY = "The miller's wife said: nothing.\nThe mill turned, and turned.\n"
 
@@ -42,9 +45,11 @@ def look(monkeypatch, small):
 
     def look(texts, layers=3, experts=8, active=2) -> Seen:
         codec = tokenizer.build("char", "".join(texts.values()))
-        config = small.__class__(**{**small.__dict__, "layers": layers, "context": 16, "active_experts": active})
+        config = dataclasses.replace(
+            small, layers=layers, context=16, experts=experts, active_experts=active, renormalize=active > 1
+        )
         monkeypatch.setattr(routing, "trace", lambda _, config, ids: trace_of(ids, layers, experts, active))
-        model = type("Model", (), {"params": None, "config": config, "tokenizer": codec})
+        model = Model(None, config, codec, None)
         return microscope.look(model, {name: codec.encode(text) for name, text in texts.items()})
 
     return look
@@ -55,7 +60,7 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.elements, self.raw, self.words = [], [], []
+        self.elements, self.raw, self.words, self.inside = [], [], [], False
         self.feed(html)
         self.close()
 
@@ -63,9 +68,13 @@ class Page(HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if tag in ("script", "style"):
             self.raw.append("")
+            self.inside = True
+
+    def handle_endtag(self, tag):
+        self.inside = False
 
     def handle_data(self, data):
-        if self.elements and self.elements[-1][0] in ("script", "style"):
+        if self.inside:
             self.raw[-1] += data
         else:
             self.words.append(data)
@@ -159,7 +168,7 @@ def test_the_page_asks_for_nothing_outside_itself(look):
 
 
 def test_the_script_never_makes_markup_of_a_string():
-    script = (WEB / "microscope.js").read_text(encoding="utf-8")
+    script = "".join(path.read_text(encoding="utf-8") for path in WEB.glob("*.js"))
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|srcdoc|DOMParser|setHTML", script)
 
 
@@ -304,7 +313,9 @@ def test_keys_alone_reach_everything(look, visit):
     assert tab.evaluate(where) == "1499"
     assert tab.input_value("#page") == "1"
     tab.keyboard.press("End")
+    assert tab.evaluate(where) == "1499"
     tab.keyboard.press("PageDown")
+    tab.keyboard.press("End")
     assert tab.evaluate(where) == "2999"
 
 
@@ -344,10 +355,10 @@ def test_hostile_text_does_nothing_in_a_browser(look, visit):
     switch(tab, "either", "0 0 either")
     tab.hover("#tokens span:nth-child(9)")
     assert tab.evaluate("document.querySelectorAll('img, b:not(.bar b, .why b), script:not([type])').length") == 1
-    left = tab.eval_on_selector_all("#tokens span", "all => all.map(span => span.getClientRects()[0].left)")
-    line = left[: HOSTILE.index("\n")]
-    wraps = sum(b < a for a, b in zip(line, line[1:], strict=False))
-    assert wraps <= 4, "tokens stand from left to right, line by line, whatever the text asks for"
+    boxes = "all => all.map(span => span.getClientRects()[0]).map(box => [box.left, box.top])"
+    places = tab.eval_on_selector_all("#tokens span", boxes)
+    for (left, top), (next_left, next_top) in zip(places, places[1:], strict=False):
+        assert next_left > left or next_top > top + 5, "from left to right, line by line, whatever the text asks for"
 
 
 @pytest.mark.browser

@@ -26,8 +26,7 @@ def _llama_width(answer: Answer, width: int) -> Report:
     hints = {
         "that many parameters is right, but it is not a multiple of 256.": 8 * width / 3,
         "that is rounded down, but not to a multiple of 256.": 8 * width // 3,
-        "round up, not down.": 256 * (8 * width // 3 // 256),
-        "round up, not to the nearest.": 256 * round(8 * width / 3 / 256),
+        "round up, not down, nor to the nearest.": 256 * (8 * width // 3 // 256),
         "that is the classic layer's width: a third matrix has to be paid for.": 4 * width,
         "that is half of the classic width; three matrices instead of two cost one half more, not double.": 2 * width,
     }

@@ -60,7 +60,8 @@ function drawText() {
   $("page").max = $("pages").textContent = pages;
   $("before").disabled = state.page === 0;
   $("after").disabled = state.page === pages - 1;
-  const cut = column.shown < column.total ? `, of which this page holds the first ${column.shown.toLocaleString("en")}` : "";
+  const cut =
+    column.shown < column.total ? `, of which this page holds the first ${column.shown.toLocaleString("en")}` : "";
   const range = `${(start + 1).toLocaleString("en")} to ${stop.toLocaleString("en")}`;
   $("range").textContent = `tokens ${range} of ${column.total.toLocaleString("en")}${cut}`;
   select(Math.min(Math.max(state.token ?? start, start), stop - 1), false);
@@ -70,7 +71,8 @@ function drawToken(token, text) {
   const first = state.choice === "second" ? 1 : 0;
   const last = state.choice === "either" ? data.active_experts - 1 : first;
   const chosen = [];
-  for (let choice = first; choice <= last; choice++) chosen.push(column.experts[at(column, state.layer, choice, token)]);
+  for (let choice = first; choice <= last; choice++)
+    chosen.push(column.experts[at(column, state.layer, choice, token)]);
   const span = make("span", { role: "option", "data-token": token, tabindex: -1, "data-expert": chosen.join("\n") });
   span.className = `e${chosen[0]}` + (chosen.length > 1 ? ` also${chosen[1]}` : "");
   if (state.expert !== null && !chosen.includes(state.expert)) span.className = "away";
@@ -102,7 +104,12 @@ function describe(token) {
       bar.style.width = `${weight / 25}rem`;
       return make("div", { class: "weight" }, chip(expert), bar, `${weight}%`);
     });
-    return make("tr", layer === state.layer ? { class: "now" } : {}, make("th", { scope: "row" }, String(layer)), make("td", {}, ...cells));
+    return make(
+      "tr",
+      layer === state.layer ? { class: "now" } : {},
+      make("th", { scope: "row" }, String(layer)),
+      make("td", {}, ...cells),
+    );
   });
   const head = make("tr", {}, make("th", { scope: "col" }, "layer"), make("th", { scope: "col" }, "expert and weight"));
   const count = `Token ${(token + 1).toLocaleString("en")} of ${column.total.toLocaleString("en")}`;
@@ -159,149 +166,6 @@ function onKey(event) {
   select(token, true);
 }
 
-// Tables and figures
-
-/** A table of numbers, each on a ground as strong as its value is large; a scale of 0 to `most`. */
-function heat(corner, heads, names, rows, format, most, now = {}) {
-  const head = heads.map((name, i) => make("th", { scope: "col", class: now.column === i ? "now" : "" }, name));
-  const body = rows.map((row, i) => {
-    const cells = row.map((value) => {
-      const cell = make("td", {}, value === null ? "–" : format(value));
-      cell.style.setProperty("--value", value === null ? 0 : Math.min(value / most, 1) || 0);
-      return cell;
-    });
-    return make("tr", {}, make("th", { scope: "row", class: now.row === i ? "now" : "" }, names[i]), ...cells);
-  });
-  const corners = make("th", { scope: "col" }, corner);
-  const table = make("table", { class: "heat" }, make("thead", {}, make("tr", {}, corners, ...head)), make("tbody", {}, ...body));
-  return scrolling(corner, table);
-}
-
-/** A frame in which a wide table is moved, by keyboard too. */
-const scrolling = (label, table) => make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, table);
-
-function drawLoad(chosen) {
-  const loads = data.keys.map((key) => chosen.load[key]);
-  const most = Math.max(...loads.flat(), 2 / data.experts);
-  const length = (share) => `calc((100% - 3.5rem) * ${share / most})`; // leaves room for the number behind the longest bar
-  const rows = Array.from({ length: data.experts }, (_, expert) => {
-    const cells = loads.map((load) => {
-      const [bar, fair, number] = [make("i", { class: `e${expert}` }), make("u"), make("b", {}, percent(load[expert]))];
-      bar.style.width = number.style.left = length(load[expert]);
-      fair.style.left = length(1 / data.experts);
-      return make("td", {}, make("span", { class: "bar" }, bar, fair, number));
-    });
-    return make("tr", {}, make("th", { scope: "row" }, chip(expert)), ...cells);
-  });
-  const heads = ["expert", ...data.names].map((name) => make("th", { scope: "col" }, name));
-  const bars = make("table", { class: "bars" }, make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
-  bars.style.minWidth = `${5 + 7 * loads.length}rem`;
-  fill("load", scrolling("load by expert and text", bars));
-
-  const key = data.keys[state.text];
-  const ratios = data.by_layer.map((layer) => layer.choices[state.choice].load[key].map((share) => share * data.experts));
-  const experts = Array.from({ length: data.experts }, (_, expert) => chip(expert));
-  fill("load-by-layer", heat("layer", experts, layerNames(), ratios, (x) => x.toFixed(2), 3, { row: state.layer }));
-
-  fill("difference", heat("bits", data.names, data.names, chosen.difference, (x) => x.toFixed(3), Math.max(0.25, ...chosen.difference.flat())));
-  const along = [data.by_layer.map((layer) => layer.choices[state.choice].divergence)];
-  const all = Math.log2(data.names.length);
-  const table = heat("layer", layerNames(), [`all ${data.names.length} texts`], along, (x) => x.toFixed(3), all, { column: state.layer });
-  fill("divergence", table);
-}
-
-const layerNames = () => Array.from({ length: data.layers }, (_, layer) => String(layer));
-
-function drawFavourites(chosen) {
-  const rows = chosen.favourites.map((favourites, expert) => {
-    const tokens = favourites.map(({ text, seen, share, lift }) => {
-      const name = make("code", {}, inLine(text));
-      const title = `seen ${seen.toLocaleString("en")} times, ${percent(share)} of them sent to expert ${expert}`;
-      return make("span", { class: "favourite", title }, name, make("small", {}, `×${lift.toFixed(1)}`));
-    });
-    return make("tr", {}, make("th", { scope: "row" }, chip(expert)), make("td", {}, ...(tokens.length ? tokens : ["none"])));
-  });
-  fill("favourites", make("table", {}, make("tbody", {}, ...rows)));
-}
-
-const RATES = { observed: "", shuffled: "2 3", load: "7 4", uniform: "12 3 2 3" }; // by name, the dashes of its line
-
-function drawRepetition(chosen) {
-  const names = ["observed", "uniform", "load", "shuffled"];
-  const rows = data.keys.map((key) => names.map((name) => chosen.repetition[key][name]));
-  fill("repetition", heat("text", names, data.names, rows, percent, Math.max(...rows.flat()), { row: state.text }));
-
-  const key = data.keys[state.text];
-  const lines = Object.keys(RATES).map((name) => data.by_layer.map((layer) => layer.choices[state.choice].repetition[key][name]));
-  const [width, height, left, right, bottom] = [520, 260, 44, 84, 40];
-  const top = Math.max(0.05, ...lines.flat()) * 1.1;
-  const x = (layer) => left + ((width - left - right) * (data.layers === 1 ? 0.5 : layer / (data.layers - 1)));
-  const y = (rate) => height - bottom - ((height - bottom - 10) * rate) / top;
-  const label = `Share of neighbours in ${data.names[state.text]} that share an expert, by layer`;
-  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
-  for (const rate of ticks(top)) {
-    svg.append(make("line", { class: "axis", x1: left, x2: width - right, y1: y(rate), y2: y(rate) }));
-    svg.append(make("text", { x: left - 8, y: y(rate) + 4, "text-anchor": "end" }, `${+(100 * rate).toFixed(1)}%`));
-  }
-  const every = Math.ceil(data.layers / 16);
-  for (let layer = 0; layer < data.layers; layer += every) {
-    svg.append(make("text", { x: x(layer), y: height - bottom + 18, "text-anchor": "middle" }, String(layer)));
-  }
-  svg.append(make("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "layer"));
-  const ends = spread(lines.map((line) => y(line[data.layers - 1])), 15);
-  Object.keys(RATES).reverse().forEach((name) => {
-    const i = Object.keys(RATES).indexOf(name);
-    const points = lines[i].map((rate, layer) => `${x(layer)},${y(rate)}`).join(" ");
-    const kind = name === "observed" ? "observed" : "null";
-    svg.append(make("polyline", { class: kind, points, "stroke-dasharray": RATES[name] }));
-    svg.append(make("text", { class: `label-${kind}`, x: width - right + 10, y: ends[i] + 4 }, name));
-  });
-  lines[0].forEach((rate, layer) => {
-    const dot = make("circle", { class: "dot", cx: x(layer), cy: y(rate), r: layer === state.layer ? 6 : 3.5 });
-    dot.append(make("title", {}, `layer ${layer}: ${percent(rate)}`));
-    svg.append(dot);
-  });
-  fill("repetition-figure", svg);
-}
-
-/** About four round numbers from 0 to `top`. */
-function ticks(top) {
-  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25].find((candidate) => top / candidate <= 5) ?? 0.25;
-  return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => i * step);
-}
-
-/** Heights moved apart until any two differ by `gap`, in their order. */
-function spread(heights, gap) {
-  const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]);
-  const moved = [...heights];
-  for (let round = 0; round < 50; round++) {
-    for (let i = 1; i < order.length; i++) {
-      const short = (gap - (moved[order[i]] - moved[order[i - 1]])) / 2;
-      if (short > 0) {
-        moved[order[i]] += short;
-        moved[order[i - 1]] -= short;
-      }
-    }
-  }
-  return moved;
-}
-
-function drawSureness() {
-  const by = (name) => data.keys.map((key) => data.by_layer.map((layer) => layer[name][key]));
-  const number = (x) => x.toFixed(2);
-  const most = Math.log(data.experts);
-  $("most-entropy").textContent = `ln ${data.experts} = ${number(most)}`;
-  const now = { column: state.layer, row: state.text };
-  fill("entropy", heat("layer", layerNames(), data.names, by("entropy"), number, most, now));
-  fill("margin", heat("layer", layerNames(), data.names, by("margin"), number, Math.max(...by("margin").flat(), 1e-9), now));
-}
-
-function drawTogether() {
-  const rows = data.by_layer[state.layer].co_activation.map((row, i) => row.map((share, j) => (i === j || !row[i] ? null : share / row[i])));
-  const experts = () => Array.from({ length: data.experts }, (_, expert) => chip(expert));
-  fill("co-activation", heat("sent to", experts(), experts(), rows, percent, Math.max(...rows.flat(), 1e-9)));
-}
-
 // What to look at
 
 function radios(id, labels, chosen, choose) {
@@ -315,7 +179,9 @@ function radios(id, labels, chosen, choose) {
 
 function drawKey() {
   $("key").classList.toggle("chosen", state.expert !== null);
-  $("key").querySelectorAll("button").forEach((button, expert) => button.setAttribute("aria-pressed", state.expert === expert));
+  $("key")
+    .querySelectorAll("button")
+    .forEach((button, expert) => button.setAttribute("aria-pressed", state.expert === expert));
 }
 
 function drawStatistics() {
@@ -344,7 +210,11 @@ function begin() {
   radios("layers", layerNames(), 0, (layer) => show({ layer }));
   radios("choices", choices, 0, (i) => show({ choice: choices[i] }));
   for (let expert = 0; expert < data.experts; expert++) {
-    const button = make("button", { type: "button", class: `chip e${expert}`, title: `show only expert ${expert}` }, String(expert));
+    const button = make(
+      "button",
+      { type: "button", class: `chip e${expert}`, title: `show only expert ${expert}` },
+      String(expert),
+    );
     button.addEventListener("click", () => show({ expert: state.expert === expert ? null : expert }));
     $("key").append(button);
   }
@@ -360,8 +230,14 @@ function begin() {
   tokens.classList.add("numbered");
   $("numbers").addEventListener("change", (event) => tokens.classList.toggle("numbered", event.target.checked));
   tokens.addEventListener("keydown", onKey);
-  tokens.addEventListener("focusin", (event) => event.target.dataset.token && select(Number(event.target.dataset.token), false));
-  tokens.addEventListener("pointerover", (event) => event.target.dataset.token && describe(Number(event.target.dataset.token)));
+  tokens.addEventListener(
+    "focusin",
+    (event) => event.target.dataset.token && select(Number(event.target.dataset.token), false),
+  );
+  tokens.addEventListener(
+    "pointerover",
+    (event) => event.target.dataset.token && describe(Number(event.target.dataset.token)),
+  );
   tokens.addEventListener("pointerleave", () => describe(state.token));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("before").addEventListener("click", () => turn(state.page - 1));

@@ -98,10 +98,10 @@ def test_the_stand_in_takes_no_parameter_that_cupy_lacks(name: str) -> None:
     assert set((TABLES | OWN)[name].split()) <= set(inspect.signature(function).parameters)
 
 
-@pytest.mark.parametrize("name", [*strict_cupy.UFUNCS, *strict_cupy.CONSTANTS])
+@pytest.mark.parametrize("name", [*strict_cupy.UFUNCS.split(), *strict_cupy.CONSTANTS.split()])
 def test_the_stand_in_knows_no_name_that_cupy_lacks(name: str) -> None:
     cupy = pytest.importorskip("cupy")
-    assert name not in strict_cupy.UFUNCS or isinstance(getattr(cupy, name), cupy.ufunc)
+    assert name not in strict_cupy.UFUNCS.split() or isinstance(getattr(cupy, name), cupy.ufunc)
     assert hasattr(cupy, name)
 
 

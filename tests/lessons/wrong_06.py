@@ -42,7 +42,7 @@ WRONG = {
         (lambda D: 8 * D / 3, "not a multiple of 256"),
         (lambda D: 8 * D // 3, "not to a multiple"),
         (lambda D: 256 * (8 * D // 3 // 256), "round up, not down"),
-        (lambda D: 256 * round(8 * D / 3 / 256), "not to the nearest"),
+        (lambda D: 256 * round(8 * D / 3 / 256), "nor to the nearest"),
         (lambda D: 4 * D, "a third matrix"),
         (lambda D: 256 * math.ceil(4 * D / 256), "a third matrix"),
     ],

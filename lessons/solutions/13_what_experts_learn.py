@@ -1,0 +1,26 @@
+"""Solutions of lesson 13."""
+
+import math
+
+import numpy as np
+
+
+def either_by_chance(E, K):
+    """All K of the second token must come from the E − K that the first did not take, or they meet."""
+    return 1 - math.comb(E - K, K) / math.comb(E, K)
+
+
+def shuffled_exactly(counts):
+    """A token of expert e has counts[e] − 1 partners among the N − 1 others."""
+    N = counts.sum()
+    return (counts * (counts - 1)).sum() / (N * (N - 1))
+
+
+def jensen_shannon_backward(p):
+    """d/dp of −p log p is −log p − 1: the mixture's and the row's constants cancel, p (n, E) → dp (n, E)."""
+    return (np.log2(p) - np.log2(p.mean(0))) / len(p)
+
+
+def one_a_second(parameters, people):
+    """1.8e12 parameters and 8e9 people: 57,039 years, and 225 seconds."""
+    return parameters / (365.25 * 24 * 3600), parameters / people

@@ -1,0 +1,27 @@
+"""Solutions of lesson 16: from NumPy to the GPU."""
+
+import numpy as np
+
+
+def tokens_to_be_busy(operations, bandwidth, number, E, K):
+    """Peak operations and bytes a second, bytes a weight, E experts, K active → tokens."""
+    per_expert = operations / bandwidth * number / 2  # n tokens: 2 n operations for each weight of `number` bytes
+    return per_expert * E / K
+
+
+def experts_touched(N, E, K):
+    """→ the expected number of experts with at least one token."""
+    missed = (1 - K / E) ** N  # by all tokens, one given expert
+    return E * (1 - missed)
+
+
+def gather_backward(token, dx_sorted, K):
+    """token (N·K,) integers, dx_sorted (N·K, D) → dx (N, D)."""
+    order = np.argsort(token, kind="stable")
+    return dx_sorted[order].reshape(len(token) // K, K, -1).sum(1)
+
+
+def merge_tiles(o1, lse1, o2, lse2):
+    """o1 and o2 (T, C), lse1 and lse2 (T, 1) → o (T, C), lse (T, 1)."""
+    lse = np.logaddexp(lse1, lse2)
+    return np.exp(lse1 - lse) * o1 + np.exp(lse2 - lse) * o2, lse  # both exponents are below zero

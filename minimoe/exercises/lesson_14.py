@@ -1,0 +1,145 @@
+"""Checks of lesson 14: dense or sparse."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+
+
+def experts_touched(answer: Answer) -> Report:
+    """(experts, active, batch) → the average number of different experts, for small and large batches."""
+    return first_failure(_touched(answer, *case) for case in ((8, 2, 5), (64, 6, 3), (8, 2, 1)))
+
+
+def _touched(answer: Answer, E: int, K: int, B: int) -> Report:
+    return values(
+        answer,
+        (E, K, B),
+        {"touched": np.array(E * (1 - (1 - K / E) ** B))},
+        mistakes={
+            "touched": {
+                "this counts visits; two tokens may visit the same expert.": np.array(float(K * B)),
+                "this counts visits and stops at E; two tokens may meet long before that.": np.array(
+                    float(min(K * B, E))
+                ),
+                "this is how many are missed.": np.array(E * (1 - K / E) ** B),
+                "this is the probability of one expert; there are E.": np.array(1 - (1 - K / E) ** B),
+                "K visits of one token never meet: it goes to K different experts.": np.array(
+                    E * (1 - (1 - 1 / E) ** (K * B))
+                ),
+            }
+        },
+    )
+
+
+def paired_difference(answer: Answer) -> Report:
+    """(a, b) → the mean of a − b over seeds and its standard error."""
+    rng = np.random.default_rng(14)
+    n = 5
+    luck = rng.standard_normal(n)
+    a, b = luck + 0.1 * rng.standard_normal((2, n)) + np.array([[0.2], [0.0]])
+    difference = a - b
+    spread = difference.std(ddof=1)
+    return values(
+        answer,
+        (a, b),
+        {"mean": np.array(difference.mean()), "error": np.array(spread / math.sqrt(n))},
+        sizes={"n": n},
+        mistakes={
+            "mean": {"this is b − a.": np.array(-difference.mean())},
+            "error": {
+                "this is the spread of one difference; a mean of n is √n times more certain.": np.array(spread),
+                "it divides by n where n − 1 belongs: the mean was taken from the same values (ddof=1).": np.array(
+                    difference.std() / math.sqrt(n)
+                ),
+                "it divides by n where n − 1 belongs (ddof=1), and √n is missing.": np.array(difference.std()),
+                "this treats a and b as strangers; their luck is shared, so look at the differences.": np.array(
+                    math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / n)
+                ),
+                "the spread is divided by n; the error of a mean shrinks with √n.": np.array(spread / n),
+            },
+        },
+    )
+
+
+def tokens_per_second(answer: Answer) -> Report:
+    """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens a second, bound by either."""
+    model = (1.6e9, 45.1e9, 8, 2)
+    cases = ((*model, 4, 2, 2e12, 3e14), (*model, 1, 1, 1e12, 1e14), (*model, 3000, 2, 2e12, 3e14))
+    return first_failure(_tokens_per_second(answer, *case) for case in cases)
+
+
+def _tokens_per_second(
+    answer: Answer,
+    shared: float,
+    experts_total: float,
+    E: int,
+    K: int,
+    batch: int,
+    bytes_each: int,
+    bandwidth: float,
+    peak: float,
+) -> Report:
+    touched = 1 - (1 - K / E) ** batch
+    active = shared + experts_total * K / E
+    reading = bytes_each * (shared + experts_total * touched) / bandwidth
+    arithmetic = 2 * active * batch / peak
+
+    def speed(reading: float, arithmetic: float) -> Array:
+        return np.array(batch / max(reading, arithmetic))
+
+    return values(
+        answer,
+        (shared, experts_total, E, K, batch, bytes_each, bandwidth, peak),
+        {"speed": speed(reading, arithmetic)},
+        mistakes={
+            "speed": {
+                "this is the time of a step; how many tokens does a step make?": np.array(max(reading, arithmetic)),
+                "this counts steps a second; each makes a token for every conversation.": np.array(
+                    1 / max(reading, arithmetic)
+                ),
+                "reading and arithmetic overlap: the longer one counts, not their sum.": np.array(
+                    batch / (reading + arithmetic)
+                ),
+                "this reads every expert at every step; a small batch does not touch them all.": speed(
+                    bytes_each * (shared + experts_total) / bandwidth, arithmetic
+                ),
+                "this reads K experts whatever the batch; different tokens touch different ones.": speed(
+                    bytes_each * active / bandwidth, arithmetic
+                ),
+                "this leaves out the arithmetic, which a large batch waits for.": np.array(batch / reading),
+                "a parameter costs two operations a token: a product and a sum.": speed(reading, arithmetic / 2),
+                "the arithmetic grows with the batch.": speed(reading, arithmetic / batch),
+            }
+        },
+    )
+
+
+def touched_backward(answer: Answer) -> Report:
+    """(q, batch) → the gradient of the number of experts touched by their popularity."""
+    rng = np.random.default_rng(14)
+    E, batch = 6, 4
+    q = rng.uniform(0.1, 0.6, E)
+    missed = 1 - q
+    return gradients(
+        answer,
+        (q, batch),
+        lambda q: (1 - (1 - q) ** batch).sum(),
+        {"q": q},
+        sizes={"E": E},
+        mistakes={
+            "dq": {
+                "two minus signs meet: is an expert touched less often when it is more popular?": -batch
+                * missed ** (batch - 1),
+                "the power goes down by one.": batch * missed**batch,
+                "the power comes down as a factor.": missed ** (batch - 1),
+                "this is the number touched, not its gradient.": 1 - missed**batch,
+                "it is 1 − q that stands under the power.": batch * q ** (batch - 1),
+            }
+        },
+    )

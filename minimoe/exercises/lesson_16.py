@@ -1,0 +1,142 @@
+"""Checks of lesson 16: from NumPy to the GPU."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minimoe.arrays import Array
+from minimoe.exercises.engine import Answer, gradients, values
+from minimoe.exercises.report import Report, first_failure
+
+
+def tokens_to_be_busy(answer: Answer) -> Report:
+    """(operations, bandwidth, number, E, K) → tokens in a batch."""
+    cases = ((6e13, 1.2e12, 8, 12, 4), (9e14, 3e12, 2, 64, 8), (3e14, 2e12, 1, 1, 1))
+    return first_failure(_tokens_to_be_busy(answer, *case) for case in cases)
+
+
+def _tokens_to_be_busy(answer: Answer, operations: float, bandwidth: float, number: int, E: int, K: int) -> Report:
+    ridge = operations / bandwidth
+    right = ridge * number / 2 * E / K
+    hints = {
+        "that is for one expert; each expert gets only a share of the batch.": ridge * number / 2,
+        "an expert gets K/E of the batch, so the batch must be larger, not smaller.": ridge * number / 2 * K / E,
+        "a token and a weight make two operations, a product and a sum.": ridge * number * E / K,
+        "a weight has several bytes, and all of them are fetched.": ridge / 2 * E / K,
+        "count the bytes of a weight too, and two operations for each token that meets it.": ridge * E / K,
+        "more bytes a weight ask for more tokens, not fewer.": ridge * 2 / number * E / K,
+    }
+    return values(
+        answer,
+        (operations, bandwidth, number, E, K),
+        {"tokens": right},
+        mistakes={"tokens": {hint: wrong for hint, wrong in hints.items() if wrong != right}},
+    )
+
+
+def experts_touched(answer: Answer) -> Report:
+    """(N, E, K) → the expected number of experts with at least one token."""
+    return first_failure(_experts_touched(answer, *case) for case in ((5, 12, 3), (16, 8, 2), (1, 64, 8)))
+
+
+def _experts_touched(answer: Answer, N: int, E: int, K: int) -> Report:
+    right = E * (1 - (1 - K / E) ** N)
+    hints = {
+        "several tokens choose the same expert; this counts it several times.": float(N * K),
+        "that is the number of choices, but at most all experts; chance meetings are left out.": float(min(N * K, E)),
+        "this is the expected number of experts without a token.": E * (1 - K / E) ** N,
+        "this is a probability; how many experts are there?": 1 - (1 - K / E) ** N,
+        "a token's K choices are all different, so it misses a given expert with probability 1 − K/E.": (
+            E * (1 - (1 - 1 / E) ** (N * K))
+        ),
+    }
+    return values(
+        answer,
+        (N, E, K),
+        {"experts": right},
+        mistakes={"experts": {hint: wrong for hint, wrong in hints.items() if wrong != right}},
+    )
+
+
+def gather_backward(answer: Answer) -> Report:
+    """(token, dx_sorted, K) → dx."""
+    rng = np.random.default_rng(16)
+    N, D, K = 5, 4, 3
+    token = rng.permutation(np.repeat(np.arange(N), K))
+    x, dx_sorted = rng.standard_normal((N, D)), rng.standard_normal((N * K, D))
+
+    last_wins = np.zeros((N, D))
+    last_wins[token] = dx_sorted
+    by_token = dx_sorted[np.argsort(token, kind="stable")].reshape(N, K, D)
+    return gradients(
+        answer,
+        (token, dx_sorted, K),
+        lambda x: (x[token] * dx_sorted).sum(),
+        {"x": x},
+        sizes={"N": N, "D": D, "K": K},
+        mistakes={
+            "dx": {
+                "a token stands in K places and all of them add up; with `dx[token] = …` or `+=` the last one wins.": (
+                    last_wins
+                ),
+                "the rows of a token are not neighbours yet: bring them together first.": (
+                    dx_sorted.reshape(N, K, D).sum(1)
+                ),
+                "token says whose a row is, not where to find a row: you need the order that sorts it.": (
+                    dx_sorted[token].reshape(N, K, D).sum(1)
+                ),
+                "gradients of several uses are added, not averaged.": by_token.mean(1),
+                "each token was used K times; this is the gradient of one of them.": by_token[:, 0],
+                "after sorting, the K rows of a token are neighbours: reshape to (N, K, D), not to (K, N, D).": (
+                    by_token.reshape(K, N, D).sum(0)
+                ),
+            }
+        },
+    )
+
+
+def merge_tiles(answer: Answer) -> Report:
+    """(o1, lse1, o2, lse2) → o, lse; the second case has scores of a thousand."""
+    return first_failure(_merge_tiles(answer, offset) for offset in (0.0, 1000.0))
+
+
+def _merge_tiles(answer: Answer, offset: float) -> Report:
+    rng = np.random.default_rng(16)
+    T, C = 5, 3
+    scores, v = rng.standard_normal((T, 7)) + offset, rng.standard_normal((7, C))
+
+    def attend(columns: slice) -> tuple[Array, Array]:
+        part = scores[:, columns]
+        peak = part.max(1, keepdims=True)
+        weights = np.exp(part - peak)
+        total = weights.sum(1, keepdims=True)
+        return weights / total @ v[columns], peak + np.log(total)
+
+    (o1, lse1), (o2, lse2) = attend(slice(2)), attend(slice(2, None))
+    o, lse = attend(slice(None))
+    share = np.exp(lse1 - lse)
+    with np.errstate(over="ignore", invalid="ignore"):
+        unnormalised = np.exp(lse1) * o1 + np.exp(lse2) * o2
+    hints_o = {
+        "the tiles have different weight: a tile counts with e to its log-sum-exp.": (o1 + o2) / 2,
+        "each tile's output was made with its own weights summing to one; together they sum to two.": o1 + o2,
+        "divide by the sum of both weights.": unnormalised,
+        "lse is a logarithm: it has to be exponentiated before it can be a weight.": (
+            (lse1 * o1 + lse2 * o2) / (lse1 + lse2)
+        ),
+        "the weights are exchanged: the first tile has the first weight.": (1 - share) * o1 + share * o2,
+    }
+    hints_lse = {
+        "logarithms of sums do not add up like that: add what they are the logarithms of.": lse1 + lse2,
+        "that is the larger of the two; the other one counts as well.": np.maximum(lse1, lse2),
+    }
+    return values(
+        answer,
+        (o1, lse1, o2, lse2),
+        {"o": o, "lse": lse},
+        sizes={"T": T, "C": C},
+        mistakes={
+            "o": {hint: wrong for hint, wrong in hints_o.items() if np.isfinite(wrong).all()},
+            "lse": hints_lse,
+        },
+    )
