@@ -191,7 +191,7 @@ PRESETS: dict[str, Preset] = {
     "toy": Preset(
         "a small Mixtral that learns the texts of data/ in about two minutes",
         ModelConfig(),
-        TrainConfig(steps=600, learning_rate=6e-3, warmup=50, evaluate_every=50),
+        TrainConfig(steps=500, learning_rate=6e-3, warmup=50, weight_decay=0.5, evaluate_every=50),
     ),
     "tiny": Preset(
         "seconds on any machine, for lessons and tests",
@@ -208,7 +208,7 @@ PRESETS: dict[str, Preset] = {
     "makemoe": Preset(
         "makeMoE's budget: 5000 steps of 16 × 32 tokens of tiny Shakespeare, at most 2.67M active parameters",
         ModelConfig(context=32, active_experts=4, expert_width=192),
-        TrainConfig(steps=5000, batch=16, learning_rate=0.008, momentum=0.95, schedule="linear", evaluate_every=500),
+        TrainConfig(steps=5000, batch=16, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
         corpus="shakespeare",
     ),
     "shakespeare-fast": Preset(
