@@ -5,7 +5,8 @@
 
 Figure 8 of Jiang et al. 2024, arXiv 2401.04088, with every layer at once: radio buttons choose the layer, and a token
 under the pointer names its experts and weights. It is HTML and CSS alone, so it also works where a notebook is only
-shown and no program runs.
+shown and no program runs. JupyterLab takes the style sheet out of a notebook it does not trust yet: there the text is
+plain, with its tooltips, until the cell is run.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def table() -> str:
         source = ROOT / "minimoe" / "layers" / f"{name}.py"
         lesson = re.search(r"lessons/(\w+)\.ipynb", source.read_text(encoding="utf-8"))
         assert lesson, f"{source} names no lesson"
-        worst = max(row.error for row in rows if re.split(r"[ ,]", row.component)[0] == name)
+        worst = max(row.error for row in rows if re.split(r"[ ,]", row.component.replace("-", "_"))[0] == name)
         lines.append(
             f"| [{name}](minimoe/layers/{name}.py) | [{lesson[1].replace('_', ' ')}](lessons/{lesson[1]}.ipynb) "
             f"| [test_{name}.py](tests/layers/test_{name}.py) | 1e{math.ceil(math.log10(worst))} |"
