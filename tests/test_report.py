@@ -70,8 +70,9 @@ def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> Non
     assert "on the GPU" in said
 
 
-def test_the_closing_shows_the_sample_and_where_to_look() -> None:
-    folder = finished()
+def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimoe.plots.save", lambda figure, path: path.write_bytes(b"figure"))
+    folder = train(tmp_path / "run").folder
     said = report.closing(folder, True, metrics(folder))
     assert (folder / "sample.txt").read_text(encoding="utf-8") in said
     assert f"Validation loss {metrics(folder)[-1]['val_loss']:.3f} nats per token after 6 steps" in said
