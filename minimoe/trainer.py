@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import signal
 import threading
 import time
@@ -20,19 +19,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from minimoe import accounting, checkpoint, config, evaluation, optimizer, report, texts, tree, workers
-from minimoe import objective as objectives
-from minimoe.arrays import Array, Device, like, select_device, to_device, to_host
+from minimoe import step as steps
+from minimoe.arrays import Array, Device, select_device, to_device, to_host
 from minimoe.checkpoint import Model, Progress, RunConfig
 from minimoe.config import Preset
 from minimoe.corpus import Corpus
 from minimoe.errors import UserError, printable
 from minimoe.layers import decoder
-from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Objective, Shard, Totals
+from minimoe.objective import Totals
 from minimoe.texts import Texts
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
@@ -153,10 +150,6 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     params, moments, rng, first, seconds = _restore(folder, run, device)
     metrics = checkpoint.read_metrics(folder, up_to=first)
     checkpoint.write_metrics(folder, metrics)
-    objective = Objective(
-        Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
-        recipe.capacity_factor,
-    )
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
         print(printable(report.opening(folder, run, data, device, threads, first)))
@@ -169,14 +162,11 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     ):
         for step in range(first, recipe.steps):
             started = time.perf_counter()
-            shards = _shards(rng, run, data, params, threads)
-            totals, gradient = objectives.loss_and_gradient(
-                params, shards, run.model, objective, run=pool, recompute=recipe.accumulate > 1
-            )
-            norm = float(optimizer.clip(gradient, recipe.clip))
-            if not math.isfinite(norm) or not math.isfinite(float(totals.total)):
+            tokens, targets = data.draw(rng, recipe.batch, run.model.context)
+            shards = steps.cut(rng, params, tokens, targets, run.model, recipe, threads)
+            totals, norm = steps.take(params, moments, shards, run.model, recipe, step, pool)
+            if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))
-            optimizer.update(params, gradient, moments, recipe, step, pool)
             elapsed = max(time.perf_counter() - started, 1e-9)  # a clock may stand still, or be set back
             seconds += elapsed
 
@@ -201,26 +191,6 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     if progress:
         print(printable(report.closing(folder, finished, metrics)))
     return Trained(model, folder, metrics, finished)
-
-
-def _shards(rng: np.random.Generator, run: RunConfig, data: Texts, params: Decoder, threads: int) -> list[Shard]:
-    """A random batch, noise included, cut into one shard for each thread and each accumulated part."""
-    recipe, model = run.train, run.model
-    tokens, targets = data.draw(rng, recipe.batch, model.context)
-    noise: NDArray[Any] | None = None
-    if model.noisy_gating:
-        shape = (model.layers, recipe.batch, model.context, model.experts)
-        noise = rng.standard_normal(shape, np.dtype(recipe.dtype).type)
-    where = params.norm.gain
-    pieces = np.array_split(np.arange(recipe.batch), min(recipe.batch, threads * recipe.accumulate))
-    return [
-        Shard(
-            like(where, tokens[piece]),
-            like(where, targets[piece]),
-            None if noise is None else like(where, noise[:, piece]),
-        )
-        for piece in pieces
-    ]
 
 
 def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:

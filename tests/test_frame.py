@@ -97,7 +97,7 @@ FLOORS = (
     {"objective"},
     {"files", "finite_differences", "verdict", "workers", "accounting", "safetensors_file"},
     {"gradcheck", "optimizer", "corpus", "tokenizer", "checkpoint", "texts", "machine", "huggingface_config"},
-    {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas"},
+    {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step"},
     {"sampling", "kv_cache", "one_token", "routing"},
     {"generation", "coloured_text", "plots", "sketch", "models", "costs", "exercises.*", "exercises"},
     {"report", "cost_plot", "microscope"},

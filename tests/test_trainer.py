@@ -12,7 +12,20 @@ import pytest
 import small_runs
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
-from minimoe import checkpoint, config, corpus, evaluation, objective, optimizer, report, texts, trainer, tree, workers
+from minimoe import (
+    checkpoint,
+    config,
+    corpus,
+    evaluation,
+    objective,
+    optimizer,
+    report,
+    step,
+    texts,
+    trainer,
+    tree,
+    workers,
+)
 from minimoe.checkpoint import RunConfig
 from minimoe.errors import UserError
 from minimoe.layers import decoder
@@ -47,8 +60,9 @@ def batch() -> tuple[RunConfig, decoder.Decoder, texts.Texts]:
 
 def shards_of(batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
     run, params, data = batch
-    run = run._replace(train=config.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).train)
-    return trainer._shards(np.random.default_rng(3), run, data, params, threads)
+    recipe = config.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).train
+    rng = np.random.default_rng(3)
+    return step.cut(rng, params, *data.draw(rng, recipe.batch, run.model.context), run.model, recipe, threads)
 
 
 def gradient(
