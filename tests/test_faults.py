@@ -271,6 +271,59 @@ def test_a_full_disk_is_said_in_one_sentence_and_the_last_checkpoint_stays(
         assert resume(out, None).finished
 
 
+LIFE = 20
+"""Steps that a process may finish before it is killed."""
+
+
+ON_DISK = ("open", "write", "fsync", "replace")
+
+
+def killed_after(steps: int, calls: int, of: tuple[str, ...] = ()) -> str:
+    """Code after which the process kills itself as kill -9 does: so many calls after so many of its steps.
+
+    Calls of any function are counted, or only those ``of`` some built-in ones, so the moment does not depend on the
+    machine's speed. A process that makes too few of them dies at the end of the next step.
+    """
+    return f"""
+import os, signal, sys
+from minimoe import cli, report
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def count_call(frame, event, argument):
+    global left
+    if event == "c_call" and argument.__name__ in {of} or event.endswith("call") and not {of}:
+        left -= 1
+        if left < 0:
+            die()
+
+def count_steps():
+    global left
+    for _ in range({steps}):
+        yield
+    left = {calls}
+    sys.setprofile(count_call)
+    yield
+    die()
+
+steps = count_steps()
+next(steps)
+report.Bar.show = lambda *_: next(steps)
+"""
+
+
+def drawn_life(chance: random.Random) -> str:
+    """How long a process lives: it dies as it starts, in the midst of a step, or while it writes files."""
+    match chance.randrange(4):
+        case 0:
+            return killed_after(0, chance.randrange(120_000))  # the first step begins after some 100,000
+        case 1:
+            return killed_after(chance.randint(1, LIFE), chance.randrange(8000))  # a step takes some 8,000
+        case _:
+            return killed_after(chance.randint(1, LIFE), chance.randrange(12), of=ON_DISK)  # of which 14 are these
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no kill -9")
 @pytest.mark.parametrize("seed", [0, 1])
@@ -284,18 +337,13 @@ def test_a_process_killed_at_random_moments_ends_with_the_same_bits(
     for kills in count():  # noqa: B007 - asserted on below
         new = ["--text", text, "--out", out, *options(**settings)]
         go_on = ["--resume", out] if (out / "config.json").exists() else new
-        before = len(metrics_so_far(out))
-        process = minimoe("train", *go_on, "--threads", "1", code=NO_FIGURES)
-        if chance.random() < 0.8:  # else it dies as it starts
-            while process.poll() is None and len(metrics_so_far(out)) <= before:
-                time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.4))
-        process.kill()
+        process = minimoe("train", *go_on, "--threads", "1", code=NO_FIGURES + drawn_life(chance))
         _, complained = process.communicate()
         while_saving += bool(list(out.glob(".*.part")))
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL, complained
     print(f"killed {kills} times, {while_saving} of them while saving")
-    assert kills >= 3
+    assert kills >= 3, f"no process finishes more than {LIFE + 1} steps, so 80 take four of them"
+    assert while_saving >= 1
     assert lasting(out) == whole
