@@ -154,6 +154,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     if progress:
         print(printable(report.opening(folder, run, data, device, threads, first)))
 
+    batches = data.batches(recipe.batch, run.model.context, recipe.seed, first)
     done = kept = first
     with (
         workers.pool(threads) as pool,
@@ -162,8 +163,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     ):
         for step in range(first, recipe.steps):
             started = time.perf_counter()
-            tokens, targets = data.draw(rng, recipe.batch, run.model.context)
-            shards = steps.cut(rng, params, tokens, targets, run.model, recipe, threads)
+            shards = steps.cut(rng, params, *next(batches), run.model, recipe, threads)
             totals, norm = steps.take(params, moments, shards, run.model, recipe, step, pool)
             if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))

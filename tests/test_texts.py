@@ -1,5 +1,6 @@
 """Texts: every sequence lies in one document, none reaches what is held out, and all of them are drawn."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,42 @@ def test_each_start_is_equally_likely(rng: np.random.Generator) -> None:
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
+def test_a_run_reads_all_of_its_text_once_before_any_of_it_twice() -> None:
+    """Of each document up to two sequences' worth is left over where it is cut; what is read is read once."""
+    read = numbered(200, 120)
+    per_epoch = (180 - 5) // 5 + (108 - 5) // 5
+    batches = list(islice(read.batches(5, 5), 2 * per_epoch // 5))  # 55 sequences an epoch, so it ends with a batch
+    assert per_epoch % 5 == 0
+    first, second = np.split(np.concatenate([tokens for tokens, _ in batches]), 2)
+    for epoch in (first, second):
+        assert len(np.unique(epoch)) == epoch.size == per_epoch * 5
+    assert not np.array_equal(first, second), "an epoch is shuffled anew"
+    assert set(first[:, 0].tolist()) != set(second[:, 0].tolist()), "and cut at other places"
+    assert (np.diff(first[:, 0]) < 0).any(), "the order is not that of the text"
+
+
+def test_every_place_that_can_begin_a_sequence_begins_one_in_some_epoch() -> None:
+    read = numbered(20, 11, 40)
+    begun = {int(tokens[0, 0]) for tokens, _ in islice(read.batches(1, 5), 2000)}
+    assert begun == {*range(18 - 5), *range(20, 29 - 5), *range(31, 67 - 5)}
+    tokens, targets = next(read.batches(7, 5))
+    np.testing.assert_array_equal(targets, tokens + 1)
+    np.testing.assert_array_equal(np.diff(tokens, axis=1), 1)
+
+
+@given(count=st.integers(1, 30), first=st.integers(0, 12), seed=st.integers(0, 2**63))
+def test_batches_go_on_where_a_run_was(count: int, first: int, seed: int) -> None:
+    read = numbered(20, 11, 40)
+    whole = list(islice(read.batches(count, 5, seed), first + 2))
+    for mine, again in zip(whole[first:], read.batches(count, 5, seed, first), strict=False):
+        np.testing.assert_array_equal(mine, again)
+
+
+def test_another_seed_reads_in_another_order() -> None:
+    read = numbered(200)
+    assert not np.array_equal(next(read.batches(20, 5, seed=1))[0], next(read.batches(20, 5, seed=2))[0])
+
+
 @given(context=st.integers(1, 40), more=st.integers(0, 3), other=st.integers(0, 90))
 def test_the_shortest_text_that_is_accepted_has_a_sequence_to_draw_and_a_token_to_predict(
     context: int, more: int, other: int
@@ -77,9 +114,9 @@ def test_the_shortest_text_that_is_accepted_has_a_sequence_to_draw_and_a_token_t
     least = int(str(error.value).rpartition("at least ")[2].partition(",")[0])
     corpus = Corpus("c", {"long": "x" * (least + other), "short": "y" * (least + more)})
     prepared, _, codec = texts.prepare(corpus, BYTES, context)
-    tokens, targets = prepared.draw(np.random.default_rng(0), 20, context)
-    for row in np.concatenate([tokens, targets], axis=1):
-        assert codec.decode(row) in ("x" * 2 * context, "y" * 2 * context)
+    drawn, read = prepared.draw(np.random.default_rng(0), 20, context), next(prepared.batches(20, context))
+    for row in np.concatenate([*drawn, *read]):
+        assert codec.decode(row) in ("x" * context, "y" * context)
     assert min(len(ids) for ids in prepared.validation) >= 2
     with pytest.raises(UserError, match="'short' has .* too few for a context of"):
         texts.prepare(Corpus("c", {"long": "x" * least, "short": "y" * (least - 1)}), BYTES, context)

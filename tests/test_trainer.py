@@ -61,8 +61,8 @@ def batch() -> tuple[RunConfig, decoder.Decoder, texts.Texts]:
 def shards_of(batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
     run, params, data = batch
     recipe = config.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).train
-    rng = np.random.default_rng(3)
-    return step.cut(rng, params, *data.draw(rng, recipe.batch, run.model.context), run.model, recipe, threads)
+    first = next(data.batches(recipe.batch, run.model.context))
+    return step.cut(np.random.default_rng(3), params, *first, run.model, recipe, threads)
 
 
 def gradient(
@@ -235,7 +235,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, ca
 @pytest.mark.parametrize(
     ("module", "function", "call", "stops_at"),
     [
-        (texts.Texts, "draw", 1, 1),
+        (step, "cut", 1, 1),
         (optimizer, "update", 4, 4),
         (evaluation, "evaluate", 1, 3),
         (checkpoint, "append_metrics", 2, 2),
@@ -266,7 +266,7 @@ def test_ctrl_c_in_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: py
 
 def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as keyboard:
-        press_ctrl_c(keyboard, texts.Texts, "draw", 3)
+        press_ctrl_c(keyboard, step, "cut", 3)
         press_ctrl_c(keyboard, optimizer, "clip", 3)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", save_every=1)
@@ -282,7 +282,7 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
     train(tmp_path / "whole", threads=2)
     for attempt in range(6):
         with monkeypatch.context() as keyboard:
-            press_ctrl_c(keyboard, texts.Texts, "draw")
+            press_ctrl_c(keyboard, step, "cut")
             run = resume(tmp_path / "cut", threads=2) if attempt else train(tmp_path / "cut", threads=2)
     assert run.finished
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
@@ -295,7 +295,7 @@ def test_other_recipes_resume_to_the_bit_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     train(tmp_path / "whole", **settings)
-    press_ctrl_c(monkeypatch, texts.Texts, "draw", 4)
+    press_ctrl_c(monkeypatch, step, "cut", 4)
     train(tmp_path / "cut", **settings)
     resume(tmp_path / "cut")
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
