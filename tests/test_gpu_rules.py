@@ -63,19 +63,6 @@ def test_a_layer_waits_for_its_expert_counts_and_for_nothing_else(name: str) -> 
 # Training
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_training_step_is_numpys(name: str, padding: bool, dtype: Any) -> None:
-    optimizer_name = "adamw" if padding else "muon"
-    host, gpu = (
-        on_devices.training_step(mover(device, dtype), dtype, optimizer_name, padding, **WHOLE[name])
-        for device in ("cpu", "gpu")
-    )
-    # where a gradient is almost 0, AdamW divides rounding by rounding
-    assert_equal(host, gpu, 1e-9 if dtype is np.float64 else 1e-3)
-
-
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_training_step_waits_once_in_each_layer_of_each_shard(name: str) -> None:
     params, shards, config = on_devices.whole(mover("gpu", np.float32), np.float32, **WHOLE[name])

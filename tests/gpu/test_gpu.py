@@ -8,7 +8,7 @@ import numpy as np
 import on_devices
 import pytest
 import strict_cupy
-from on_devices import WHOLE, assert_equal, cases, mover
+from on_devices import assert_equal, cases, mover
 
 from minimoe import arrays
 
@@ -38,17 +38,6 @@ def test_a_layer_gives_numpys_results_and_gradients(gpu: None, name: str, dtype:
     (y, cache), (y_gpu, cache_gpu) = on_cpu.forward(), on_gpu.forward()
     assert_equal(y, y_gpu, ROUNDING[dtype], name)
     assert_equal(on_cpu.backward(cache), on_gpu.backward(cache_gpu), ROUNDING[dtype], name)
-
-
-@pytest.mark.parametrize("padding", [False, True])
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_training_step_is_numpys(gpu: None, name: str, padding: bool) -> None:
-    optimizer_name = "adamw" if padding else "muon"
-    on_cpu, on_gpu = (
-        on_devices.training_step(mover(device, np.float64), np.float64, optimizer_name, padding, **WHOLE[name])
-        for device in ("cpu", "gpu")
-    )
-    assert_equal(on_cpu, on_gpu, 1e-6)  # where a gradient is almost 0, AdamW divides rounding by it
 
 
 def test_the_loss_curve_is_that_of_the_cpu(gpu: None, tmp_path: Path, trained: Any) -> None:

@@ -99,39 +99,6 @@ def test_query_i_sees_key_j_exactly_if_i_minus_j_is_less_than_the_window(window:
         assert (weights[i, j] > 0) == (0 <= i - j < window)
 
 
-def test_a_window_as_long_as_the_sequence_is_none(rng: np.random.Generator) -> None:
-    q, k, v = rng.standard_normal((3, 2, 6, 2, 4))
-    unlimited = attention.attend(q, k, v)[0]
-    assert (attention.attend(q, k, v, 6)[0] == unlimited).all()
-    assert (attention.attend(q, k, v, 99)[0] == unlimited).all()
-    assert (attention.attend(q, k, v, 5)[0] != unlimited).any()
-
-
-def test_with_as_many_groups_as_heads_every_head_is_on_its_own(rng: np.random.Generator) -> None:
-    q, k, v = rng.standard_normal((3, 2, 5, 3, 4))
-    together = attention.attend(q, k, v)[0]
-    for h in range(3):
-        alone = attention.attend(q[:, :, h : h + 1], k[:, :, h : h + 1], v[:, :, h : h + 1])[0]
-        np.testing.assert_allclose(together[:, :, h : h + 1], alone, atol=1e-14)
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_grouped_heads_equal_heads_with_repeated_keys_and_summed_gradients(
-    rng: np.random.Generator, groups: int
-) -> None:
-    q, do = rng.standard_normal((2, 2, 5, 4, 6))
-    k, v = rng.standard_normal((2, 2, 5, groups, 6))
-    o, cache = attention.attend(q, k, v)
-    share = 4 // groups
-    repeated, repeated_cache = attention.attend(q, k.repeat(share, axis=2), v.repeat(share, axis=2))
-    np.testing.assert_allclose(o, repeated, atol=1e-14)
-    dq, dk, dv = attention.attend_backward(cache, do)
-    dq_repeated, dk_repeated, dv_repeated = attention.attend_backward(repeated_cache, do)
-    np.testing.assert_allclose(dq, dq_repeated, atol=1e-14)
-    np.testing.assert_allclose(dk, dk_repeated.reshape(2, 5, groups, share, 6).sum(3), atol=1e-13)
-    np.testing.assert_allclose(dv, dv_repeated.reshape(2, 5, groups, share, 6).sum(3), atol=1e-13)
-
-
 def test_scores_are_scaled_by_the_width_of_a_head() -> None:
     """q·k = 2 with C = 4 makes scores 1 and 0; the width of the model plays no part."""
     q = np.array([0, 0, 0, 2.0]).reshape(1, 1, 1, 4)

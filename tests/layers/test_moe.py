@@ -1,10 +1,8 @@
-"""The mixture: sorted dispatch against loops, capacity, and the cases where it must equal something simpler."""
+"""The mixture: its gradient, its sorting, capacity, and experts that nobody chose. What it equals: test_equivalences."""
 
-import math
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -14,8 +12,6 @@ from minimoe.gradcheck import Ranked, check, failed
 from minimoe.layers import balance, moe, swiglu
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.moe import MoE
-from minimoe.layers.router import Router
-from minimoe.layers.swiglu import Experts
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 
@@ -34,33 +30,6 @@ def config_of(experts: int = 5, active: int = 2, renormalize: bool = True, noisy
 def drawn(rng: np.random.Generator, config: ModelConfig) -> MoE:
     params = moe.init(rng, config, dtype=np.float64)
     return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
-
-
-def one_expert(experts: Experts, e: int, x: np.ndarray) -> np.ndarray:
-    """x (D,) through expert e alone."""
-    a = x @ experts.w_gate[e]
-    return (a / (1 + np.exp(-a)) * (x @ experts.w_up[e])) @ experts.w_down[e]
-
-
-def by_loops(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capacity: float) -> tuple[np.ndarray, int]:
-    """One token after the other; an expert that has ``capacity`` tokens of this sequence takes no more."""
-    y, dropped = np.zeros_like(x), 0
-    for b in range(x.shape[0]):
-        taken = [0] * config.experts
-        for t in range(x.shape[1]):
-            h = x[b, t] @ params.router.w_gate
-            if noise is not None:
-                h = h + noise[b, t] * (np.log1p(np.exp(x[b, t] @ params.router.w_noise)) + 0.01)
-            chosen = sorted(range(config.experts), key=lambda e: (-h[e], e))[: config.active_experts]  # noqa: B023
-            p = np.exp(h - h.max())
-            p /= p[chosen].sum() if config.renormalize else p.sum()
-            for e in chosen:
-                taken[e] += 1
-                if taken[e] > capacity:
-                    dropped += 1
-                else:
-                    y[b, t] += p[e] * one_expert(params.experts, e, x[b, t])
-    return y, dropped
 
 
 cases = st.fixed_dictionaries(
@@ -95,18 +64,6 @@ def set_up(case: dict[str, Any]) -> tuple[ModelConfig, MoE, np.ndarray, Any]:
     return config, drawn(rng, config), x, noise
 
 
-@given(case=cases)
-@example(case=ONE_TOKEN_ONE_EXPERT)
-def test_sorted_dispatch_equals_a_loop_over_tokens(case: dict[str, Any]) -> None:
-    config, params, x, noise = set_up(case)
-    factor = case["capacity_factor"]
-    y, _, dropped, _ = moe.forward(params, x, config, noise=noise, capacity_factor=factor)
-    capacity = math.inf if factor is None else math.ceil(factor * config.active_experts * x.shape[1] / config.experts)
-    expected, expected_dropped = by_loops(params, x, config, noise, capacity)
-    np.testing.assert_allclose(y, expected, atol=1e-13)
-    assert dropped == expected_dropped
-
-
 def check_moe(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capacity_factor: float | None) -> list[Any]:
     def forward(params: MoE, x: np.ndarray) -> tuple[Any, Any]:
         y, stats, _, cache = moe.forward(params, x, config, noise=noise, capacity_factor=capacity_factor)
@@ -130,73 +87,6 @@ def test_gradient_is_right_with_idle_experts_and_dropped_tokens(case: dict[str, 
     config, params, x, noise = set_up(case)
     rows = check_moe(params, x, config, noise, case["capacity_factor"])
     assert all(row.passed or 2 * row.refused > row.refused + row.checked for row in rows), failed(rows)
-
-
-def test_one_expert_is_a_dense_layer(rng: np.random.Generator) -> None:
-    config = config_of(experts=1, active=1)
-    params, x, dy = drawn(rng, config), rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
-    y, _, _, cache = moe.forward(params, x, config)
-    dx, grads = moe.backward(params, cache, dy, None)
-    dense, dense_cache = swiglu.forward(params.experts, x.reshape(6, 4), [6])
-    dense_dx, dense_grads = swiglu.backward(params.experts, dense_cache, dy.reshape(6, 4))
-    assert (y.reshape(6, 4) == dense).all()
-    assert (dx.reshape(6, 4) == dense_dx).all()
-    assert all((ours == theirs).all() for ours, theirs in zip(grads.experts, dense_grads, strict=True))
-    assert not grads.router.w_gate.any()
-
-
-@pytest.mark.parametrize("active", [2, 4])
-def test_identical_experts_make_routing_irrelevant(rng: np.random.Generator, active: int) -> None:
-    """A dense model copied into every expert computes what it computed before: sparse upcycling starts there."""
-    config = config_of(experts=4, active=active)
-    params = drawn(rng, config)
-    copies = Experts(*(weight[:1].repeat(4, axis=0) for weight in params.experts))
-    x, noise = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
-    y, _, _, cache = moe.forward(MoE(params.router, copies), x, config, noise=noise)
-    dense, _ = swiglu.forward(Experts(*(weight[:1] for weight in params.experts)), x.reshape(6, 4), [6])
-    np.testing.assert_allclose(y.reshape(6, 4), dense, atol=1e-14)
-    _, grads = moe.backward(MoE(params.router, copies), cache, rng.standard_normal(y.shape), None)
-    np.testing.assert_allclose(grads.router.w_gate, 0, atol=1e-13)
-
-
-@pytest.mark.parametrize("renormalize", [True, False])
-def test_with_every_expert_active_it_is_the_full_soft_mixture(rng: np.random.Generator, renormalize: bool) -> None:
-    config = config_of(experts=3, active=3, renormalize=renormalize)
-    params, x = drawn(rng, config), rng.standard_normal((1, 4, 4))
-    h = x[0] @ params.router.w_gate
-    p = np.exp(h) / np.exp(h).sum(1, keepdims=True)
-    expected = [sum(p[t, e] * one_expert(params.experts, e, x[0, t]) for e in range(3)) for t in range(4)]
-    np.testing.assert_allclose(moe.forward(params, x, config)[0][0], expected, atol=1e-13)
-
-
-def test_a_large_capacity_is_dropless(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x = drawn(rng, config), rng.standard_normal((2, 6, 4))
-    y, _, dropped, _ = moe.forward(params, x, config, capacity_factor=1e6)
-    assert dropped == 0
-    assert (y == moe.forward(params, x, config)[0]).all()
-
-
-def test_permuting_the_experts_permutes_their_gradients_and_nothing_else(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x, dy = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 4))
-    noise, order = rng.standard_normal((2, 6, 5)), rng.permutation(5)
-    permuted = MoE(
-        Router(params.router.w_gate[:, order], params.router.w_noise[:, order]),
-        Experts(*(weight[order] for weight in params.experts)),
-    )
-    y, stats, dropped, cache = moe.forward(params, x, config, noise=noise, capacity_factor=0.7)
-    same, permuted_stats, same_dropped, permuted_cache = moe.forward(
-        permuted, x, config, noise=noise[..., order], capacity_factor=0.7
-    )
-    dx, grads = moe.backward(params, cache, dy, balance.loss(stats, EVERY_LOSS)[1])
-    same_dx, permuted_grads = moe.backward(permuted, permuted_cache, dy, balance.loss(permuted_stats, EVERY_LOSS)[1])
-    assert dropped == same_dropped > 0
-    np.testing.assert_allclose(same, y, atol=1e-13)
-    np.testing.assert_allclose(same_dx, dx, atol=1e-13)
-    np.testing.assert_allclose(permuted_grads.router.w_gate, grads.router.w_gate[:, order], atol=1e-13)
-    for theirs, ours in zip(permuted_grads.experts, grads.experts, strict=True):
-        np.testing.assert_allclose(theirs, ours[order], atol=1e-13)
 
 
 def test_noise_moves_the_choice_but_never_the_expert_s_input(rng: np.random.Generator) -> None:

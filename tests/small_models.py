@@ -1,0 +1,63 @@
+"""Decoders, batches and mixtures so small that each of their gradients can be compared with one taken another way."""
+
+from typing import Any
+
+import numpy as np
+
+from minimoe import tree
+from minimoe.config import ModelConfig
+from minimoe.layers import decoder
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.decoder import Decoder
+from minimoe.objective import Shard
+
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+SEQUENCES = 6
+
+
+def drawn(rng: np.random.Generator, config: ModelConfig) -> Decoder:
+    """A float64 decoder away from the zeros and ones that it starts at."""
+    return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+
+
+def batch_of(rng: np.random.Generator, config: ModelConfig, masked: bool = True, noisy: bool = True) -> Shard:
+    """A batch of ``SEQUENCES``; ``masked``, they have lengths of their own, from none to all of the context."""
+    tokens, targets = rng.integers(config.vocab_size, size=(2, SEQUENCES, config.context))
+    noise = rng.standard_normal((config.layers, SEQUENCES, config.context, config.experts)) if noisy else None
+    lengths = rng.integers(config.context + 1, size=SEQUENCES)
+    mask = (np.arange(config.context) < lengths[:, None]).astype(float) if masked else None
+    return Shard(tokens, targets, noise, mask)
+
+
+def split(batch: Shard, sizes: list[int]) -> list[Shard]:
+    """The sequences of a batch in shards of these sizes."""
+    shards, start = [], 0
+    for size in sizes:
+        rows = slice(start, start := start + size)
+        shards.append(
+            Shard(
+                batch.tokens[rows],
+                batch.targets[rows],
+                None if batch.noise is None else batch.noise[:, rows],
+                None if batch.mask is None else batch.mask[rows],
+            )
+        )
+    return shards
+
+
+def assert_close(ours: Any, theirs: Any, atol: float = 1e-12) -> None:
+    """Two trees of arrays, leaf by leaf."""
+    for (name, a), b in zip(tree.named_leaves(ours), tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+
+def assert_same(ours: tuple[Any, Decoder], theirs: tuple[Any, Decoder]) -> None:
+    """Two results of ``loss_and_gradient``, to rounding."""
+    np.testing.assert_allclose(ours[0].total, theirs[0].total, rtol=1e-13)
+    assert ours[0].dropped == theirs[0].dropped
+    assert_close(ours[1], theirs[1], atol=1e-13)
+
+
+def identical(ours: Any, theirs: Any) -> bool:
+    """Whether two trees of arrays are equal to the bit."""
+    return all((a == b).all() for a, b in zip(tree.leaves(ours), tree.leaves(theirs), strict=True))
