@@ -1,4 +1,4 @@
-"""The mixture: its gradient, its sorting, capacity, and experts that nobody chose. What it equals: test_equivalences."""
+"""The mixture: its gradient, its sorting, capacity, and experts nobody chose. What it equals: test_equivalences."""
 
 from typing import Any
 
