@@ -1,26 +1,31 @@
 """Runs on disk: atomic, checked, resumable to the bit, and readable by the safetensors library. No pickle anywhere.
 
     config.json           model, recipe, tokenizer and corpus
-    metrics.jsonl         one line a step
+    metrics.jsonl         one line a step: see ``metrics``
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
     resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
 
 At every moment each name holds a whole file (see ``files``), and all that must agree is in one of them. It is written
 last: if a crash comes before it, the steps since the one before are taken again, and the model is written again.
+
+Every file carries a checksum, a line of the metrics each its own, so damage is named and never computed with. The two
+safetensors files also say which settings, characters and text they were made with: files of two runs are not mixed up.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import accounting, files, optimizer, tokenizer, tree
+from minimoe import accounting, files, metrics, optimizer, tokenizer, tree
 from minimoe import config as configs
 from minimoe.arrays import Device, to_device, to_host
 from minimoe.config import ModelConfig, TrainConfig
@@ -30,9 +35,12 @@ from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.tokenizer import Tokenizer
 
-CONFIG, METRICS, MODEL, RESUME = "config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"
-FILES = (CONFIG, METRICS, MODEL, RESUME)
-FORMAT = 1
+CONFIG, MODEL, RESUME = "config.json", "model.safetensors", "resume.safetensors"
+FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
+FORMAT = 2
+
+CHANGEABLE = ("steps", "evaluate_every", "save_every")
+"""Settings that a resumed run may change; with any other, it would not be the same run."""
 
 
 class Source(NamedTuple):
@@ -86,19 +94,20 @@ class Progress(NamedTuple):
 
 
 def save_config(folder: Path, run: RunConfig) -> None:
-    """Writes config.json."""
-    values = {
+    """Writes config.json, with a checksum of its values."""
+    values: dict[str, Any] = {
         "format": FORMAT,
         "model": dataclasses.asdict(run.model),
         "train": dataclasses.asdict(run.train),
         "tokenizer": run.tokenizer.to_dict(),
         "source": run.source._asdict(),
     }
+    values["sha256"] = _checksum(values)
     files.write_atomically(folder / CONFIG, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def load_config(folder: str | Path) -> RunConfig:
-    """Reads config.json; raises ``UserError`` if the folder is no run or the file makes no sense."""
+    """Reads config.json; raises ``UserError`` if the folder is no run or the file is damaged or makes no sense."""
     path = Path(folder) / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -108,11 +117,21 @@ def load_config(folder: str | Path) -> RunConfig:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or train again.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a run's config but a {type(values).__name__}: restore it, or train again.")
+    if (found := values.get("format")) != FORMAT:
+        raise UserError(f"{path} has format {found!r:.40}, and this version reads {FORMAT}: use the one that wrote it.")
+    if "sha256" in values and values.pop("sha256") != _checksum(values):
+        raise UserError(
+            f"{path} was damaged or edited, and does not match its checksum: restore it, or take out its sha256 to use "
+            "it as it stands."
+        )
+    for name in sorted(values.keys() ^ {"format", *RunConfig._fields}):
+        raise UserError(
+            f"{path} is not a run's config: {name!r:.40} is {'unknown' if name in values else 'missing'}; restore it, "
+            "or train again."
+        )
     try:
-        if values["format"] != FORMAT:
-            raise UserError(
-                f"{path} has format {values['format']!r}, and this version reads {FORMAT}: use the one that wrote it."
-            )
         source = Source(**values["source"])
         run = RunConfig(
             configs.from_dict(ModelConfig, values["model"], str(path)),
@@ -120,10 +139,8 @@ def load_config(folder: str | Path) -> RunConfig:
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
         )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is not a run's config ({error!r} is missing or wrong): restore it, or train again."
-        ) from None
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not a run's config ({error}): restore it, or train again.") from None
     if run.model.vocab_size != run.tokenizer.vocab_size:
         raise UserError(
             f"{path} has vocab_size {run.model.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
@@ -132,16 +149,18 @@ def load_config(folder: str | Path) -> RunConfig:
     return run
 
 
-def save(folder: Path, params: Decoder, state: optimizer.State, progress: Progress) -> None:
-    """Writes model.safetensors, then resume.safetensors."""
+def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
+    """Writes model.safetensors, then resume.safetensors, which is never ahead of the metrics on the disk."""
+    metrics.sync(folder)
     tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
     everything = dict(tensors)
     for name, moments in state.items():
         for moment, values in zip(moments._fields, moments, strict=True):
             if values is not None:
                 everything[f"optimizer.{name}.{moment}"] = to_host(values)
-    files.write_tensors(folder / MODEL, tensors, {"step": str(progress.step)})
-    files.write_tensors(folder / RESUME, everything, {"progress": json.dumps(progress._asdict())})
+    settings = json.dumps(_settings(run))
+    files.write_tensors(folder / MODEL, tensors, {"settings": settings, "step": str(progress.step)})
+    files.write_tensors(folder / RESUME, everything, {"settings": settings, "progress": json.dumps(progress._asdict())})
 
 
 def load_model(folder: str | Path) -> Model:
@@ -152,9 +171,10 @@ def load_model(folder: str | Path) -> Model:
         raise UserError(
             f"{folder} has no {MODEL} yet: its training saved nothing so far; continue it with --resume {folder}."
         )
-    tensors, _ = files.read_tensors(path)
+    tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_surplus(tensors, path)
+    _refuse_other_settings(metadata, run, path)
     return Model(params, run.model, run.tokenizer, run)
 
 
@@ -169,10 +189,13 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
     _refuse_surplus(tensors, path)
+    _refuse_other_settings(metadata, run, path)
     try:
         progress = Progress(**json.loads(metadata["progress"]))
         np.random.default_rng().bit_generator.state = progress.random_state
-    except (KeyError, TypeError, ValueError) as error:
+        if not (type(progress.step) is int and progress.step >= 0 and 0 <= progress.seconds < math.inf):
+            raise ValueError(f"step {progress.step!r} after {progress.seconds!r} seconds")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
             f"{path} does not say how far the run has come ({error!r}): it is not a file to resume from."
         ) from None
@@ -201,38 +224,33 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-# Metrics
+# What belongs together
 
 
-def read_metrics(folder: str | Path, up_to: int | None = None) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, up to a step if asked; a last line that was cut short is left out."""
-    path = Path(folder) / METRICS
-    rows: list[dict[str, Any]] = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            if up_to is None or row["step"] <= up_to:
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            if number < len(lines):
-                raise UserError(f"{path} line {number} is damaged: mend or remove that line.") from None
-    return rows
+def _checksum(values: dict[str, Any]) -> str:
+    """SHA-256 of the values of config.json, however they are laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def append_metrics(folder: Path, row: dict[str, Any]) -> None:
-    """Adds a line to metrics.jsonl and closes it, so that a crash costs that line at most."""
-    path = folder / METRICS
+def _settings(run: RunConfig) -> dict[str, Any]:
+    """All that makes a run this one and no other, by name."""
+    settings = dataclasses.asdict(run.model) | dataclasses.asdict(run.train)
+    settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
+    return {name: value for name, value in settings.items() if name not in CHANGEABLE}
+
+
+def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path) -> None:
+    mine = _settings(run)
     try:
-        with path.open("ab") as file:
-            file.write((json.dumps(row) + "\n").encode())
-    except OSError as error:
-        raise files.unwritable(path, error) from None
-
-
-def write_metrics(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes metrics.jsonl anew."""
-    files.write_atomically(folder / METRICS, "".join(json.dumps(row) + "\n" for row in rows).encode())
+        made_with = json.loads(metadata["settings"])
+        other = next((name for name in mine if made_with[name] != mine[name]), None)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise UserError(f"{path} does not say with which settings it was made: it is not of this run.") from None
+    if other is not None:
+        raise UserError(
+            f"{path} was made with {other} {made_with[other]!r:.60}, but {CONFIG} says {mine[other]!r:.60}: the two "
+            "are not of one run."
+        )
 
 
 # Tensors to parameters

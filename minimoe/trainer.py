@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import accounting, checkpoint, config, evaluation, optimizer, report, texts, tree, workers
+from minimoe import accounting, checkpoint, config, evaluation, metrics, optimizer, report, texts, tree, workers
 from minimoe import step as steps
 from minimoe.arrays import Array, Device, select_device, to_device, to_host
 from minimoe.checkpoint import Model, Progress, RunConfig
@@ -31,9 +31,6 @@ from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.objective import Totals
 from minimoe.texts import Texts
-
-CHANGEABLE = ("steps", "evaluate_every", "save_every")
-"""Settings that a resumed run may change; with any other, it would not be the same run."""
 
 
 class Trained(NamedTuple):
@@ -85,20 +82,20 @@ def resume(
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
     ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold new values for
-    ``CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, if ``steps`` is less than what is done, or
-    if the run's text has changed or is gone.
+    ``checkpoint.CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, if ``steps`` is less than what is
+    done, or if the run's text has changed or is gone.
     """
     folder = Path(folder)
     run = checkpoint.load_config(folder)
     stored = dataclasses.asdict(run.model) | dataclasses.asdict(run.train)
     for name, value in (changes or {}).items():
-        if name not in CHANGEABLE and stored.get(name) != value:
+        if name not in checkpoint.CHANGEABLE and stored.get(name) != value:
             raise UserError(
                 f"{name} was {stored.get(name)!r} when this run began and cannot become {value!r}: "
                 "leave it out, or train anew."
             )
-    train_config = dataclasses.replace(run.train, **{k: v for k, v in (changes or {}).items() if k in CHANGEABLE})
-    run = run._replace(train=train_config)
+    changed = {name: value for name, value in (changes or {}).items() if name in checkpoint.CHANGEABLE}
+    run = run._replace(train=dataclasses.replace(run.train, **changed))
     where, threads = select_device(device), workers.count(threads)
     data = texts.reload(run.source, run.tokenizer, run.model.context, corpus)
     with checkpoint.locked(folder):
@@ -135,7 +132,7 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
         )
     checkpoint.save_config(folder, run)
     if saved is None:
-        checkpoint.save(folder, params, moments, progress)
+        checkpoint.save(folder, run, params, moments, progress)
 
     def place(leaf: Array) -> Array:
         return to_device(leaf, device)
@@ -148,8 +145,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     """Steps from where the folder's checkpoint stands to the end."""
     recipe = run.train
     params, moments, rng, first, seconds = _restore(folder, run, device)
-    metrics = checkpoint.read_metrics(folder, up_to=first)
-    checkpoint.write_metrics(folder, metrics)
+    metrics.write(folder, metrics.read(folder, up_to=first))
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
         print(printable(report.opening(folder, run, data, device, threads, first)))
@@ -174,23 +170,24 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             row = _row(done, run, totals, norm, elapsed, seconds)
             if done == recipe.steps or _is_due(done, recipe.evaluate_every):
                 row["val_loss"] = evaluation.evaluate(params, run.model, data.validation, pool).loss
-            metrics.append(row)
-            checkpoint.append_metrics(folder, row)
+            metrics.append(folder, row)
             bar.show(row)
             stop = interrupted.is_set()  # asked once: what ends the loop must also have been saved
             if stop or done == recipe.steps or _is_due(done, recipe.save_every):
-                checkpoint.save(folder, params, moments, Progress(done, seconds, dict(rng.bit_generator.state)))
+                progress_now = Progress(done, seconds, dict(rng.bit_generator.state))
+                checkpoint.save(folder, run, params, moments, progress_now)
                 kept = done
             if stop:
                 break
 
     finished = done == recipe.steps
+    rows = metrics.read(folder)  # not kept until now: a row takes more than 1 kB of memory, and steps can be many
     model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
     if finished:
-        report.write(folder, model, data, metrics)
+        report.write(folder, model, data, rows)
     if progress:
-        print(printable(report.closing(folder, finished, metrics)))
-    return Trained(model, folder, metrics, finished)
+        print(printable(report.closing(folder, finished, rows)))
+    return Trained(model, folder, rows, finished)
 
 
 def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:

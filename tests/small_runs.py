@@ -41,8 +41,9 @@ def resume(folder: Path, corpus: Corpus | None = CORPUS, threads: int = 1, **cha
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    """The lines of metrics.jsonl, without their checksums."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "crc32"} for row in rows]
 
 
 def lasting(folder: Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_runs import CORPUS, SMALL, finished, lasting, metrics, resume
+from small_runs import CORPUS, SMALL, finished, resume, train
 
-from minimoe import checkpoint, config, files, optimizer, tokenizer, tree
+from minimoe import checkpoint, config, corpus, files, metrics, optimizer, tokenizer, tree
 from minimoe.checkpoint import Progress, RunConfig, Source
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
@@ -82,7 +82,7 @@ def test_parameters_moments_and_random_state_survive_to_the_bit(tmp_path: Path, 
         for name, moments in optimizer.init(params, run.train).items()
     }
     rng.standard_normal(3, np.float32)  # leaves half a word in the generator, which belongs to its state
-    checkpoint.save(tmp_path, params, state, Progress(7, 1.5, dict(rng.bit_generator.state)))
+    checkpoint.save(tmp_path, run, params, state, Progress(7, 1.5, dict(rng.bit_generator.state)))
     found = checkpoint.load_progress(tmp_path, run)
     assert found is not None
     assert found[2] == Progress(7, 1.5, dict(rng.bit_generator.state))
@@ -149,10 +149,39 @@ def test_a_safetensors_file_of_another_program_is_refused(run: Path) -> None:
         checkpoint.load_model(run)
 
 
-@pytest.mark.parametrize("progress", [None, "{}", "no JSON", '{"step": 1, "seconds": 2, "random_state": {"x": 1}}'])
+def position(**changes: Any) -> str:
+    """The metadata of a position, of which something is wrong."""
+    right = {"step": 1, "seconds": 2.0, "random_state": np.random.default_rng(0).bit_generator.state}
+    return json.dumps(right | changes)
+
+
+HUGE_WORDS = {"bit_generator": "PCG64", "state": {"state": 10**99, "inc": -1}, "has_uint32": 10**99, "uinteger": 0}
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [
+        None,
+        "{}",
+        "no JSON",
+        "[" * 100_000,
+        "9" * 5000,
+        position(random_state={"x": 1}),
+        position(random_state=[1]),
+        position(random_state=HUGE_WORDS),
+        position(step="1"),
+        position(step=-1),
+        position(step=True),
+        position(seconds=float("nan")),
+        position(seconds="long"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
 def test_a_file_without_a_sensible_position_is_not_resumed_from(run: Path, progress: str | None) -> None:
-    tensors, _ = files.read_tensors(run / "resume.safetensors")
-    files.write_tensors(run / "resume.safetensors", tensors, {} if progress is None else {"progress": progress})
+    tensors, metadata = files.read_tensors(run / "resume.safetensors")
+    metadata.pop("progress")
+    about = metadata | ({} if progress is None else {"progress": progress})
+    files.write_tensors(run / "resume.safetensors", tensors, about)
     with pytest.raises(UserError, match="how far the run has come"):
         checkpoint.load_progress(run, checkpoint.load_config(run))
 
@@ -167,7 +196,9 @@ def test_a_run_without_a_model_says_how_to_get_one(run: Path) -> None:
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Changes config.json as a person does who means it: without the checksum."""
     values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    del values["sha256"]
     change(values)
     (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
@@ -182,7 +213,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (b"[1, 2]", "not a run's config"),
         (b"null", "not a run's config"),
         (b'"format"', "not a run's config"),
-        (b"{}", "not a run's config.*format"),
+        (b"{}", "has format None, and this version reads 2"),
     ],
 )
 def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> None:
@@ -194,8 +225,9 @@ def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda values: values.update(format=2), "format 2, and this version reads 1"),
-        (lambda values: values.pop("train"), "train"),
+        (lambda values: values.update(format=1), "format 1, and this version reads 2"),
+        (lambda values: values.pop("train"), "'train' is missing"),
+        (lambda values: values.update(sha257="0"), "'sha257' is unknown"),
         (lambda values: values.update(model=[1]), "not a run's config"),
         (lambda values: values["model"].update(widht=8), "widht.*did you mean 'width'"),
         (lambda values: values["model"].update(width=-8), "width -8 is too small"),
@@ -242,6 +274,66 @@ def test_a_config_that_does_not_match_the_tensors_is_refused(
     assert "\n" not in str(error.value)
 
 
+def test_a_value_that_was_changed_in_the_config_is_noticed_unless_its_checksum_is_taken_out(run: Path) -> None:
+    text = (run / "config.json").read_text(encoding="utf-8")
+    for old, new in (('"steps": 6', '"steps": 9'), ('"learning_rate": 0.003', '"learning_rate": 0.03'), ("ç", "è")):
+        assert old in text
+        (run / "config.json").write_text(text.replace(old, new), encoding="utf-8")
+        with pytest.raises(UserError, match="was damaged or edited, and does not match its checksum"):
+            checkpoint.load_config(run)
+    rewrite(run, lambda values: values["train"].update(steps=9))
+    assert checkpoint.load_config(run).train.steps == 9
+    (run / "config.json").write_text(json.dumps(json.loads(text)), encoding="utf-8")
+    assert checkpoint.load_config(run).train.steps == 6, "how the values are laid out is no matter"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"rope_theta": 5000.0}, "made with rope_theta 10000.0, but config.json says 5000.0: the two are not of one"),
+        ({"window": 3}, "made with window None, but config.json says 3"),
+        ({"learning_rate": 0.1}, "made with learning_rate 0.003, but config.json says 0.1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+@pytest.mark.parametrize("name", ["model.safetensors", "resume.safetensors"])
+def test_tensors_of_the_same_shapes_but_other_settings_are_refused(
+    run: Path, settings: dict[str, Any], says: str, name: str
+) -> None:
+    part = "train" if "learning_rate" in settings else "model"
+    rewrite(run, lambda values: values[part].update(settings))
+    with pytest.raises(UserError, match=re.escape(says)):
+        load(run, name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "resume.safetensors"])
+def test_tensors_of_another_run_are_refused(run: Path, tmp_path: Path, name: str) -> None:
+    other = CORPUS.documents["pyramid"].replace("steps", "stets")  # the same characters, so the same shapes
+    text = tmp_path / "other.txt"
+    text.write_text(other, encoding="utf-8")
+    train(tmp_path / "other", corpus.read_files(text))
+    shutil.copy(tmp_path / "other" / name, run / name)
+    with pytest.raises(UserError, match="was made with text '.*', but config.json says '.*': the two are not of one"):
+        load(run, name)
+
+
+@pytest.mark.parametrize("settings", [None, "[1]", "{}", "no JSON", "[" * 100_000], ids=lambda value: str(value)[:9])
+def test_tensors_that_do_not_say_where_they_come_from_are_refused(run: Path, settings: str | None) -> None:
+    tensors, metadata = files.read_tensors(run / "model.safetensors")
+    del metadata["settings"]
+    files.write_tensors(
+        run / "model.safetensors", tensors, metadata | ({} if settings is None else {"settings": settings})
+    )
+    with pytest.raises(UserError, match="does not say with which settings it was made"):
+        checkpoint.load_model(run)
+
+
+def test_what_a_resumed_run_may_change_does_not_part_it_from_its_checkpoint(run: Path) -> None:
+    rewrite(run, lambda values: values["train"].update(steps=9, save_every=1, evaluate_every=0))
+    assert checkpoint.load_model(run).run.train.steps == 9
+    assert checkpoint.load_progress(run, checkpoint.load_config(run)) is not None
+
+
 def test_another_dtype_or_optimiser_does_not_match_the_tensors(run: Path) -> None:
     rewrite(run, lambda values: values["train"].update(dtype="float64"))
     with pytest.raises(UserError, match="as float32 .*asks for float64"):
@@ -260,42 +352,18 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         checkpoint.load_config(tmp_path / "file")
 
 
-# metrics.jsonl
-
-
-def test_metrics_are_read_up_to_a_step(run: Path) -> None:
-    assert [row["step"] for row in checkpoint.read_metrics(run)] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in checkpoint.read_metrics(run, up_to=4)] == [1, 2, 3, 4]
-    assert checkpoint.read_metrics(run / "nowhere") == []
-    assert checkpoint.read_metrics(run) == metrics(run)
-
-
-def test_a_last_line_that_was_cut_short_is_left_out_and_another_one_is_named(run: Path) -> None:
-    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (run / "metrics.jsonl").write_text("".join(lines)[:-30])
-    assert [row["step"] for row in checkpoint.read_metrics(run, up_to=9)] == [1, 2, 3, 4, 5]
-    (run / "metrics.jsonl").write_text("".join([*lines[:2], lines[2][:50] + "\n", *lines[3:]]))
-    with pytest.raises(UserError, match="line 3 is damaged"):
-        checkpoint.read_metrics(run)
-
-
-def test_a_metrics_line_is_on_disk_as_soon_as_it_is_appended(tmp_path: Path) -> None:
-    checkpoint.append_metrics(tmp_path, {"step": 1})
-    checkpoint.append_metrics(tmp_path, {"step": 2})
-    assert (tmp_path / "metrics.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-
-
 # Writing
 
 
 def test_the_file_to_resume_from_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crash between the two then costs steps that are taken again; the other way round the model would stay old."""
     written: list[str] = []
+    monkeypatch.setattr(metrics, "sync", lambda _: written.append("metrics forced to disk"))
     monkeypatch.setattr(files, "write_atomically", lambda path, content: written.append(path.name))
     run = small_run()
     params = decoder.init(np.random.default_rng(0), run.model)
-    checkpoint.save(tmp_path, params, optimizer.init(params, run.train), Progress(1, 0.0, {}))
-    assert written == ["model.safetensors", "resume.safetensors"]
+    checkpoint.save(tmp_path, run, params, optimizer.init(params, run.train), Progress(1, 0.0, {}))
+    assert written == ["metrics forced to disk", "model.safetensors", "resume.safetensors"]
 
 
 # The lock
@@ -333,4 +401,3 @@ def test_config_types_are_those_of_the_classes() -> None:
     assert isinstance(run.train, TrainConfig)
     assert run.source.paths == [str(finished().parent / "pyramid.txt")]
     assert len(run.source.sha256) == 64
-    assert lasting(finished())["about"] == {"step": "6"}

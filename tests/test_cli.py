@@ -414,11 +414,12 @@ def spoil_middle(path: Path) -> None:
         (lambda run: os.truncate(run / "model.safetensors", 9000), "cut short"),
         (lambda run: spoil_middle(run / "model.safetensors"), "do not match its checksum"),
         (lambda run: (run / "config.json").write_text('{"format": 1,'), "cannot be read as JSON"),
+        (lambda run: spoil_middle(run / "config.json"), "does not match its checksum"),
         (lambda run: edit_config(run, lambda values: values.update(format=9)), "has format 9"),
         (lambda run: edit_config(run, lambda values: values["model"].update(depth=3)), "'depth'"),
         (lambda run: edit_config(run, lambda values: values["model"].update(expert_width=9)), "not of one run"),
     ],
-    ids=["foreign", "cut", "flipped", "broken JSON", "format", "unknown field", "mismatch"],
+    ids=["foreign", "cut", "flipped", "broken JSON", "config flipped", "format", "unknown field", "mismatch"],
 )
 def test_a_spoiled_run_is_refused_by_every_command(
     refused: Callable[..., str], run: Path, spoil: Callable[[Path], Any], says: str
@@ -432,6 +433,7 @@ def test_a_spoiled_run_is_refused_by_every_command(
 
 def edit_config(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     values = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    del values["sha256"]
     change(values)
     (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
 

@@ -95,7 +95,7 @@ FLOORS = (
     {"layers.decoder"},
     {"layers"},  # layers/__init__.py
     {"objective"},
-    {"files", "finite_differences", "verdict", "workers", "accounting", "safetensors_file"},
+    {"files", "finite_differences", "verdict", "workers", "accounting", "metrics", "safetensors_file"},
     {"gradcheck", "optimizer", "corpus", "tokenizer", "checkpoint", "texts", "machine", "huggingface_config"},
     {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step"},
     {"sampling", "kv_cache", "one_token", "routing"},

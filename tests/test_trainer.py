@@ -26,6 +26,7 @@ from minimoe import (
     tree,
     workers,
 )
+from minimoe import metrics as metrics_file
 from minimoe.checkpoint import RunConfig
 from minimoe.errors import UserError
 from minimoe.layers import decoder
@@ -238,7 +239,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, ca
         (step, "cut", 1, 1),
         (optimizer, "update", 4, 4),
         (evaluation, "evaluate", 1, 3),
-        (checkpoint, "append_metrics", 2, 2),
+        (metrics_file, "append", 2, 2),
         (report.Bar, "show", 5, 5),
         (checkpoint, "save", 2, 3),  # the first call is at step 0, the second at step 2
     ],

@@ -1,0 +1,98 @@
+"""metrics.jsonl: a crash costs the line it cut short, and any other damage is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from minimoe import metrics
+from minimoe.errors import UserError
+
+ROWS = [{"step": step, "loss": 4 / step, "load": [[0.25, 0.75]], "val_loss": 1e-9} for step in range(1, 7)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    metrics.write(tmp_path, ROWS[:3])
+    for row in ROWS[3:]:
+        metrics.append(tmp_path, row)
+    return tmp_path
+
+
+def lines(folder: Path) -> list[bytes]:
+    return (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+
+
+def test_what_was_written_is_read_up_to_a_step(folder: Path) -> None:
+    assert metrics.read(folder) == ROWS
+    assert metrics.read(folder, up_to=4) == ROWS[:4]
+    assert metrics.read(folder, up_to=0) == []
+    assert metrics.read(folder / "nowhere", up_to=6) == []
+
+
+def test_any_program_can_read_a_line(folder: Path) -> None:
+    for line, row in zip(lines(folder), ROWS, strict=True):
+        found = json.loads(line)
+        assert found.pop("crc32") == metrics._checksum(row)
+        assert found == row
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    metrics.append(tmp_path, {"step": 1})
+    metrics.append(tmp_path, {"step": 2})
+    one, two = lines(tmp_path)
+    assert one.startswith(b'{"step": 1, "crc32": "') and two.endswith(b'"}\n')
+
+
+def test_a_last_line_that_was_cut_short_anywhere_is_left_out(folder: Path) -> None:
+    whole = b"".join(lines(folder))
+    for missing in range(1, len(lines(folder)[-1]) + 1):
+        (folder / "metrics.jsonl").write_bytes(whole[:-missing])
+        assert metrics.read(folder) == ROWS[: 6 if missing == 1 else 5]
+
+
+def test_a_flipped_bit_in_any_byte_is_noticed_or_changes_nothing(folder: Path) -> None:
+    whole = b"".join(lines(folder))
+    for place in range(len(whole)):
+        spoiled = bytearray(whole)
+        spoiled[place] ^= 1 << place % 8
+        (folder / "metrics.jsonl").write_bytes(spoiled)
+        try:
+            found = metrics.read(folder)
+        except UserError as error:
+            assert "is damaged at line" in str(error)
+        else:
+            assert found == (ROWS if place < len(whole) - 1 else ROWS[:5])
+
+
+def test_a_line_that_is_missing_or_stands_twice_is_named(folder: Path) -> None:
+    one, two, three, *rest = lines(folder)
+    for wrong, number in (([one, three, *rest], 2), ([one, two, two, three, *rest], 3), ([two, one, three, *rest], 2)):
+        (folder / "metrics.jsonl").write_bytes(b"".join(wrong))
+        with pytest.raises(UserError, match=f"is damaged at line {number}: restore it, or remove it"):
+            metrics.read(folder)
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"7", b"null", b"{}", b"\xff", b"[" * 100_000, b"9" * 5000, b"", b"\0" * 99])
+def test_a_line_that_is_no_row_is_named(folder: Path, line: bytes) -> None:
+    with (folder / "metrics.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UserError, match="is damaged at line 7"):
+        metrics.read(folder)
+
+
+def test_lines_that_end_before_the_checkpoint_are_noticed(folder: Path) -> None:
+    with pytest.raises(UserError, match="ends at step 6, but the checkpoint stands at step 8: restore it, or remove"):
+        metrics.read(folder, up_to=8)
+    (folder / "metrics.jsonl").write_bytes(b"")
+    with pytest.raises(UserError, match="ends at step 0"):
+        metrics.read(folder, up_to=8)
+
+
+def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(UserError, match="metrics.jsonl cannot be read"):
+        metrics.read(tmp_path)
+    for write in (lambda: metrics.append(tmp_path, ROWS[0]), lambda: metrics.sync(tmp_path)):
+        with pytest.raises(UserError, match="metrics.jsonl cannot be written"):
+            write()
