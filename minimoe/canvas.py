@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from minimoe import palette
 from minimoe.arrays import Array
+from minimoe.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +67,15 @@ def quieten(axes: Axes) -> None:
     axes.tick_params(labelsize=11)
     axes.xaxis.label.set_fontsize(12)
     axes.yaxis.label.set_fontsize(12)
+
+
+def plain(text: str) -> str:
+    """``text`` as a label that shows what it says: no mathematics between dollars, no control characters, one line.
+
+    A label that begins with an underscore would be left out of the legend; a space in front of it brings it back.
+    """
+    shown = printable(text.replace("\n", " ").replace("\t", " ")).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def dot(x: Array) -> str:

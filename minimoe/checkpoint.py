@@ -248,8 +248,8 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
         raise UserError(f"{path} does not say with which settings it was made: it is not of this run.") from None
     if other is not None:
         raise UserError(
-            f"{path} was made with {other} {made_with[other]!r:.60}, but {CONFIG} says {mine[other]!r:.60}: the two "
-            "are not of one run."
+            f"{path} was made with another {other} than {CONFIG} says ({made_with[other]!r:.30}, not "
+            f"{mine[other]!r:.30}): the two are not of one run."
         )
 
 

@@ -256,7 +256,7 @@ def _routing(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print(microscope.to_json(seen))
     elif chosen.html:
-        print(f"{chosen.html} is written: open it in a browser.")
+        print(printable(f"{chosen.html} is written: open it in a browser."))
     else:
         print(microscope.table(seen))
     return 0
@@ -284,14 +284,14 @@ def _params(chosen: argparse.Namespace) -> int:
         from minimoe import cost_plot, plots
 
         plots.save(cost_plot.parameters(found), Path(chosen.figure))
-    print(costs.to_json(found) if chosen.json else costs.table(found))
+    print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
     return 0
 
 
 def _corpus(chosen: argparse.Namespace) -> int:
     from minimoe import corpus
 
-    print(corpus.download(chosen.name))
+    print(printable(str(corpus.download(chosen.name))))
     return 0
 
 

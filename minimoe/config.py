@@ -40,7 +40,9 @@ class ModelConfig:
     kv_heads: int = _setting(2, "G: key/value heads, shared by heads/kv_heads query heads each", least=1, most=4096)
     head_width: int = _setting(32, "C: numbers in one head; even, since RoPE turns pairs", least=2, most=MAX_SIZE)
     context: int = _setting(128, "T: tokens of a training sequence", least=1, most=MAX_SIZE)
-    window: int | None = _setting(None, "sliding window: a query sees keys with i - j < window; none for all", least=1)
+    window: int | None = _setting(
+        None, "sliding window: a query sees keys with i - j < window; none for all", least=1, most=MAX_SIZE
+    )
     experts: int = _setting(8, "E: experts in each layer", least=1, most=65536)
     active_experts: int = _setting(2, "K: experts that each token goes to", least=1, most=65536)
     expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
@@ -82,14 +84,14 @@ class TrainConfig:
     steps: int = _setting(1000, "optimiser steps", least=0, most=10**9)
     batch: int = _setting(16, "B: sequences in a step", least=1, most=MAX_SIZE)
     accumulate: int = _setting(
-        1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1
+        1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1, most=MAX_SIZE
     )
     seed: int = _setting(0, "start of every random draw", least=0, most=2**63)
     optimizer: str = _setting(
         "muon", "for the attention and expert matrices; all else is AdamW's", choices=("muon", "adamw")
     )
     learning_rate: float = _setting(3e-3, "peak learning rate", least=0.0, most=10.0)
-    warmup: int = _setting(100, "steps of linear warm-up", least=0)
+    warmup: int = _setting(100, "steps of linear warm-up", least=0, most=10**9)
     schedule: str = _setting("cosine", "form of the decay after the warm-up", choices=("cosine", "linear"))
     final_rate: float = _setting(0.0, "share of the peak learning rate left at the end", least=0.0, most=1.0)
     weight_decay: float = _setting(0.1, "decoupled decay, on matrices only", least=0.0, most=10.0)
@@ -103,12 +105,12 @@ class TrainConfig:
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
     capacity_factor: float | None = _setting(
-        None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6
+        None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6, most=65536
     )
     evaluate_every: int = _setting(
-        100, "steps between evaluations of the whole validation split; 0 for the end only", least=0
+        100, "steps between evaluations of the whole validation split; 0 for the end only", least=0, most=10**9
     )
-    save_every: int = _setting(100, "steps between checkpoints; 0 for the end only", least=0)
+    save_every: int = _setting(100, "steps between checkpoints; 0 for the end only", least=0, most=10**9)
     dtype: str = _setting("float32", "floating-point type", choices=("float32", "float64"))
 
     def __post_init__(self) -> None:
@@ -159,7 +161,7 @@ def _check_fields(config: Any) -> None:
         if value is None and optional:
             continue
         if kind is float and type(value) is int:
-            value = float(value)
+            value = float(value) if abs(value) < 2**1023 else math.inf
             object.__setattr__(config, field.name, value)
         if type(value) is not kind:
             raise UserError(f"{field.name} {value!r} is not {_KIND_NAMES[kind]}.")

@@ -311,6 +311,8 @@ def _read(path: Path) -> str:
         raise UserError(f"The text {path} does not exist; check the path.") from None
     except OSError as error:
         raise UserError(f"The text {path} cannot be read ({error.strerror}); check its permissions.") from error
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise UserError(f"The text {str(path)!r} is no path ({error}); check the path.") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -25,7 +25,7 @@ def parameters(costs: Costs) -> Figure:
     axes.set_xlim(0, 1.12 * costs.total)
     axes.xaxis.set_major_formatter(canvas.in_thousands)
     axes.set_xlabel("parameters")
-    axes.set_title(costs.name, fontsize=13)
+    axes.set_title(canvas.plain(costs.name), fontsize=13)
     figure.legend(loc="outside lower center", ncols=min(len(costs.parts), 4), frameon=False, fontsize=11)
     canvas.quieten(axes)
     return figure

@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except FileNotFoundError:
         raise UserError(f"{path} does not exist.") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a type that NumPy lacks
         raise UserError(
             f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
         ) from None

@@ -195,7 +195,7 @@ def _value(values: Mapping[str, Any], name: str, kind: type[Value], default: Val
     value = values.get(name, default)
     if value is _REQUIRED:
         raise UserError(f"{name} is missing.")
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2**1023:
         return kind(value)
     if type(value) is not kind:
         raise UserError(f"{name} {value!r} is not {_KINDS[kind]}.")

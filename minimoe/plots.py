@@ -247,7 +247,7 @@ def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], l
         for place, (name, load) in enumerate(load_by_domain.items()):
             experts = load.shape[1]
             x = np.arange(experts) + (place + 0.5) * width - 0.42
-            axes.bar(x, load[layer], width, color=colours[place], label=name)
+            axes.bar(x, load[layer], width, color=colours[place], label=canvas.plain(name))
         canvas.guide(axes, 1 / experts, "fair")
         axes.set_xlabel("expert")
         axes.set_xticks(range(0, experts, 1 + experts // 10))

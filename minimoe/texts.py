@@ -8,6 +8,7 @@ instead leave out a share of e⁻ᵗ of a text after as many tokens as t texts a
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
@@ -76,6 +77,10 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
 
 def reload(source: Source, codec: Tokenizer, context: int, corpus: Corpus | None = None) -> Texts:
     """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
+    # The paths were not typed by the person at the keyboard: what has no end, as a device or a pipe, is not read.
+    for path in source.paths:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise UserError(f"{path}, which the run names as its text, is no file: restore the text, or train anew.")
     read = corpus or (corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus))
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
     changed = UserError(f"{named} has changed since this run began: restore the text, or train anew.")

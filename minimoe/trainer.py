@@ -67,6 +67,7 @@ def train(
     run = RunConfig(model, chosen.train, codec, source)
     folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
     with checkpoint.locked(folder):
+        _refuse_a_run(folder)  # once more: another training may have begun and ended before the lock was ours
         return _loop(folder, run, data, where, threads, progress)
 
 
@@ -252,13 +253,15 @@ def _new_folder(out: str | Path | None, name: str) -> Path:
         folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any((folder / file).exists() for file in checkpoint.FILES):
-            raise UserError(
-                f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out."
-            )
+        _refuse_a_run(folder)
         (folder / ".lock").touch()
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."
         ) from None
     return folder
+
+
+def _refuse_a_run(folder: Path) -> None:
+    if any((folder / file).exists() for file in checkpoint.FILES):
+        raise UserError(f"{folder} already holds a run: continue it with --resume {folder}, or choose another --out.")

@@ -9,6 +9,8 @@ from minimoe.config import ModelConfig
 # The learner's run repeats itself; a longer look for new cases: pytest --hypothesis-profile=thorough
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=500, deadline=None)
+# What CI runs over tests/test_fuzz.py: new cases each time, with the words to repeat one that fails
+settings.register_profile("fuzz", max_examples=200, deadline=None, print_blob=True)
 settings.load_profile("quick")
 
 

@@ -198,7 +198,7 @@ def test_a_run_without_a_model_says_how_to_get_one(run: Path) -> None:
 def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Changes config.json as a person does who means it: without the checksum."""
     values = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    del values["sha256"]
+    values.pop("sha256", None)
     change(values)
     (run / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
@@ -290,9 +290,9 @@ def test_a_value_that_was_changed_in_the_config_is_noticed_unless_its_checksum_i
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"rope_theta": 5000.0}, "made with rope_theta 10000.0, but config.json says 5000.0: the two are not of one"),
-        ({"window": 3}, "made with window None, but config.json says 3"),
-        ({"learning_rate": 0.1}, "made with learning_rate 0.003, but config.json says 0.1"),
+        ({"rope_theta": 5000.0}, "made with another rope_theta than config.json says (10000.0, not 5000.0)"),
+        ({"window": 3}, "made with another window than config.json says (None, not 3)"),
+        ({"learning_rate": 0.1}, "made with another learning_rate than config.json says (0.003, not 0.1)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -313,7 +313,7 @@ def test_tensors_of_another_run_are_refused(run: Path, tmp_path: Path, name: str
     text.write_text(other, encoding="utf-8")
     train(tmp_path / "other", corpus.read_files(text))
     shutil.copy(tmp_path / "other" / name, run / name)
-    with pytest.raises(UserError, match="was made with text '.*', but config.json says '.*': the two are not of one"):
+    with pytest.raises(UserError, match="was made with another text than config.json says"):
         load(run, name)
 
 
