@@ -1,5 +1,6 @@
 """Crashes, full disks and impatient people: none of them can ever cost more than the steps since the last save."""
 
+import contextlib
 import os
 import random
 import re
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -191,28 +193,78 @@ def metrics_so_far(folder: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def killed_at(call: int) -> str:
-    """Code after which the process kills itself as kill -9 does, when something is forced to disk the nth time."""
-    return (
-        "import os, signal, itertools; calls = itertools.count(1)\n"
-        f"os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL) if next(calls) == {call} else None\n"
-    )
+PHASES = ("before write", "after write", "before rename", "after rename")
+
+
+def killed_in(file: str, phase: str) -> str:
+    """Code after which the process kills itself as kill -9 does, in this phase of writing ``file`` after a step."""
+    return f"""
+import os, signal
+from pathlib import Path
+
+open_path, replace, fsync, about = Path.open, Path.replace, os.fsync, [None]
+
+def reach(path, phase):
+    name = path.name.removeprefix(".").removesuffix(".part")
+    stepped = (path.parent / "metrics.jsonl").exists() and b'"step": 1,' in (path.parent / "metrics.jsonl").read_bytes()
+    if (name, phase) == ("{file}", "{phase}") and (stepped or name == "config.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def open_counted(path, mode="r", **options):
+    if mode in ("wb", "ab"):
+        reach(path, "before write")
+        about[0] = path
+    return open_path(path, mode, **options)
+
+def fsync_counted(number):
+    reach(about[0], "after write")
+
+def replace_counted(path, target):
+    reach(path, "before rename")
+    replace(path, target)
+    reach(path, "after rename")
+
+Path.open, Path.replace, os.fsync = open_counted, replace_counted, fsync_counted
+"""
+
+
+def assert_killed_process_can_be_resumed(tmp_path: Path, text: Path, file: str, phase: str) -> None:
+    whole = reference(tmp_path, text, **FEW)
+    out = tmp_path / "run"
+    new = ["train", "--text", text, "--out", out, *options(**FEW), "--threads", "1"]
+    process = minimoe(*new, code=killed_in(file, phase))
+    _, complained = process.communicate()
+    assert process.returncode == -signal.SIGKILL, complained
+    assert bool(list(out.glob(".*.part"))) == (phase in ("after write", "before rename"))
+    if file != "config.json":
+        assert len(metrics(out)) == 1
+        assert checkpoint.load_model(out).run == checkpoint.load_config(out), "there always is a model to load"
+        kept = lasting(out)["progress"]["step"]
+        assert kept == (1 if (file, phase) == ("resume.safetensors", "after rename") else 0)
+    if (out / "config.json").exists():
+        assert resume(out, None).finished
+    else:
+        process = minimoe(*new, code=NO_FIGURES)
+        assert process.communicate() and process.returncode == 0
+    assert lasting(out) == whole
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no kill -9")
-@pytest.mark.parametrize("call", [9, 11])  # in the midst of model.safetensors and of resume.safetensors of step 1
+@pytest.mark.parametrize("file", ["model.safetensors", "resume.safetensors"])
 def test_a_process_killed_while_it_saves_can_be_resumed(
-    tmp_path: Path, no_figures: None, text: Path, call: int
+    tmp_path: Path, no_figures: None, text: Path, file: str
 ) -> None:
-    whole = reference(tmp_path, text, **FEW)
-    out = tmp_path / "run"
-    process = minimoe("train", "--text", text, "--out", out, *options(**FEW), "--threads", "1", code=killed_at(call))
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert list(out.glob(".*.part")), "it did not die while it saved"
-    assert len(metrics(out)) == 1
-    assert resume(out, None).finished
-    assert lasting(out) == whole
+    assert_killed_process_can_be_resumed(tmp_path, text, file, "before rename")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no kill -9")
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "resume.safetensors"])
+def test_a_process_killed_in_any_phase_of_saving_any_file_can_be_resumed(
+    tmp_path: Path, no_figures: None, text: Path, file: str, phase: str
+) -> None:
+    assert_killed_process_can_be_resumed(tmp_path, text, file, phase)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows knows no SIGINT from outside")
@@ -271,6 +323,121 @@ def test_a_full_disk_is_said_in_one_sentence_and_the_last_checkpoint_stays(
         assert resume(out, None).finished
 
 
+@pytest.mark.slow
+def test_a_real_disk_that_is_full_loses_nothing(tmp_path: Path, text: Path) -> None:
+    """A small disk in memory, with room for the checkpoints of the run and 16 kB more, filled up before it resumes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if not sys.platform.startswith("linux") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root on Linux can mount a disk; the tests above limit the size of files instead")
+    try:
+        out = disk / "run"
+        process = minimoe("train", "--text", text, "--out", out, *options(**FEW), "--threads", "1", code=NO_FIGURES)
+        assert process.communicate() and process.returncode == 0
+        before = lasting(out)
+        left = os.statvfs(disk)
+        (disk / "filler").write_bytes(bytes(max(0, left.f_bavail * left.f_frsize - 8192)))
+        process = minimoe("train", "--resume", out, "--steps", "4", "--threads", "1", code=NO_FIGURES)
+        _, complained = process.communicate()
+        assert process.returncode == 2, complained
+        assert re.search(r"cannot be written \(No space left on device\): free space", complained.splitlines()[-1])
+        assert not list(out.glob(".*.part"))
+        assert lasting(out)["state"] == before["state"] and lasting(out)["model"] == before["model"]
+        assert len(checkpoint.load_model(out).params.blocks) == 1
+        (disk / "filler").unlink()
+        process = minimoe("train", "--resume", out, "--steps", "4", "--threads", "1", code=NO_FIGURES)
+        assert process.communicate() and process.returncode == 0
+        assert lasting(out)["progress"]["step"] == 4
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@contextlib.contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Nothing in the folder can be written: by its permissions or, for root, who needs none, as a read-only disk."""
+    if os.geteuid():
+        modes = {path: path.stat().st_mode for path in (folder, *folder.rglob("*")) if path.is_dir()}
+        for path in modes:
+            path.chmod(0o555)
+        try:
+            yield
+        finally:
+            for path, mode in modes.items():
+                path.chmod(mode)
+        return
+    for mount in (["--bind", folder, folder], ["-o", "remount,ro,bind", folder]):
+        if subprocess.run(["mount", *map(str, mount)], capture_output=True).returncode:
+            pytest.skip("root writes everywhere, and this system does not let it mount a disk that is read-only")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has other permissions")
+def test_a_run_that_may_not_be_written_to_can_be_used_but_not_continued(
+    tmp_path: Path, no_figures: None, text: Path
+) -> None:
+    from minimoe import corpus
+
+    home = tmp_path / "home"
+    train(home / "run", corpus.read_files(text), **FEW)
+    before = lasting(home / "run")
+    with read_only(home):
+        for words, code, says in (
+            (["generate", home / "run", "--prompt", "4", "--tokens", "3"], 0, ""),
+            (["evaluate", home / "run"], 0, ""),
+            (["train", "--resume", home / "run", "--steps", "3"], 2, "run cannot be written"),
+            (["train", "--text", text, "--out", home / "new", *options(**FEW)], 2, "new cannot be written"),
+        ):
+            process = minimoe(*words)
+            _, complained = process.communicate()
+            assert process.returncode == code, complained
+            assert says in complained and complained.count("\n") == bool(says), complained
+    assert lasting(home / "run") == before
+    assert resume(home / "run", None, steps=3).finished
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such lock")
+def test_of_two_trainings_into_one_folder_the_second_is_refused_and_the_first_ends_whole(
+    tmp_path: Path, no_figures: None, text: Path
+) -> None:
+    settings = {**FEW, "steps": 40}
+    whole = reference(tmp_path, text, **settings)
+    out = tmp_path / "run"
+    new = ["train", "--text", text, "--out", out, *options(**settings), "--threads", "1"]
+    first = minimoe(*new, code=f"{NO_FIGURES}\n{SLOW_STEPS}")
+    wait_for_steps(out, 2, first)
+    for words, says in ((new, "already holds a run"), (["train", "--resume", out], "another training is writing to")):
+        second = minimoe(*words)
+        said, complained = second.communicate()
+        assert (second.returncode, said) == (2, "")
+        assert says in complained and complained.count("\n") == 1
+    assert first.poll() is None, "the first one had ended, and nothing was tested"
+    _, complained = first.communicate()
+    assert first.returncode == 0, complained
+    assert lasting(out) == whole
+
+
+def test_a_training_that_began_and_ended_before_the_lock_was_ours_is_not_overwritten(
+    tmp_path: Path, no_figures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = checkpoint.locked
+
+    def late(folder: Path) -> Any:
+        monkeypatch.setattr(checkpoint, "locked", locked)
+        train(folder, **FEW)
+        return locked(folder)
+
+    monkeypatch.setattr(checkpoint, "locked", late)
+    with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
+        train(tmp_path / "run", **{**FEW, "seed": 1})
+    assert checkpoint.load_config(tmp_path / "run").train.seed == 0
+
+
 LIFE = 20
 """Steps that a process may finish before it is killed."""
 
@@ -321,7 +488,7 @@ def drawn_life(chance: random.Random) -> str:
         case 1:
             return killed_after(chance.randint(1, LIFE), chance.randrange(8000))  # a step takes some 8,000
         case _:
-            return killed_after(chance.randint(1, LIFE), chance.randrange(12), of=ON_DISK)  # of which 14 are these
+            return killed_after(chance.randint(1, LIFE), chance.randrange(14), of=ON_DISK)  # of which 16 are these
 
 
 @pytest.mark.slow
