@@ -407,6 +407,12 @@ def spoil_middle(path: Path) -> None:
     path.write_bytes(content)
 
 
+def spoil_digit(path: Path) -> None:
+    content = path.read_text(encoding="utf-8")
+    assert '"steps": 6' in content
+    path.write_text(content.replace('"steps": 6', '"steps": 9'), encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -414,7 +420,7 @@ def spoil_middle(path: Path) -> None:
         (lambda run: os.truncate(run / "model.safetensors", 9000), "cut short"),
         (lambda run: spoil_middle(run / "model.safetensors"), "do not match its checksum"),
         (lambda run: (run / "config.json").write_text('{"format": 1,'), "cannot be read as JSON"),
-        (lambda run: spoil_middle(run / "config.json"), "does not match its checksum"),
+        (lambda run: spoil_digit(run / "config.json"), "does not match its checksum"),
         (lambda run: edit_config(run, lambda values: values.update(format=9)), "has format 9"),
         (lambda run: edit_config(run, lambda values: values["model"].update(depth=3)), "'depth'"),
         (lambda run: edit_config(run, lambda values: values["model"].update(expert_width=9)), "not of one run"),
