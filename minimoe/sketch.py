@@ -29,6 +29,7 @@ def style() -> None:
 
     plt.rcParams.update(
         {
+            "axes.axisbelow": True,
             "axes.edgecolor": QUIET,
             "axes.grid": True,
             "axes.prop_cycle": cycler(color=palette.COLOURS),

@@ -9,10 +9,9 @@ def tokens_to_be_busy(operations, bandwidth, number, E, K):
     return per_expert * E / K
 
 
-def experts_touched(N, E, K):
-    """→ the expected number of experts with at least one token."""
-    missed = (1 - K / E) ** N  # by all tokens, one given expert
-    return E * (1 - missed)
+def guarded_step(w, d, rate):
+    """w and its gradient d (D, F), a number → the new w (D, F)."""
+    return np.where(np.isfinite(d).all(), w - rate * d, w)  # both are computed, one is chosen, nobody waits
 
 
 def gather_backward(token, dx_sorted, K):

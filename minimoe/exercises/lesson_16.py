@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NoReturn
+
 import numpy as np
 
 from minimoe.arrays import Array
@@ -34,28 +37,51 @@ def _tokens_to_be_busy(answer: Answer, operations: float, bandwidth: float, numb
     )
 
 
-def experts_touched(answer: Answer) -> Report:
-    """(N, E, K) → the expected number of experts with at least one token."""
-    return first_failure(_experts_touched(answer, *case) for case in ((5, 12, 3), (16, 8, 2), (1, 64, 8)))
+class _Unasked(np.ndarray):
+    """An array that refuses to become a Python value, as one on a GPU could only after waiting."""
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise RuntimeError("here Python asks an array for a value, and would wait: choose with np.where instead.")
+
+    __bool__ = __float__ = __int__ = __index__ = tolist = item = _refuse
 
 
-def _experts_touched(answer: Answer, N: int, E: int, K: int) -> Report:
-    right = E * (1 - (1 - K / E) ** N)
+def guarded_step(answer: Answer) -> Report:
+    """(w, d, rate) → the new w; the gradient is finite, then holds a NaN, then an infinity."""
+    return first_failure(_guarded_step(answer, poison) for poison in (0.5, np.nan, np.inf))
+
+
+def _guarded_step(answer: Answer, poison: float) -> Report:
+    rng = np.random.default_rng(16)
+    w, d, rate = rng.standard_normal((3, 4)), rng.standard_normal((3, 4)), 0.3
+    d[1, 2] = poison
+    finite = bool(np.isfinite(d).all())
+    healthy = np.isfinite(d)
     hints = {
-        "several tokens choose the same expert; this counts it several times.": float(N * K),
-        "that is the number of choices, but at most all experts; chance meetings are left out.": float(min(N * K, E)),
-        "this is the expected number of experts without a token.": E * (1 - K / E) ** N,
-        "this is a probability; how many experts are there?": 1 - (1 - K / E) ** N,
-        "a token's K choices are all different, so it misses a given expert with probability 1 − K/E.": (
-            E * (1 - (1 - 1 / E) ** (N * K))
+        "a gradient that holds one bad number is wrong everywhere: leave out the whole step, not that entry.": (
+            np.where(healthy, w - rate * np.where(healthy, d, 0), w)
         ),
+        "a row is left out; one bad number spoils the whole gradient.": (
+            np.where(healthy.all(1, keepdims=True), w - rate * np.where(healthy, d, 0), w)
+        ),
+        "a column is left out; one bad number spoils the whole gradient.": (
+            np.where(healthy.all(0), w - rate * np.where(healthy, d, 0), w)
+        ),
+        "this gradient is finite, and the step has to be taken.": w,
+        "a step goes against the gradient.": w + rate * np.where(healthy, d, 0),
+        "the step is as long as the gradient; the rate is missing.": w - np.where(healthy, d, 0),
     }
-    return values(
+    right = w - rate * d if finite else w
+    report = values(
         answer,
-        (N, E, K),
-        {"experts": right},
-        mistakes={"experts": {hint: wrong for hint, wrong in hints.items() if wrong != right}},
+        (w.view(_Unasked), d.view(_Unasked), rate),
+        {"w": right},
+        sizes={"D": 3, "F": 4},
+        mistakes={"w": {hint: wrong for hint, wrong in hints.items() if not np.array_equal(wrong, right)}},
     )
+    if "not finite" in report.sentence:
+        return replace(report, sentence="w: zero times NaN, or times infinity, is NaN: choose, do not multiply.")
+    return report
 
 
 def gather_backward(answer: Answer) -> Report:

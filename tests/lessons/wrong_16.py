@@ -14,24 +14,40 @@ def busy(per_expert=lambda ridge, number: ridge * number / 2, share=lambda E, K:
     return tokens_to_be_busy
 
 
-def every_choice(N, E, K):
-    return N * K
+def with_if(w, d, rate):
+    return w - rate * d if np.isfinite(d).all() else w
 
 
-def at_most_all(N, E, K):
-    return min(N * K, E)
+def multiplied(w, d, rate):
+    return w - rate * d * np.isfinite(d).all()
 
 
-def missed(N, E, K):
-    return E * (1 - K / E) ** N
+def entry_by_entry(w, d, rate):
+    return np.where(np.isfinite(d), w - rate * d, w)
 
 
-def a_probability(N, E, K):
-    return 1 - (1 - K / E) ** N
+def row_by_row(w, d, rate):
+    return np.where(np.isfinite(d).all(1, keepdims=True), w - rate * d, w)
 
 
-def choices_may_repeat(N, E, K):
-    return E * (1 - (1 - 1 / E) ** (N * K))
+def column_by_column(w, d, rate):
+    return np.where(np.isfinite(d).all(0), w - rate * d, w)
+
+
+def always(w, d, rate):
+    return w - rate * d
+
+
+def never(w, d, rate):
+    return w + 0 * rate
+
+
+def uphill(w, d, rate):
+    return np.where(np.isfinite(d).all(), w + rate * d, w)
+
+
+def without_rate(w, d, rate):
+    return np.where(np.isfinite(d).all(), w - d, w)
 
 
 def last_wins(token, dx_sorted, K):
@@ -85,12 +101,16 @@ WRONG = {
         (busy(per_expert=lambda ridge, number: ridge), "count the bytes"),
         (busy(per_expert=lambda ridge, number: ridge * 2 / number), "more tokens, not fewer"),
     ],
-    check.experts_touched: [
-        (every_choice, "several times"),
-        (at_most_all, "chance meetings"),
-        (missed, "without a token"),
-        (a_probability, "a probability"),
-        (choices_may_repeat, "all different"),
+    check.guarded_step: [
+        (with_if, "would wait"),
+        (multiplied, "do not multiply"),
+        (always, "do not multiply"),
+        (entry_by_entry, "not that entry"),
+        (row_by_row, "a row is left out"),
+        (column_by_column, "a column is left out"),
+        (never, "has to be taken"),
+        (uphill, "against the gradient"),
+        (without_rate, "the rate is missing"),
     ],
     check.gather_backward: [
         (last_wins, "the last one wins"),
