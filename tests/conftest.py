@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from minimoe.config import ModelConfig
 
@@ -11,6 +11,10 @@ settings.register_profile("quick", max_examples=25, deadline=None, derandomize=T
 settings.register_profile("thorough", max_examples=500, deadline=None)
 # What CI runs over tests/test_fuzz.py: new cases each time, with the words to repeat one that fails
 settings.register_profile("fuzz", max_examples=200, deadline=None, print_blob=True)
+# For tests/mutations: that a test fails is enough to know, the simplest example is not.
+settings.register_profile(
+    "no-shrinking", settings.get_profile("quick"), phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)
 settings.load_profile("quick")
 
 

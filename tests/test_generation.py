@@ -131,6 +131,15 @@ def test_a_near_tie_is_noticed_and_only_what_follows_is_excused():
     assert_equal_up_to(end, read_in_pieces(params, config, tokens, [1] * LENGTH), expected, TOLERANCE["float64"])
 
 
+def test_equal_logits_choose_the_same_experts_in_both_passes():
+    params, tokens = model(BASE), some_tokens(BASE, (1, LENGTH))
+    for block in params.blocks:
+        block.moe.router.w_gate[:] = 0  # every expert ties with every other, exactly
+    expected, _ = full_pass(params, BASE, tokens)
+    logits = read_in_pieces(params, BASE, tokens, [1] * LENGTH)
+    assert_equal_up_to(LENGTH, logits, expected, TOLERANCE["float64"])
+
+
 @pytest.mark.parametrize(("context", "lengths"), [(64, [5, 5, 5, 5, 3, 5, 2]), (4, [4, 4, 4, 4, 4, 3, 4, 3])])
 def test_a_long_prompt_is_read_in_pieces_as_large_as_memory_and_window_allow(context, lengths, monkeypatch):
     monkeypatch.setattr(generation, "PIECE", 5)
