@@ -12,6 +12,7 @@ Threads, micro-batches and a single batch therefore give the same gradient, auxi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -127,5 +128,6 @@ def loss_and_gradient(
     gradients = iter(run(gradient_of, zip(shards, forwards, strict=True)))
     total = next(gradients)
     for gradient in gradients:
-        tree.accumulate(total, gradient)
+        branches = zip(tree.branches(total), tree.branches(gradient), strict=True)
+        deque(run(lambda pair: tree.accumulate(*pair), branches), maxlen=0)
     return totals, total

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections import deque
+from itertools import chain
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +27,9 @@ from minimoe.layers.decoder import Decoder
 from minimoe.objective import Run
 
 ADAM_EPS = 1e-8
+PIECE = 2**16
+"""Numbers of a stack that are updated at a time: with all that belongs to them they fit a core's cache."""
+
 _MATRICES = re.compile(r"\.attention\.\w+\.weight$|\.experts\.w_\w+$")
 
 POLYNOMIALS = (
@@ -74,18 +79,30 @@ def update(params: Decoder, gradient: Decoder, state: State, config: TrainConfig
 
     def update_leaf(task: tuple[tuple[str, Array], Array]) -> None:
         (name, leaf), d = task
+        for rows in _pieces(leaf):
+            update_piece(name, leaf[rows], d[rows], tree.map(itemgetter(rows), state[name]))
+
+    def update_piece(name: str, leaf: Array, d: Array, moments: Moments) -> None:
         if leaf.ndim > 1:
             leaf *= 1 - rate * config.weight_decay
         if is_muons(name, config):
-            direction = muon_direction(d, state[name].mean, config)
-            direction *= rate
-            leaf -= direction
+            direction = muon_direction(d, moments.mean, config)
         else:
-            leaf -= rate * adam_direction(d, state[name], config, step)
+            direction = adam_direction(d, moments, config, step)
+        direction *= rate
+        leaf -= direction
 
     tasks = zip(tree.named_leaves(params), tree.leaves(gradient), strict=True)
-    for _ in run(update_leaf, sorted(tasks, key=lambda task: -task[1].size)):  # largest first: threads end together
-        pass
+    largest_first = sorted(tasks, key=lambda task: -task[1].size)  # so that threads end together
+    deque(run(update_leaf, largest_first), maxlen=0)
+
+
+def _pieces(leaf: Array) -> list[slice]:
+    """Cuts a stack of matrices into runs of whole matrices; on a GPU, where few large steps are better, into one."""
+    if leaf.ndim < 3 or not isinstance(leaf, np.ndarray):
+        return [slice(None)]
+    count = max(1, PIECE // leaf[0].size)
+    return [slice(start, start + count) for start in range(0, len(leaf), count)]
 
 
 def adam_direction(d: Array, moments: Moments, config: TrainConfig, step: int) -> Array:
@@ -96,13 +113,18 @@ def adam_direction(d: Array, moments: Moments, config: TrainConfig, step: int) -
     xp = array_module(d)
     mean, square = moments
     assert square is not None
+    fresh = (1 - config.beta1) * d
     mean *= config.beta1
-    mean += (1 - config.beta1) * d
+    mean += fresh
+    xp.square(d, out=fresh)
+    fresh *= 1 - config.beta2
     square *= config.beta2
-    square += (1 - config.beta2) * xp.square(d)
-    size = xp.sqrt(square / (1 - config.beta2 ** (step + 1)))
+    square += fresh
+    size = xp.multiply(square, 1 / (1 - config.beta2 ** (step + 1)), out=fresh)
+    xp.sqrt(size, out=size)
     size += ADAM_EPS
-    return mean / size / (1 - config.beta1 ** (step + 1))
+    size *= 1 - config.beta1 ** (step + 1)
+    return xp.divide(mean, size, out=size)
 
 
 def muon_direction(d: Array, mean: Array, config: TrainConfig) -> Array:
@@ -132,35 +154,37 @@ def orthogonalize(m: Array, steps: int = 3) -> Array:
     xp = array_module(m)
     wide = m.shape[-2] <= m.shape[-1]
     x = m if wide else m.swapaxes(-1, -2)  # the products X Xᵀ are then as small as can be
-    norm = xp.sqrt(xp.square(x).sum((-2, -1), keepdims=True))
+    norm = xp.sqrt(xp.einsum("...rc,...rc->...", x, x))[..., None, None]
     x = x / xp.maximum(norm, np.finfo(m.dtype).tiny ** 0.5)  # squares of smaller numbers are lost
     identity = xp.eye(x.shape[-2], dtype=m.dtype)
     for step in range(steps):
         a, b, c = POLYNOMIALS[min(step, len(POLYNOMIALS) - 1)]
         gram = x @ x.swapaxes(-1, -2)
-        polynomial = gram @ gram
-        polynomial *= c
-        gram *= b
-        polynomial += gram
-        polynomial += a * identity
-        x = polynomial @ x
+        x = (gram @ (b * identity + c * gram) + a * identity) @ x
     return x if wide else x.swapaxes(-1, -2)
 
 
-def global_norm(gradient: Decoder) -> Array:
+def global_norm(gradient: Decoder, run: Run = map) -> Array:
     """√(Σ of all squares) over every array of the tree, a 0-d array in float64."""
     xp = array_module(tree.leaves(gradient)[0])
-    squares: Iterable[Array] = (xp.vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
-    return xp.sqrt(sum(squares))
+
+    def squares(branch: Any) -> list[Array]:
+        return [xp.vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(branch)]
+
+    return xp.sqrt(sum(chain.from_iterable(run(squares, tree.branches(gradient)))))
 
 
-def clip(gradient: Decoder, limit: float) -> Array:
+def clip(gradient: Decoder, limit: float, run: Run = map) -> Array:
     """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit); returns the norm before."""
-    norm = global_norm(gradient)
+    norm = global_norm(gradient, run)
     if limit:
         scale = limit / array_module(norm).maximum(norm, limit)
-        for leaf in tree.leaves(gradient):
-            leaf *= scale.astype(leaf.dtype)
+
+        def shrink(branch: Any) -> None:
+            for leaf in tree.leaves(branch):
+                leaf *= scale.astype(leaf.dtype)
+
+        deque(run(shrink, tree.branches(gradient)), maxlen=0)
     return norm
 
 
