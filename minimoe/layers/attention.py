@@ -58,7 +58,7 @@ class AttendCache(NamedTuple):
     k: Array  # (B, S, G, C)
     v: Array  # (B, S, G, C)
     o: Array  # (B, T, H, C)
-    log_sum_exp: Array  # (B, G, H/G, T, 1)  of each query's scores
+    log_sum_exp: Array  # (B, G, H/G, T)  of each query's scores
     window: int | None
 
 
@@ -136,19 +136,20 @@ def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attenti
 def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
     """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries are the last T of the S positions."""
     xp = array_module(q)
+    B, T, H, _ = q.shape
     groups = k.shape[2]
     o = xp.empty_like(q)
-    q_grouped, o_grouped = _by_group(q, groups), _by_group(o, groups)
-    log_sum_exp = xp.empty((*q_grouped.shape[:-1], 1), q.dtype)
-    for rows, columns in _tiles(q.shape[1], k.shape[1], window):
-        scores = _scores(q_grouped, k, rows, columns, window)
-        peak = scores.max(-1, keepdims=True)
+    log_sum_exp = xp.empty((B, groups, H // groups, T), q.dtype)
+    for rows, columns in _tiles(T, k.shape[1], window):
+        scores = _scores(_stack(q[:, rows], groups), k, rows, columns, window)
+        peak = scores.max(2, keepdims=True)  # (B, G, 1, H/G·rows)
         scores -= peak
         weights = xp.exp(scores, out=scores)
-        total = weights.sum(-1, keepdims=True)
-        weights /= total
-        o_grouped[..., rows, :] = weights @ _keys_first(v[:, columns])
-        log_sum_exp[..., rows, :] = peak + xp.log(total)
+        total = weights.sum(2, keepdims=True)
+        o_rows = _transpose(weights) @ _heads_first(v[:, columns])
+        o_rows /= _transpose(total)
+        o[:, rows] = _unstack(o_rows, H)
+        log_sum_exp[..., rows] = (peak + xp.log(total)).reshape(B, groups, H // groups, -1)
     return o, AttendCache(q, k, v, o, log_sum_exp, window)
 
 
@@ -164,23 +165,22 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
     """
     q, k, v, o, log_sum_exp, window = cache
     xp = array_module(q)
+    B, T, H, C = q.shape
     groups = k.shape[2]
-    scale = q.shape[-1] ** -0.5
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-    q_grouped, dq_grouped, do_grouped = _by_group(q, groups), _by_group(dq, groups), _by_group(do, groups)
-    do_dot_o = (do_grouped * _by_group(o, groups)).sum(-1, keepdims=True)  # (B, G, H/G, T, 1)
-    for rows, columns in _tiles(q.shape[1], k.shape[1], window):
-        scores = _scores(q_grouped, k, rows, columns, window)
-        scores -= log_sum_exp[..., rows, :]
+    for rows, columns in _tiles(T, k.shape[1], window):
+        q_rows, do_rows, o_rows = (_stack(x[:, rows], groups) for x in (q, do, o))  # (B, G, H/G·rows, C)
+        scores = _scores(q_rows, k, rows, columns, window)
+        scores -= log_sum_exp[..., rows].reshape(B, groups, 1, -1)
         weights = xp.exp(scores, out=scores)
-        do_rows = do_grouped[..., rows, :]
-        dv[:, columns] += _keys_back((_transpose(weights) @ do_rows).sum(2))
-        dscores = do_rows @ _transpose(_keys_first(v[:, columns]))
-        dscores -= do_dot_o[..., rows, :]
+        dv[:, columns] += _heads_first(weights @ do_rows)
+        dscores = _heads_first(v[:, columns]) @ _transpose(do_rows)
+        dscores -= xp.einsum("...c,...c->...", do_rows, o_rows)[:, :, None]
         dscores *= weights
-        dscores *= scale
-        dq_grouped[..., rows, :] = dscores @ _keys_first(k[:, columns])
-        dk[:, columns] += _keys_back((_transpose(dscores) @ q_grouped[..., rows, :]).sum(2))
+        dq[:, rows] = _unstack(_transpose(dscores) @ _heads_first(k[:, columns]), H)
+        dk[:, columns] += _heads_first(dscores @ q_rows)
+    dq *= C**-0.5
+    dk *= C**-0.5
     return dq, dk, dv
 
 
@@ -195,32 +195,40 @@ def _tiles(queries: int, positions: int, window: int | None) -> list[tuple[slice
     return tiles
 
 
-def _scores(q_grouped: Array, k: Array, rows: slice, columns: slice, window: int | None) -> Array:
-    """q kᵀ/√C of one tile, −∞ where the query may not look: (B, G, H/G, rows, columns)."""
+def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | None) -> Array:
+    """k qᵀ/√C of one tile, −∞ where the query may not look: (B, G, columns, H/G·rows).
+
+    Lying down like this, a query's scores are summed and compared several times faster: NumPy then adds whole rows.
+    """
     xp = array_module(k)
-    past = k.shape[1] - q_grouped.shape[-2]
-    scale = k.shape[-1] ** -0.5
-    scores = (q_grouped[..., rows, :] * scale) @ _transpose(_keys_first(k[:, columns]))
-    distance = xp.arange(past + rows.start, past + rows.stop)[:, None] - xp.arange(columns.start, columns.stop)
+    scores = _heads_first(k[:, columns]) @ _transpose(q_rows * k.shape[-1] ** -0.5)
+    count = rows.stop - rows.start
+    partly = count if window is None else columns.stop - columns.start  # the last keys, which not every query sees
+    distance = xp.arange(columns.stop - count, columns.stop) - xp.arange(columns.stop - partly, columns.stop)[:, None]
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    scores += xp.where(hidden, -np.inf, 0.0).astype(scores.dtype)
+    mask = xp.where(hidden, -np.inf, 0.0).astype(scores.dtype)  # (partly, rows)
+    scores[:, :, -partly:] += xp.concatenate([mask] * (q_rows.shape[2] // count), axis=1)  # the same for every head
     return scores
 
 
-def _by_group(x: Array, groups: int) -> Array:
-    """A view of (B, T, H, C) as (B, G, H/G, T, C)."""
-    B, T, H, C = x.shape
-    return x.reshape(B, T, groups, H // groups, C).transpose(0, 2, 3, 1, 4)
+def _stack(x: Array, groups: int) -> Array:
+    """Some rows (B, n, H, C) → the query heads of a group one below the other, in one piece: (B, G, H/G·n, C).
+
+    They meet the same keys, so that each product with these is one and large.
+    """
+    B, n, H, C = x.shape
+    return x.reshape(B, n, groups, H // groups, C).transpose(0, 2, 3, 1, 4).reshape(B, groups, -1, C)
 
 
-def _keys_first(x: Array) -> Array:
-    """A view of (B, S, G, C) as (B, G, 1, S, C), to meet every query head of its group."""
-    return x.transpose(0, 2, 1, 3)[:, :, None]
+def _unstack(x: Array, heads: int) -> Array:
+    """The inverse of ``_stack``: (B, G, H/G·n, C) → (B, n, H, C)."""
+    B, groups, _, C = x.shape
+    return x.reshape(B, groups, heads // groups, -1, C).transpose(0, 3, 1, 2, 4).reshape(B, -1, heads, C)
 
 
-def _keys_back(x: Array) -> Array:
-    """A view of (B, G, S, C) as (B, S, G, C)."""
-    return x.transpose(0, 2, 1, 3)
+def _heads_first(x: Array) -> Array:
+    """A view of (B, S, G, C) as (B, G, S, C), or back."""
+    return x.swapaxes(1, 2)
 
 
 def _transpose(x: Array) -> Array:

@@ -32,7 +32,7 @@ def init(width: int, dtype: DTypeLike = np.float32) -> RMSNorm:
 def forward(params: RMSNorm, x: Array, eps: float = 1e-5) -> tuple[Array, Cache]:
     """x (..., D) → y (..., D)."""
     xp = array_module(x)
-    inv_rms = 1 / xp.sqrt(xp.square(x).mean(-1, keepdims=True) + eps)
+    inv_rms = 1 / xp.sqrt(_dot(x, x) / x.shape[-1] + eps)
     x_hat = x * inv_rms
     return params.gain * x_hat, Cache(x_hat, inv_rms)
 
@@ -45,11 +45,16 @@ def backward(params: RMSNorm, cache: Cache, dy: Array) -> tuple[Array, RMSNorm]:
         dx = r · (dx̂ − x̂ · mean(x̂ ⊙ dx̂)),   dx̂ = gain ⊙ dy
         dgain = Σ_t dy_t ⊙ x̂_t
     """
+    xp = array_module(dy)
     x_hat, inv_rms = cache
-    weighted = dy * x_hat
-    dgain = weighted.reshape(-1, weighted.shape[-1]).sum(0)
-    weighted *= params.gain  # x̂ ⊙ dx̂
-    dx = params.gain * dy
-    dx -= x_hat * weighted.mean(-1, keepdims=True)
+    width = dy.shape[-1]
+    dgain = xp.einsum("td,td->d", dy.reshape(-1, width), x_hat.reshape(-1, width))
+    dx = params.gain * dy  # dx̂
+    dx -= x_hat * (_dot(x_hat, dx) / width)
     dx *= inv_rms
     return dx, RMSNorm(dgain)
+
+
+def _dot(a: Array, b: Array) -> Array:
+    """The inner product of each row of a with that of b: (..., D) → (..., 1), without an array of all products."""
+    return array_module(a).einsum("...d,...d->...", a, b)[..., None]

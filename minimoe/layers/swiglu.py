@@ -68,7 +68,8 @@ def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Ca
             continue
         xp.matmul(x[rows], params.w_gate[e], out=a[rows])
         xp.matmul(x[rows], params.w_up[e], out=b[rows])
-        h = a[rows] * sigmoid(a[rows])
+        h = sigmoid(a[rows])
+        h *= a[rows]
         h *= b[rows]
         xp.matmul(h, params.w_down[e], out=y[rows])
     y[sum(counts) :] = 0
@@ -81,7 +82,7 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
     h = a s ⊙ b with s = sigmoid(a) and s' = s(1 − s), so, expert by expert,
 
         dW_down = hᵀ dy,    dh = dy W_downᵀ
-        db = dh ⊙ a s,      da = dh ⊙ b ⊙ s (1 + a (1 − s))
+        db = dh ⊙ a s,      da = dh ⊙ b ⊙ s (1 + a (1 − s)) = dh ⊙ (h + s (b − h))
         dW_gate = xᵀ da,    dW_up = xᵀ db,    dx = da W_gateᵀ + db W_upᵀ
     """
     xp = array_module(dy)
@@ -95,13 +96,13 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
         x, a, b = cache.x[rows], cache.a[rows], cache.b[rows]
         s = sigmoid(a)
         silu = a * s
-        xp.matmul((silu * b).T, dy[rows], out=grads.w_down[e])
-        da = dy[rows] @ params.w_down[e].T  # dh, until the derivative of silu is multiplied in
-        db = da * silu
-        silu *= 1 - s
-        silu += s  # now s (1 + a (1 − s)), the derivative of silu
-        silu *= b
-        da *= silu
+        h = silu * b
+        xp.matmul(h.T, dy[rows], out=grads.w_down[e])
+        dh = dy[rows] @ params.w_down[e].T
+        db = xp.multiply(dh, silu, out=silu)
+        da = xp.multiply(s, b - h, out=s)
+        da += h
+        da *= dh
         xp.matmul(x.T, da, out=grads.w_gate[e])
         xp.matmul(x.T, db, out=grads.w_up[e])
         xp.matmul(da, params.w_gate[e].T, out=dx[rows])
