@@ -446,10 +446,10 @@ def poisoned(clip: Any, call: int) -> Any:
     """``clip`` that finds a NaN in the gradient at its ``call``-th call."""
     calls = iter(range(1, 10**6))
 
-    def with_nan(gradient: Any, limit: float) -> Any:
+    def with_nan(gradient: Any, *settings: Any) -> Any:
         if next(calls) == call:
             gradient.head.weight[0, 0] = np.nan
-        return clip(gradient, limit)
+        return clip(gradient, *settings)
 
     return with_nan
 
