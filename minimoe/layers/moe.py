@@ -94,7 +94,7 @@ def forward(
         capacity = math.ceil(capacity_factor * config.active_experts * T / config.experts)
         kept = within_capacity(routing.experts.reshape(B, -1), config.experts, capacity)
     dispatch = sort_by_expert(routing.experts, config.experts, kept)
-    y_sorted, experts_cache = swiglu.forward(params.experts, x_rows[dispatch.token], dispatch.counts)
+    y_sorted, experts_cache = swiglu.forward(params.experts, x_rows.take(dispatch.token, axis=0), dispatch.counts)
     y = combine(y_sorted, dispatch.place, routing.weights)
     dropped = dispatch.token.shape[0] - sum(dispatch.counts)
     return y.reshape(B, T, D), stats, dropped, Cache(routing, dispatch, y_sorted, router_cache, experts_cache)
@@ -110,7 +110,7 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     """
     xp = array_module(dy)
     routing, dispatch, y_sorted, router_cache, experts_cache = cache
-    dy_sorted = dy.reshape(-1, dy.shape[-1])[dispatch.token]
+    dy_sorted = dy.reshape(-1, dy.shape[-1]).take(dispatch.token, axis=0)
     dweights_sorted = xp.einsum("md,md->m", dy_sorted, y_sorted)
     dy_sorted *= routing.weights.reshape(-1)[dispatch.order][:, None]
     dx_sorted, dexperts = swiglu.backward(params.experts, experts_cache, dy_sorted)
@@ -150,7 +150,7 @@ def combine(sorted_rows: Array, place: Array, weights: Array | None = None) -> A
     """sorted_rows (N·K, D) back in the order of tokens, the K of each token added up, weighted if asked: (N, D)."""
     total = None
     for k in range(place.shape[1]):
-        rows = sorted_rows[place[:, k]]
+        rows = sorted_rows.take(place[:, k], axis=0)
         if weights is not None:
             rows *= weights[:, k, None]
         total = rows if total is None else array_module(rows).add(total, rows, out=total)

@@ -36,11 +36,16 @@ def init(positions: Array, head_width: int, theta: float = 10_000.0, dtype: DTyp
 
 def forward(rotation: Rotation, x: Array) -> Array:
     """x (B, T, H, C) → each head's pairs turned by the angle of their position, same shape."""
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    y = array_module(x).empty_like(x)
-    y[..., :half] = first * rotation.cos - second * rotation.sin
-    y[..., half:] = second * rotation.cos + first * rotation.sin
+    xp = array_module(x)
+    heads, half = x.shape[-2], x.shape[-1] // 2
+    # laid out for every channel of every head, so that the products run over long rows and not over C/2 numbers
+    cos = xp.concatenate([rotation.cos, rotation.cos], axis=-1).repeat(heads, axis=1)  # (T, H, C)
+    sin = xp.concatenate([-rotation.sin, rotation.sin], axis=-1).repeat(heads, axis=1)
+    y = xp.empty_like(x)
+    y[..., :half] = x[..., half:]
+    y[..., half:] = x[..., :half]
+    y *= sin
+    y += x * cos
     return y
 
 

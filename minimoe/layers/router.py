@@ -142,17 +142,15 @@ def forward(
     if sigma is not None and estimate_load and top_k < experts:
         counted, load_cache = _probability_of_being_chosen(clean, noisy, sigma, ranking, one_hot > 0)
 
-    def total(values: Array) -> Array:
-        return (values if mask is None else values * mask).sum(0)
-
+    present = xp.ones(tokens, x.dtype) if mask is None else mask[:, 0]  # (N,) so that a sum over tokens is a product
     stats = RouterStats(
         tokens=tokens if mask is None else mask.sum(),
-        assignments=total(one_hot),
-        probability=total(probability),
-        importance=total(gated),
-        load=total(counted),
-        squared_lse=total(xp.square(lse))[0],
-        entropy=total(lse - (probability * clean).sum(1, keepdims=True))[0],
+        assignments=present @ one_hot,
+        probability=present @ probability,
+        importance=present @ gated,
+        load=present @ counted,
+        squared_lse=present @ xp.square(lse[:, 0]),
+        entropy=present @ (lse[:, 0] - (probability * clean).sum(1)),
     )
     cache = Cache(x, probability, lse, ranking, gate, noise, noise_logits, sigma, load_cache, mask, renormalize)
     return Routing(chosen, weights), stats, cache
@@ -234,15 +232,22 @@ def _probability_of_being_chosen(
 
 
 def _softmax(z: Array) -> tuple[Array, Array]:
-    """Softmax along the last axis, and log Σ exp(z), both safe for any finite z."""
+    """z (N, E) → softmax of each row, and log Σ exp(z) (N, 1), both safe for any finite z.
+
+    It is taken lying down, (E, N): NumPy goes through N numbers at a time several times faster than through E.
+    """
     xp = array_module(z)
-    peak = z.max(-1, keepdims=True)
-    p = xp.exp(z - peak)
-    total = p.sum(-1, keepdims=True)
+    p = z.T.copy()
+    peak = p.max(0)
+    p -= peak
+    xp.exp(p, out=p)
+    total = p.sum(0)
     p /= total
-    return p, peak + xp.log(total)
+    lse = peak + xp.log(total)
+    return p.T.copy(), lse[:, None]
 
 
 def _softplus(z: Array) -> Array:
-    """log(1 + exp z), without overflow."""
-    return array_module(z).logaddexp(z, 0)
+    """log(1 + exp z), without overflow: max(z, 0) + log(1 + exp(−|z|)), far faster than ``logaddexp``."""
+    xp = array_module(z)
+    return xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.abs(z)))
