@@ -165,8 +165,9 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
     """
     q, k, v, o, log_sum_exp, window = cache
     xp = array_module(q)
-    B, T, H, C = q.shape
+    B, T, H, _ = q.shape
     groups = k.shape[2]
+    scale = q.shape[-1] ** -0.5
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
     for rows, columns in _tiles(T, k.shape[1], window):
         q_rows, do_rows, o_rows = (_stack(x[:, rows], groups) for x in (q, do, o))  # (B, G, H/G·rows, C)
@@ -179,8 +180,8 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
         dscores *= weights
         dq[:, rows] = _unstack(_transpose(dscores) @ _heads_first(k[:, columns]), H)
         dk[:, columns] += _heads_first(dscores @ q_rows)
-    dq *= C**-0.5
-    dk *= C**-0.5
+    dq *= scale
+    dk *= scale
     return dq, dk, dv
 
 
@@ -201,7 +202,8 @@ def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | 
     Lying down like this, a query's scores are summed and compared several times faster: NumPy then adds whole rows.
     """
     xp = array_module(k)
-    scores = _heads_first(k[:, columns]) @ _transpose(q_rows * k.shape[-1] ** -0.5)
+    scale = k.shape[-1] ** -0.5
+    scores = _heads_first(k[:, columns]) @ _transpose(q_rows * scale)
     count = rows.stop - rows.start
     partly = count if window is None else columns.stop - columns.start  # the last keys, which not every query sees
     distance = xp.arange(columns.stop - count, columns.stop) - xp.arange(columns.stop - partly, columns.stop)[:, None]
