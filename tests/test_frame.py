@@ -100,7 +100,7 @@ FLOORS = (
     {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step"},
     {"sampling", "kv_cache", "one_token", "routing"},
     {"generation", "coloured_text", "plots", "sketch", "models", "costs", "exercises.*", "exercises"},
-    {"report", "cost_plot", "microscope"},
+    {"report", "cost_plot", "microscope", "bench"},
     {"microscope_page"},
     {"trainer"},
     {"cli"},

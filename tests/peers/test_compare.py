@@ -1,0 +1,60 @@
+"""The comparison runs from end to end, and refuses to compare what is not the same."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import compare
+import pytest
+import rows
+from rows import Plan
+
+pytestmark = pytest.mark.torch
+
+PLAN = Plan(compare.QUICK, 2, compare.QUICK, 2, threads=1, rounds=2, seconds=0.0)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(Path(compare.__file__)), *arguments], capture_output=True, text=True, timeout=600
+    )
+
+
+def test_a_quick_run_measures_every_row() -> None:
+    before = {path: path.read_text() for path in compare.HERE.glob("RESULTS*")}
+    done = run("--quick", "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    found = [re.split("[: ]", line)[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
+    assert list(dict.fromkeys(found)) == list(rows.ROWS)
+    assert done.stdout.count("proved beforehand") == 2 * 2 + 2  # two twins in two rows; a decoder and the library
+    assert {path: path.read_text() for path in compare.HERE.glob("RESULTS*")} == before, "a quick run is no result"
+
+
+def test_compiled_twins_compute_the_same() -> None:
+    tasks = {who: PLAN.task(who) for who in ("sorted compiled",)} | {
+        "cached compiled": PLAN.task("cached compiled", "decode")
+    }
+    _, proofs = rows.take_turns(tasks, PLAN)
+    assert len(proofs) == 2
+
+
+def test_another_computation_is_not_compared() -> None:
+    class Other:
+        def ask(self, _: str) -> dict[str, float]:
+            return {"loss": 1e-7, "logits": 1e-6, "gradient of a": 1e-6, "gradient of b": 3e-3}
+
+    with pytest.raises(SystemExit, match="loop: .* all 2 gradients to 3e-03: this is not the same computation"):
+        rows.prove("loop", Other())  # type: ignore[arg-type]
+
+
+def test_without_a_gpu_one_sentence_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare, "gpu_problem", lambda: "There is no GPU here.")
+    assert compare.main(["--device", "gpu"]) == 2
+    assert capsys.readouterr().err == "compare: There is no GPU here.\n"
+
+
+def test_ratios_are_of_medians_with_the_range_of_the_rounds() -> None:
+    assert rows.ratio([4.0, 6.0, 50.0], [2.0, 2.0, 5.0]) == (3.0, "3.00× (2.00–10.00)")
