@@ -59,6 +59,15 @@ def test_the_contents_link_every_lesson_by_its_title():
 
 
 @every_lesson
+def test_the_contents_say_what_a_lesson_needs_and_how_long_it_takes(path: Path):
+    opening = text(cells(path, "markdown")[0]["source"])
+    needs = sorted(re.findall(r"\]\((\d\d)_", re.search(r"^\*\*You need\*\*.*", opening, re.MULTILINE)[0]))
+    minutes = re.search(r"^\*\*Time\*\* about (\d+) minutes\.$", opening, re.MULTILINE)[1]
+    (row,) = [line for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if path.name in line]
+    assert row.endswith(f"| {', '.join(needs) or '–'} | {minutes} min |")
+
+
+@every_lesson
 def test_a_lesson_was_saved_executed_from_top_to_bottom(path: Path):
     code = cells(path, "code")
     assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
