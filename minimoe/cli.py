@@ -1,7 +1,7 @@
 """The command line: ``minimoe train``, ``evaluate``, ``generate``, ``routing``, ``gradcheck``, ``params`` and more.
 
-Every setting of ``ModelConfig`` and ``TrainConfig`` is an option of ``train``, made from the class itself. A command
-imports what it needs when it runs, so that ``--help`` answers at once.
+Longer lists of options stand in ``options``. A command imports what it needs when it runs, so that ``--help`` answers
+at once.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from minimoe import config
+from minimoe import config, options
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError, printable
 from minimoe.version import __version__
@@ -80,16 +80,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    _train_options(command("train", _train, "train a model, or continue a training"))
+    options.of_training(command("train", _train, "train a model, or continue a training"))
 
     sub = command(
-        "evaluate", _evaluate, "loss over the validation split of a run, or over another text, as one JSON line"
+        "evaluate",
+        _evaluate,
+        "loss over the validation split of a run, or over another text, as one JSON line; with --suite, what the model "
+        "can do beside that, alone or against another one",
     )
     sub.add_argument("folder", metavar="RUN", help="folder of a run")
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
-    _machine_options(sub)
+    options.of_the_suite(sub.add_argument_group("suite"))
+    options.of_the_machine(sub)
 
     sub = command("generate", _generate, "let a model continue a prompt")
     sub.add_argument("folder", metavar="RUN", help="folder of a run")
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--html", metavar="FILE", help="write one page to explore in a browser")
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    _machine_options(sub)
+    options.of_the_machine(sub)
 
     sub = command("gradcheck", _gradcheck, "prove every gradient by finite differences in float64")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -131,45 +135,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--preset", help=f"settings to start from: {', '.join(config.PRESETS)} (toy)")
-    source = sub.add_mutually_exclusive_group()
-    source.add_argument(
-        "--corpus",
-        metavar="NAME",
-        help="a built-in corpus: data (four small texts), fables, python-docs, shakespeare, ...",
-    )
-    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from")
-    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
-    _machine_options(sub)
-    for kind, title in ((ModelConfig, "model"), (TrainConfig, "training")):
-        group = sub.add_argument_group(title)
-        types = config.field_types(kind)
-        for field in dataclasses.fields(kind):
-            if field.name != "vocab_size":  # the tokenizer's to say
-                group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
-
-
-def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
-    """How argparse reads one field of a config; left out, it stays as the preset has it."""
-    doc = f"{field.metadata['doc']} (toy: {'none' if field.default is None else field.default})".replace("%", "%%")
-    common: dict[str, Any] = {"help": doc, "default": argparse.SUPPRESS}
-    if kind is bool:
-        return common | {"action": argparse.BooleanOptionalAction}
-
-    def read(text: str) -> Any:
-        return None if optional and text == "none" else kind(text)
-
-    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # argparse names it in its errors
-    return common | {"type": read, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
-
-
-def _machine_options(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
-    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (every core)")
-
-
 def _train(chosen: argparse.Namespace) -> int:
     from minimoe import corpus, trainer
 
@@ -177,10 +142,13 @@ def _train(chosen: argparse.Namespace) -> int:
     known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
     settings = {name: value for name, value in vars(chosen).items() if name in known}
     if chosen.resume:
-        for name in ("preset", "corpus", "text", "out"):
-            if getattr(chosen, name) is not None:
-                raise UserError(f"--{name} cannot go with --resume: the folder says all that; leave --{name} out.")
+        _leave_out(chosen, "resume", "preset", "corpus", "text", "out", "dense_twin")
         done = trainer.resume(chosen.resume, changes=settings, device=chosen.device, threads=chosen.threads)
+    elif chosen.dense_twin:
+        _leave_out(chosen, "dense-twin", "preset", "corpus", "text")
+        done = trainer.train_dense_twin(
+            chosen.dense_twin, changes=settings, out=chosen.out, device=chosen.device, threads=chosen.threads
+        )
     else:
         preset_name = chosen.preset or "toy"
         done = trainer.train(
@@ -194,10 +162,23 @@ def _train(chosen: argparse.Namespace) -> int:
     return 0 if done.finished else INTERRUPTED
 
 
+def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
+    """Raises ``UserError`` if an option was given beside one whose folder says all that already."""
+    for name in others:
+        if getattr(chosen, name) is not None:
+            other = name.replace("_", "-")
+            raise UserError(f"--{other} cannot go with --{option}: the folder says all that; leave --{other} out.")
+
+
 def _evaluate(chosen: argparse.Namespace) -> int:
     from minimoe import corpus, evaluation, models, texts, workers
     from minimoe.arrays import select_device
 
+    if chosen.suite:
+        return _evaluate_suite(chosen)
+    for name in ("against", "json", "samples", "questions", "tokens", "temperature", "seed"):
+        if getattr(chosen, name) is not None:
+            raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
     model = models.load(chosen.folder).to(select_device(chosen.device))
     if chosen.text:
         documents = [model.tokenizer.encode(text) for text in corpus.read_files(chosen.text).documents.values()]
@@ -218,6 +199,19 @@ def _evaluate(chosen: argparse.Namespace) -> int:
             }
         )
     )
+    return 0
+
+
+def _evaluate_suite(chosen: argparse.Namespace) -> int:
+    from minimoe import suite, suite_table
+
+    if chosen.text:
+        raise UserError("--text cannot go with --suite, which reads the text that the run held out: leave one out.")
+    given = {name: value for name in suite.Settings._fields if (value := getattr(chosen, name)) is not None}
+    results = suite.run(
+        chosen.folder, chosen.against, suite.Settings(**given), device=chosen.device, threads=chosen.threads
+    )
+    print(suite_table.to_json(results) if chosen.json else suite_table.table(results))
     return 0
 
 

@@ -255,3 +255,30 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
         model=dataclasses.replace(chosen.model, **{k: v for k, v in settings.items() if k in of_model}),
         train=dataclasses.replace(chosen.train, **{k: v for k, v in settings.items() if k not in of_model}),
     )
+
+
+def dense_twin(sparse: Preset) -> Preset:
+    """The dense model of equal active parameters, and its recipe: one expert, as wide as the K at work on a token.
+
+    What differs is the router, which a dense model does not need. Corpus, steps, batch and optimiser stay; all that
+    is about routers (noise, auxiliary losses, capacity) is off.
+
+    Raises:
+        UserError: the model is dense already, or its twin would be wider than a model may be.
+    """
+    model = sparse.model
+    if model.experts == 1:
+        raise UserError("a model with one expert is dense already: there is no twin to compare it with.")
+    return dataclasses.replace(
+        sparse,
+        model=dataclasses.replace(
+            model,
+            experts=1,
+            active_experts=1,
+            expert_width=model.active_experts * model.expert_width,
+            noisy_gating=False,
+        ),
+        train=dataclasses.replace(
+            sparse.train, balance_loss=0.0, importance_loss=0.0, load_loss=0.0, z_loss=0.0, capacity_factor=None
+        ),
+    )

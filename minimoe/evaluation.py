@@ -13,6 +13,7 @@ from minimoe import objective, tree
 from minimoe.arrays import Array, like, to_host
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
+from minimoe.layers import cross_entropy, decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.objective import Objective, Run, Shard
 
@@ -51,6 +52,24 @@ def evaluate(
 def bits_per_byte(result: Evaluation, size: int) -> float:
     """The loss in bits over the UTF-8 bytes of the predicted text, ``size``: comparable between tokenizers."""
     return result.loss * result.tokens / (math.log(2) * size)
+
+
+class Piece(NamedTuple):
+    targets: NDArray[np.int32]  # (T,)  what was predicted; the last piece may be shorter
+    nats: float  # summed over them
+
+
+def by_piece(params: Decoder, config: ModelConfig, document: NDArray[np.int32], run: Run = map) -> list[Piece]:
+    """The summed loss of each piece of a document, in order: what ``evaluate`` takes the mean of."""
+
+    def pieces(shard: Shard) -> list[Piece]:
+        logits, _, _ = decoder.forward(params, shard.tokens, config, estimate_load=False)
+        return [
+            Piece(to_host(targets), float(cross_entropy.forward(z, targets)[0].total))
+            for z, targets in zip(logits, shard.targets, strict=True)
+        ]
+
+    return [piece for shard in run(pieces, _shards(params, document, config.context)) for piece in shard]
 
 
 def _shards(params: Decoder, document: NDArray[np.int32], context: int) -> list[Shard]:

@@ -75,13 +75,18 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
     return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
 
 
-def reload(source: Source, codec: Tokenizer, context: int, corpus: Corpus | None = None) -> Texts:
-    """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
+def read_source(source: Source) -> Corpus:
+    """The corpus that an earlier run names, as it is today; raises ``UserError`` if it is gone, or is no file now."""
     # The paths were not typed by the person at the keyboard: what has no end, as a device or a pipe, is not read.
     for path in source.paths:
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{path}, which the run names as its text, is no file: restore the text, or train anew.")
-    read = corpus or (corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus))
+    return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
+
+
+def reload(source: Source, codec: Tokenizer, context: int, corpus: Corpus | None = None) -> Texts:
+    """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
+    read = corpus or read_source(source)
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
     changed = UserError(f"{named} has changed since this run began: restore the text, or train anew.")
     try:

@@ -103,6 +103,38 @@ def resume(
         return _loop(folder, run, data, where, threads, progress)
 
 
+def train_dense_twin(
+    folder: str | Path,
+    *,
+    corpus: Corpus | None = None,
+    changes: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Trains the dense model of equal active parameters on what the run in ``folder`` learned from, by its recipe.
+
+    ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold other settings, of the
+    recipe for instance: what is best for a mixture need not be best for a dense model. Without ``out``, the new run is
+    called after the old one, with ``-dense`` behind. Raises ``UserError`` as ``train``, or if the run is dense itself
+    or its text has changed.
+    """
+    run = checkpoint.load_config(folder)
+    twin = config.dense_twin(Preset("", run.model, run.train))
+    read = corpus or texts.read_source(run.source)
+    texts.reload(run.source, run.tokenizer, run.model.context, read)
+    return train(
+        config.override(twin, changes or {}),
+        corpus=read,
+        out=out,
+        name=f"{Path(folder).resolve().name}-dense",
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
+
+
 class _State(NamedTuple):
     """All that changes while a run goes on."""
 

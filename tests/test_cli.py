@@ -183,6 +183,29 @@ def test_evaluate_reads_other_texts(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found["loss"] == pytest.approx(expected.loss)
 
 
+def test_evaluate_with_the_suite_prints_a_table_or_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--dense-twin", str(run), "--out", str(run.parent / "dense"), "--device", "cpu"]) == 0
+    few = ["--samples", "3", "--questions", "2", "--tokens", "20", "--seed", "5", "--device", "cpu"]
+    words = ["evaluate", str(run), "--suite", "--against", str(run.parent / "dense"), *few]
+    capsys.readouterr()
+    assert cli.main(words) == 0
+    table, complained = capsys.readouterr()
+    assert complained == ""
+    for shown in ("held-out text, bits per byte", "pyramid", "difference", "not asked:", "temperature 0.8, seed 5"):
+        assert shown in table
+    assert cli.main([*words, "--json", "--temperature", "0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"] == {"samples": 3, "questions": 2, "tokens": 20, "temperature": 0.5, "seed": 5}
+    assert [model["name"] for model in found["models"]] == ["run", "dense"]
+
+
+def test_a_dense_twin_is_called_after_its_mixture(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.parent)
+    assert cli.main(["train", "--dense-twin", "run", "--steps", "1", "--learning-rate", "0.5", "--device", "cpu"]) == 0
+    twin = checkpoint.load_config(run.parent / "runs/run-dense")
+    assert (twin.model.experts, twin.train.steps, twin.train.learning_rate) == (1, 1, 0.5)
+
+
 # generate
 
 
@@ -316,7 +339,16 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--resume", "/nowhere"], "/nowhere is not a run: it has no config.json"),
         (["train", "--resume", "x", "--preset", "tiny"], "--preset cannot go with --resume"),
         (["train", "--resume", "x", "--out", "y"], "--out cannot go with --resume"),
+        (["train", "--dense-twin", "/nowhere"], "/nowhere is not a run"),
+        (["train", "--dense-twin", "x", "--corpus", "data"], "--corpus cannot go with --dense-twin"),
+        (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
+        (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
+        (["evaluate", "x", "--json"], "--json belongs to the suite: add --suite"),
+        (["evaluate", "x", "--against", "y"], "--against belongs to the suite"),
+        (["evaluate", "x", "--seed", "0"], "--seed belongs to the suite"),
+        (["evaluate", "x", "--suite", "--text", "y"], "--text cannot go with --suite"),
+        (["evaluate", "x", "--suite", "--samples", "0"], "samples 0 leaves nothing to measure"),
         (["generate", "/nowhere", "--prompt", "a"], "/nowhere is not a run"),
         (["corpus", "bible"], "'bible' is not downloaded"),
     ],

@@ -67,6 +67,16 @@ def test_it_equals_a_loop_over_single_tokens(params: Decoder, config: ModelConfi
     np.testing.assert_allclose(found.load.sum(1), 1)
 
 
+def test_pieces_add_up_to_the_whole(params: Decoder, config: ModelConfig) -> None:
+    ids = document(66)
+    pieces = evaluation.by_piece(params, config, ids)
+    assert [len(piece.targets) for piece in pieces] == [4] * 16 + [1]
+    np.testing.assert_array_equal(np.concatenate([piece.targets for piece in pieces]), ids[1:])
+    for number, piece in enumerate(pieces):
+        alone = evaluation.evaluate(params, config, [ids[4 * number : 4 * number + 5]])
+        assert piece.nats == pytest.approx(alone.loss * alone.tokens, rel=1e-12)
+
+
 @given(length=st.integers(2, 300), context=st.integers(1, 20))
 def test_every_token_but_the_first_is_predicted_exactly_once(length: int, context: int) -> None:
     params = decoder.init(

@@ -1,0 +1,70 @@
+"""Options of the command line. Every setting of ``ModelConfig`` and ``TrainConfig`` is one, made from the class."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from minimoe import config
+from minimoe.config import ModelConfig, TrainConfig
+
+
+def of_training(sub: argparse.ArgumentParser) -> None:
+    """What to learn from, where to, and every setting; a setting that was not given is left to the preset."""
+    sub.add_argument("--preset", help=f"settings to start from: {', '.join(config.PRESETS)} (toy)")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument(
+        "--corpus",
+        metavar="NAME",
+        help="a built-in corpus: data (four small texts), fables, python-docs, shakespeare, ...",
+    )
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
+    sub.add_argument(
+        "--dense-twin", metavar="DIR", help="train the dense model of equal active parameters, as this run was trained"
+    )
+    of_the_machine(sub)
+    for kind, title in ((ModelConfig, "model"), (TrainConfig, "training")):
+        group = sub.add_argument_group(title)
+        types = config.field_types(kind)
+        for field in dataclasses.fields(kind):
+            if field.name != "vocab_size":  # the tokenizer's to say
+                group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+
+
+def of_the_suite(group: argparse._ArgumentGroup) -> None:
+    """These mean nothing without ``--suite``, so they have no default here: what was not given is None."""
+    group.add_argument(
+        "--suite",
+        action="store_true",
+        help="loss by document, unseen sums, Python that parses, brackets closed, with confidence intervals",
+    )
+    group.add_argument("--against", metavar="RUN", help="another run on the same text, to be shown beside it")
+    group.add_argument("--samples", type=int, metavar="N", help="texts that a model writes (100)")
+    group.add_argument("--questions", type=int, metavar="N", help="sums of each kind (200)")
+    group.add_argument("--tokens", type=int, metavar="N", help="tokens of a text (256)")
+    group.add_argument("--temperature", type=float, metavar="X", help="at which it writes (0.8)")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same numbers (0)")
+    group.add_argument("--json", action="store_true", default=None, help="print JSON instead of a table")
+
+
+def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
+    """How argparse reads one field of a config; left out, it stays as the preset has it."""
+    doc = f"{field.metadata['doc']} (toy: {'none' if field.default is None else field.default})".replace("%", "%%")
+    common: dict[str, Any] = {"help": doc, "default": argparse.SUPPRESS}
+    if kind is bool:
+        return common | {"action": argparse.BooleanOptionalAction}
+
+    def read(text: str) -> Any:
+        return None if optional and text == "none" else kind(text)
+
+    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # argparse names it in its errors
+    return common | {"type": read, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+
+
+def of_the_machine(sub: argparse.ArgumentParser) -> None:
+    """What to compute with."""
+    sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (every core)")

@@ -1,0 +1,249 @@
+"""The evaluation suite: what a trained model can do, with confidence intervals, alone or beside another model.
+
+    print(suite_table.table(run("runs/toy", against="runs/toy-dense")))
+
+    held-out text       bits per byte of each document's last tenth, which no training saw
+    unseen sums         share that is answered exactly, always taking the likeliest token (``sums``)
+    Python              share of the definitions that the model writes that parse (``well_formed``)
+    brackets            share of the texts that it writes in which all of them are closed (``well_formed``)
+
+Beside each number stands what luck reaches: every character by its frequency alone, the commonest answer always, the
+model's own texts with their characters shuffled. For what is written, held-out text that is cut alike says what can be
+reached. Where a run's text holds no sums or no Python, the row says so, for a number would mean nothing.
+
+The fair opponent of a mixture is the dense model of equal active parameters: ``trainer.train_dense_twin``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe import accounting, checkpoint, evaluation, generation, sampling, sums, texts, well_formed, workers
+from minimoe.arrays import select_device
+from minimoe.checkpoint import Model
+from minimoe.corpus import Corpus
+from minimoe.errors import UserError
+from minimoe.objective import Run
+from minimoe.texts import Texts
+
+
+class Settings(NamedTuple):
+    """How much is asked, and how the models write."""
+
+    samples: int = 100  # of texts and of definitions
+    questions: int = 200  # of each kind of sum
+    tokens: int = 256  # of a text
+    temperature: float = 0.8
+    seed: int = 0
+
+
+class Losses(NamedTuple):
+    """A model's loss on one document, piece by piece."""
+
+    bits: NDArray[np.float64]  # (P,)
+    sizes: NDArray[np.int64]  # (P,)  bytes
+    chance: float  # bits per byte
+
+
+class Marks(NamedTuple):
+    """What became of each of n attempts."""
+
+    right: NDArray[np.bool_]  # (n,)
+    chance: float
+    reachable: float | None = None  # by real text; None where nothing was found to measure it on
+
+
+class Measured(NamedTuple):
+    """All that the suite finds of one model; a text in place of marks says why there are none."""
+
+    name: str
+    active: int  # parameters at work on a token
+    total: int
+    trained_tokens: int
+    losses: dict[str, Losses]  # by document
+    marks: dict[str, Marks | str]  # by task
+
+
+class Results(NamedTuple):
+    """All that the suite finds of one model, or of two that share a text."""
+
+    settings: Settings
+    models: tuple[Measured, ...]
+
+
+SUMS, PYTHON, BRACKETS = "unseen sums", "Python that parses", "brackets closed"
+
+
+def run(
+    folder: str | Path,
+    against: str | Path | None = None,
+    settings: Settings | None = None,
+    *,
+    corpus: Corpus | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Results:
+    """The suite on the run in ``folder``, and on the one to compare it with. The number of threads changes nothing.
+
+    ``corpus`` is needed only where the runs began with one made in Python.
+
+    Raises:
+        UserError: a folder is no run, its text has changed, the two do not share text, tokenizer and context, or a
+            setting makes no sense.
+    """
+    settings = settings or Settings()
+    _check(settings)
+    folders = [Path(folder), *([] if against is None else [Path(against)])]
+    models = [checkpoint.load_model(path) for path in folders]
+    _check_alike(folders, models)
+    first = models[0]
+    data = texts.reload(first.run.source, first.tokenizer, first.config.context, corpus)
+    where = select_device(device)
+    with workers.pool(1 if where == "gpu" else workers.count(threads)) as pool:
+        found = [
+            measure(path.resolve().name, model.to(where), data, _trained_tokens(path), settings, pool)
+            for path, model in zip(folders, models, strict=True)
+        ]
+    return Results(settings, tuple(found))
+
+
+def _check(settings: Settings) -> None:
+    for name in ("samples", "questions", "tokens"):
+        if (value := getattr(settings, name)) < 1:
+            raise UserError(f"{name} {value} leaves nothing to measure: choose a whole number of at least 1.")
+    if settings.seed < 0:
+        raise UserError(f"seed {settings.seed} starts no random numbers: choose a whole number of at least 0.")
+    sampling.check(settings.temperature, None, None)
+
+
+def _check_alike(folders: Sequence[Path], models: Sequence[Model]) -> None:
+    """Raises ``UserError`` unless the models, one or two, can be measured on the same pieces of the same text."""
+    (folder, model), *others = zip(folders, models, strict=True)
+    for path, other in others:
+        if other.run.source.sha256 != model.run.source.sha256 or other.tokenizer != model.tokenizer:
+            raise UserError(
+                f"{folder} and {path} did not learn from the same text by the same tokenizer, so their numbers cannot "
+                f"be compared: train an opponent with minimoe train --dense-twin {folder}."
+            )
+        if other.config.context != model.config.context:
+            raise UserError(
+                f"{folder} reads {model.config.context} tokens at a time and {path} {other.config.context}, so their "
+                "losses cannot be compared: train one of them anew with the --context of the other."
+            )
+
+
+def _trained_tokens(folder: Path) -> int:
+    """As the last line of its metrics has it: a run may have been interrupted."""
+    rows = metrics.read(folder)
+    return int(rows[-1]["tokens"]) if rows else 0
+
+
+def measure(
+    name: str, model: Model, data: Texts, trained_tokens: int, settings: Settings | None = None, pool: Run = map
+) -> Measured:
+    """All that the suite finds of one model; ``pool`` is a ``map``, one of several threads for instance."""
+    settings = settings or Settings()
+    counts = accounting.parameters(model.config)
+    router = counts.router if model.config.experts == 1 else 0  # which has nothing to choose, and is no work
+    return Measured(
+        name,
+        counts.active - router,
+        counts.total - router,
+        trained_tokens,
+        {document: _losses(model, data, ids, pool) for document, ids in zip(data.names, data.validation, strict=True)},
+        {
+            **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
+            PYTHON: _python(model, data, settings, pool),
+            BRACKETS: _brackets(model, data, settings, pool),
+        },
+    )
+
+
+# The tasks
+
+
+def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Run) -> Losses:
+    pieces = evaluation.by_piece(model.params, model.config, ids, pool)
+    sizes = np.array([model.tokenizer.bytes_of(piece.targets) for piece in pieces])
+    frequency = np.bincount(data.train, minlength=model.config.vocab_size) + 1.0  # one imaginary token of each
+    by_frequency = -np.log2(frequency / frequency.sum())[ids[1:]]
+    bits = np.array([piece.nats for piece in pieces]) / math.log(2)
+    return Losses(bits, sizes, float(by_frequency.sum() / sizes.sum()))
+
+
+def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Run) -> Marks | str:
+    text = model.tokenizer.decode(data.train)
+    if not sums.are_in(text):
+        return f"not asked: the training text holds no line like {sums.EXAMPLE!r}"
+    questions = sums.unseen(text, kind, settings.questions, settings.seed)
+    if not questions:
+        return "not asked: the training text holds every sum of this kind"
+
+    def is_right(question: sums.Question) -> bool:
+        written = generation.write(model, question.prompt, sums.ANSWER_TOKENS, temperature=0)
+        return sums.is_right(written, question.answer)
+
+    try:
+        right = np.array(list(pool(is_right, questions)))
+    except UserError as error:  # a character that is not in the training text
+        return f"not asked: {error}"
+    return Marks(right, sums.best_constant(questions))
+
+
+def _python(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
+    held_out = [model.tokenizer.decode(ids) for ids in data.validation]
+    if not well_formed.has_python(model.tokenizer.decode(data.train)):
+        return "not measured: the training text holds no Python"
+    begin = well_formed.DEFINITION
+    written = [begin + text for text in _write(model, begin, settings, pool)]
+    real = [begin + text for whole in held_out for text in whole.split(begin)[1:]]
+    real = [text[: len(begin) + settings.tokens] for text in real[: settings.samples]]
+
+    def parse(snippets: Sequence[str]) -> NDArray[np.bool_]:
+        return np.array([well_formed.parses(well_formed.first_definition(snippet)) for snippet in snippets], bool)
+
+    shuffled = [begin + text for text in _shuffled([text[len(begin) :] for text in written], settings.seed)]
+    return Marks(parse(written), float(parse(shuffled).mean()), float(parse(real).mean()) if real else None)
+
+
+def _brackets(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
+    if "\n" not in model.tokenizer.decode(data.train):
+        return "not measured: the training text has no line ends, behind which a text could begin"
+    written = _write(model, "\n", settings, pool)
+    held_out = "\n".join(model.tokenizer.decode(ids) for ids in data.validation)
+    starts = [place + 1 for place, character in enumerate(held_out) if character == "\n"]
+    chosen = np.random.default_rng(settings.seed).permutation(starts)[: settings.samples]
+    real = [held_out[start : start + settings.tokens] for start in chosen]
+
+    def closed(passages: Sequence[str]) -> NDArray[np.bool_]:
+        """Of those that have something to close."""
+        cut = [well_formed.whole_lines(passage) for passage in passages]
+        return np.array([well_formed.is_closed(text) for text in cut if well_formed.has_brackets(text)], bool)
+
+    right, reachable = closed(written), closed(real)
+    if not len(right):
+        return f"not measured: none of the {len(written)} texts that it wrote holds a bracket or a double quote"
+    shuffled = closed(_shuffled([well_formed.whole_lines(text) for text in written], settings.seed))
+    return Marks(right, float(shuffled.mean()), float(reachable.mean()) if len(reachable) else None)
+
+
+def _write(model: Model, prompt: str, settings: Settings, pool: Run) -> list[str]:
+    """What the model writes behind a prompt, again and again."""
+
+    def text(number: int) -> str:
+        seed = settings.seed * settings.samples + number
+        return generation.write(model, prompt, settings.tokens, temperature=settings.temperature, seed=seed)
+
+    return list(pool(text, range(settings.samples)))
+
+
+def _shuffled(passages: Sequence[str], seed: int) -> list[str]:
+    """Each passage with its characters in random order: the same brackets and quotes, without the skill."""
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.permutation(list(passage))) for passage in passages]

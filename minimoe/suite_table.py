@@ -1,0 +1,212 @@
+"""What the evaluation suite found, as a table or as JSON: one model, or two side by side with their difference.
+
+print(table(suite.run("runs/toy", against="runs/toy-dense")))
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minimoe import intervals
+from minimoe.errors import printable
+from minimoe.intervals import Interval
+from minimoe.suite import Losses, Marks, Results
+
+LOSS = "held-out text"
+
+
+class Cell(NamedTuple):
+    """One model's number on one row."""
+
+    number: Interval
+    right: int | None  # attempts that were right; None for a loss
+    of: int  # attempts, or bytes
+
+
+class Row(NamedTuple):
+    """One line; what was not measured is None, and ``note`` says why."""
+
+    group: str
+    name: str
+    cells: tuple[Cell | None, ...]  # one or two models
+    difference: Interval | None  # first − second
+    chance: float | None
+    reachable: float | None
+    note: str = ""
+
+
+def rows(results: Results) -> list[Row]:
+    """Every line of the result: losses in bits per byte, then shares."""
+    models, seed = results.models, results.settings.seed
+    found = [_loss_row(name, [model.losses[name] for model in models], seed) for name in models[0].losses]
+    if len(found) > 1:
+        found.append(_loss_row("all", [_joined(list(model.losses.values())) for model in models], seed))
+    return found + [_share_row(task, [model.marks[task] for model in models]) for task in models[0].marks]
+
+
+def notes(results: Results) -> list[str]:
+    """What makes a comparison of two models less than fair, in sentences."""
+    if len(results.models) == 1:
+        return []
+    one, other = results.models
+    found = []
+    if one.trained_tokens != other.trained_tokens:
+        found.append(
+            f"Unequal training: {one.name} learned from {one.trained_tokens:,} tokens, {other.name} from "
+            f"{other.trained_tokens:,}."
+        )
+    if abs(one.active / other.active - 1) > 0.01:
+        found.append(
+            f"Unequal models: {one.active:,} parameters of {one.name} work on a token, {other.active:,} of "
+            f"{other.name}."
+        )
+    return found
+
+
+def to_json(results: Results) -> str:
+    """One JSON object, in ASCII; a bound that is not known is null."""
+    values = {
+        "settings": results.settings._asdict(),
+        "models": [
+            {
+                "name": model.name,
+                "active_parameters": model.active,
+                "total_parameters": model.total,
+                "trained_tokens": model.trained_tokens,
+            }
+            for model in results.models
+        ],
+        "rows": [
+            {
+                "group": row.group,
+                "name": row.name,
+                "unit": "bits per byte" if row.group == LOSS else "share",
+                "models": [cell and _cell_to_dict(cell) for cell in row.cells],
+                "difference": row.difference and _interval_to_dict(row.difference),
+                "chance": row.chance,
+                "reachable": row.reachable,
+                "note": row.note,
+            }
+            for row in rows(results)
+        ],
+        "notes": notes(results),
+    }
+    return json.dumps(values, indent=2, allow_nan=False)
+
+
+def table(results: Results) -> str:
+    """The result in columns, with nothing in it that could steer a terminal."""
+    heads = ["", *(model.name for model in results.models), *["difference"] * (len(results.models) - 1)]
+    lines = [[*heads, "by chance", "real text"]]
+    group = ""
+    for row in rows(results):
+        if row.group != group:
+            group = row.group
+            lines.append([group + (", bits per byte" if group == LOSS else "")])
+        shown = _bits if row.group == LOSS else _percent
+        cells = [cell and _shown(cell, shown) for cell in row.cells]
+        apart = [_between(row.difference, shown, "+")] if len(row.cells) > 1 else []
+        bounds = [number if number is None else shown(number, "") for number in (row.chance, row.reachable)]
+        lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, *bounds))])
+    about = [
+        f"{model.name}: {model.active:,} of {model.total:,} parameters work on a token; learned from "
+        f"{model.trained_tokens:,} tokens."
+        for model in results.models
+    ]
+    missing = [f"{row.group}, {row.name}: {row.note}." for row in rows(results) if row.note]
+    explained = _explained(results)
+    return printable("\n".join([*about, *notes(results), "", *_columns(lines), "", *missing, *explained]))
+
+
+def _explained(results: Results) -> list[str]:
+    settings = results.settings
+    return [
+        "[ ] hold the truth 19 times of 20: a bootstrap over pieces of text for losses, Wilson's interval for shares.",
+        f"Written: {settings.samples} texts and definitions of {settings.tokens} tokens at temperature "
+        f"{settings.temperature:g}, seed {settings.seed}.",
+        "By chance: characters by their frequency; always the commonest answer; what was written, its characters "
+        "shuffled.",
+        "Real text: held out, and cut like what was written.",
+    ]
+
+
+def _joined(losses: Sequence[Losses]) -> Losses:
+    """All documents as one."""
+    sizes = np.concatenate([part.sizes for part in losses])
+    chance = sum(part.chance * int(part.sizes.sum()) for part in losses) / int(sizes.sum())
+    return Losses(np.concatenate([part.bits for part in losses]), sizes, chance)
+
+
+def _loss_row(name: str, losses: Sequence[Losses], seed: int) -> Row:
+    first = losses[0]
+    size = int(first.sizes.sum())
+    apart = [intervals.ratios_apart(first.bits, other.bits, first.sizes, seed) for other in losses[1:]]
+    cells = tuple(Cell(intervals.ratio(one.bits, one.sizes, seed), None, size) for one in losses)
+    return Row(LOSS, name, cells, apart[0] if apart else None, first.chance, None)
+
+
+def _share_row(task: str, marks: Sequence[Marks | str]) -> Row:
+    group, _, name = task.partition(", ")
+    cells = tuple(None if isinstance(one, str) else _share(one) for one in marks)
+    shares = [cell.number for cell in cells if cell is not None]
+    measured = next((one for one in marks if isinstance(one, Marks)), None)
+    return Row(
+        group,
+        name or "all",
+        cells,
+        intervals.shares_apart(*shares) if len(shares) == 2 else None,
+        measured and measured.chance,
+        measured and measured.reachable,
+        "; ".join(dict.fromkeys(one for one in marks if isinstance(one, str))),
+    )
+
+
+def _share(marks: Marks) -> Cell:
+    right, of = int(marks.right.sum()), len(marks.right)
+    return Cell(intervals.wilson(right, of), right, of)
+
+
+def _cell_to_dict(cell: Cell) -> dict[str, Any]:
+    counted = {"bytes": cell.of} if cell.right is None else {"right": cell.right, "of": cell.of}
+    return {**_interval_to_dict(cell.number), **counted}
+
+
+def _interval_to_dict(interval: Interval) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in interval._asdict().items()}
+
+
+def _bits(number: float, sign: str) -> str:
+    return f"{number:{sign}.3f}"
+
+
+def _percent(number: float, sign: str) -> str:
+    return f"{100 * number:{sign}.1f}%"
+
+
+def _shown(cell: Cell, shown: Callable[[float, str], str]) -> str:
+    counted = "" if cell.right is None else f"{cell.right}/{cell.of}  "
+    return counted + str(_between(cell.number, shown, ""))
+
+
+def _between(interval: Interval | None, shown: Callable[[float, str], str], sign: str) -> str | None:
+    if interval is None:
+        return None
+    value, low, high = (shown(number, sign) for number in interval)
+    return f"{value} [{low.rstrip('%')}, {high.rstrip('%')}]" if math.isfinite(interval.low) else f"{value} [too short]"
+
+
+def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells, the first to the left and the others to the right; a line of one cell is a heading."""
+    whole = [line for line in lines if len(line) > 1]
+    widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip()
+        if len(line) > 1
+        else "\n" + line[0]
+        for line in lines
+    ]

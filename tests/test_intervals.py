@@ -1,0 +1,74 @@
+"""Confidence intervals: known values, and that they hold the truth as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minimoe import intervals
+from minimoe.intervals import Interval, ratio, ratios_apart, shares_apart, wilson
+
+
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_wilson_has_the_published_values(hits: int, n: int, low: float, high: float) -> None:
+    """The last one is an example of Newcombe 1998, Statistics in Medicine 17, p. 857."""
+    found = wilson(hits, n)
+    assert found.value == hits / n
+    assert (found.low, found.high) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_solves_its_own_equation() -> None:
+    """Its bounds are the shares that lie exactly z of their own standard deviations from what was seen."""
+    for hits, n in ((1, 7), (3, 40), (39, 40)):
+        p, low, high = wilson(hits, n)
+        for bound in (low, high):
+            assert abs(p - bound) == pytest.approx(intervals.Z * math.sqrt(bound * (1 - bound) / n))
+
+
+def test_shares_apart_has_the_published_value() -> None:
+    """56 of 70 against 48 of 80: 0.2000, 0.0524 to 0.3339 (Newcombe 1998, Statistics in Medicine 17, p. 876)."""
+    assert shares_apart(wilson(56, 70), wilson(48, 80)) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
+    there, back = shares_apart(wilson(9, 10), wilson(3, 10)), shares_apart(wilson(3, 10), wilson(9, 10))
+    assert there == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def pieces(rng: np.random.Generator, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Bits and bytes of pieces whose true ratio is 2."""
+    sizes = rng.integers(50, 150, n)
+    return sizes * rng.gamma(4.0, 0.5, n), sizes
+
+
+def test_the_bootstrap_holds_the_truth_about_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    rng = np.random.default_rng(0)
+    found = [ratio(*pieces(rng), seed=seed) for seed in range(300)]
+    held = np.mean([low <= 2 <= high for _, low, high in found])
+    assert 0.90 <= held <= 0.98, "95 % are promised; with 300 trials a little less or more is luck"
+
+
+def test_the_bootstrap_is_as_wide_as_the_central_limit_theorem_says(rng: np.random.Generator) -> None:
+    bits, sizes = pieces(rng, 400)
+    value, low, high = ratio(bits, sizes)
+    spread = (bits - value * sizes).std() / math.sqrt(400) / sizes.mean()
+    assert value == bits.sum() / sizes.sum()
+    assert high - low == pytest.approx(2 * intervals.Z * spread, rel=0.1)
+
+
+def test_a_difference_on_the_same_pieces_is_known_better_than_either_number(rng: np.random.Generator) -> None:
+    bits, sizes = pieces(rng)
+    apart = ratios_apart(bits, bits + 0.1 * sizes * rng.uniform(0.5, 1.5, len(sizes)), sizes)
+    alone = ratio(bits, sizes)
+    assert apart.low < -0.1 < apart.high < 0
+    assert apart.high - apart.low < 0.2 * (alone.high - alone.low)
+    assert ratios_apart(bits, bits, sizes) == (0, 0, 0)
+
+
+def test_a_seed_repeats_itself_and_few_pieces_have_no_bounds(rng: np.random.Generator) -> None:
+    bits, sizes = pieces(rng)
+    assert ratio(bits, sizes, 3) == ratio(bits, sizes, 3) != ratio(bits, sizes, 4)
+    few: Interval = ratio(bits[:4], sizes[:4])
+    assert few.value == bits[:4].sum() / sizes[:4].sum()
+    assert math.isnan(few.low) and math.isnan(few.high)

@@ -1,0 +1,332 @@
+"""The evaluation suite: what it measures is what it says, and what cannot be measured is said, not invented."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_runs
+
+from minimoe import checkpoint, config, evaluation, generation, suite, suite_table, sums, texts, trainer, well_formed
+from minimoe.config import ModelConfig
+from minimoe.corpus import Corpus
+from minimoe.errors import UserError
+from minimoe.suite import Losses, Marks, Measured, Results, Settings
+
+EXERCISES = "\n\n".join(
+    f"[ ] - {a} = {b}   The box holds {a} + {b} = {a + b}" for a in range(4, 30) for b in (5, 12, 38)
+)
+CODE = "\n\n\n".join(f"def f{n}(x):\n    return (x, {n})" for n in range(60))
+CORPUS = Corpus("school", {"exercises": EXERCISES + "\n", "code": CODE + "\n"})
+FEW = Settings(samples=6, questions=9, tokens=12)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two small runs on one corpus, a mixture and its dense twin, and a third on prose."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+        small_runs.train(folder / "mixture", CORPUS)
+        trainer.train_dense_twin(
+            folder / "mixture", corpus=CORPUS, out=folder / "dense", device="cpu", threads=1, progress=False
+        )
+        small_runs.train(folder / "prose")
+    return {path.name: path for path in folder.iterdir()}
+
+
+def measured(folder: Path, corpus: Corpus = CORPUS, settings: Settings = FEW, **more: Any) -> Measured:
+    return suite.run(folder, settings=settings, corpus=corpus, device="cpu", threads=1, **more).models[0]
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]], None]:
+    """Lets every model write what a function of the prompt and the seed says."""
+
+    def use(author: Callable[[str, int], str]) -> None:
+        monkeypatch.setattr(
+            generation, "write", lambda model, prompt, tokens, *, temperature, seed=0: author(prompt, seed)
+        )
+
+    return use
+
+
+# What is measured
+
+
+def test_losses_are_those_of_evaluation(runs: dict[str, Path]) -> None:
+    model = checkpoint.load_model(runs["mixture"])
+    data = texts.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
+    found = measured(runs["mixture"])
+    assert list(found.losses) == ["exercises", "code"]
+    for losses, ids in zip(found.losses.values(), data.validation, strict=True):
+        whole = evaluation.evaluate(model.params, model.config, [ids])
+        size = model.tokenizer.bytes_of(ids[1:])
+        assert losses.sizes.sum() == size
+        assert len(losses.sizes) == -(-(len(ids) - 1) // model.config.context)
+        assert losses.bits.sum() / size == pytest.approx(evaluation.bits_per_byte(whole, size), rel=1e-5)
+
+
+def test_chance_of_a_loss_is_the_frequency_of_characters(runs: dict[str, Path]) -> None:
+    model = checkpoint.load_model(runs["mixture"])
+    data = texts.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
+    text = model.tokenizer.decode(data.train)
+    held_out = model.tokenizer.decode(data.validation[1])[1:]
+    p = {c: (text.count(c) + 1) / (len(text) + model.config.vocab_size) for c in set(held_out)}
+    expected = -sum(np.log2(p[c]) for c in held_out) / len(held_out)
+    assert measured(runs["mixture"]).losses["code"].chance == pytest.approx(expected)
+
+
+def answer(prompt: str) -> str:
+    """What a model that can add writes behind a question, and well-formed texts elsewhere."""
+    if "The box holds" in prompt:
+        left, sign, right = re.findall(r"(\d+) ([+-]) (\d+) = $", prompt)[0]
+        return str(int(left) + int(right) if sign == "+" else int(left) - int(right)) + "\n\n["
+    if prompt == well_formed.DEFINITION:
+        return "f(x):\n    return x\n\n\nx"
+    return "(a) [b]\nc ("
+
+
+def test_a_model_that_can_do_it_is_always_right(runs: dict[str, Path], writes: Any) -> None:
+    writes(lambda prompt, seed: answer(prompt))
+    marks = measured(runs["mixture"]).marks
+    assert list(marks) == ["unseen sums, addition", "unseen sums, subtraction", suite.PYTHON, suite.BRACKETS]
+    lengths = [9, 9, 6, 6]
+    for mark, length in zip(marks.values(), lengths, strict=True):
+        assert isinstance(mark, Marks)
+        assert mark.right.all() and len(mark.right) == length
+
+
+def test_every_attempt_is_marked_by_itself(runs: dict[str, Path], writes: Any) -> None:
+    """Each author is right in some cases that can be counted, and in no other."""
+    writes(lambda prompt, seed: answer(prompt) if seed % 3 == 0 else "f(x:\n    )\nx" if "def" in prompt else ")\n")
+    marks = measured(runs["mixture"]).marks
+    for task in (suite.PYTHON, suite.BRACKETS):
+        assert marks[task].right.tolist() == [True, False, False, True, False, False]  # type: ignore[union-attr]
+    writes(lambda prompt, seed: "20\n" if "box" in prompt else "")
+    questions = sums.unseen(EXERCISES, "addition", 10_000)
+    found = measured(runs["mixture"], settings=FEW._replace(questions=10_000)).marks["unseen sums, addition"]
+    assert isinstance(found, Marks)
+    assert found.right.sum() == sum(question.answer == "20" for question in questions) > 0
+    assert found.right.mean() <= found.chance, "the commonest answer is the best constant"
+
+
+def test_a_sum_is_asked_greedily_and_none_is_in_the_training_text(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def write(model: Any, prompt: str, tokens: int, **how: Any) -> str:
+        asked.append((prompt, how["temperature"]))
+        return ""
+
+    monkeypatch.setattr(generation, "write", write)
+    measured(runs["mixture"])
+    questions = [(prompt, temperature) for prompt, temperature in asked if "box" in prompt]
+    assert len(questions) == 18
+    for prompt, temperature in questions:
+        assert temperature == 0
+        assert prompt.strip() not in EXERCISES[: int(0.9 * len(EXERCISES))]
+
+
+def test_by_chance_is_what_was_written_in_disorder(runs: dict[str, Path], writes: Any) -> None:
+    writes(lambda prompt, seed: "f():\n    return\n\n\nx" if "def" in prompt else "(" * 9 + ")" * 9 + "\n")
+    marks = measured(runs["mixture"]).marks
+    for task in (suite.PYTHON, suite.BRACKETS):
+        found = marks[task]
+        assert isinstance(found, Marks)
+        assert found.right.all()
+        assert found.chance < 0.5, "of all orders of nine pairs, one in ten is closed"
+        assert found.reachable is not None and found.reachable > 0.5
+
+
+def test_texts_without_a_bracket_do_not_count(runs: dict[str, Path], writes: Any) -> None:
+    writes(lambda prompt, seed: "(a)\n" if seed == 4 else "nothing to close\n")
+    found = measured(runs["mixture"]).marks[suite.BRACKETS]
+    assert isinstance(found, Marks)
+    assert found.right.tolist() == [True]
+    writes(lambda prompt, seed: "nothing to close\n")
+    assert "none of the 6 texts" in str(measured(runs["mixture"]).marks[suite.BRACKETS])
+
+
+# What cannot be measured
+
+
+def test_a_model_of_prose_is_not_asked_for_sums_or_python(runs: dict[str, Path]) -> None:
+    marks = measured(runs["prose"], small_runs.CORPUS).marks
+    assert "no line like '[ ] - 36 = 21" in str(marks["unseen sums, addition"])
+    assert marks[suite.PYTHON] == "not measured: the training text holds no Python"
+
+
+def test_a_character_that_the_model_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+    ones = Corpus("ones", {"ones": "[ ] - 11 = 1   The box holds 11 + 1 = 12\n" * 12})
+    small_runs.train(tmp_path / "ones", ones, steps=0)
+    reason = str(measured(tmp_path / "ones", ones).marks["unseen sums, addition"])
+    assert reason.startswith("not asked: The text contains '") and "knows only the" in reason
+
+
+def test_without_line_ends_no_text_can_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+    one_line = Corpus("line", {"line": "a (b) c " * 30})
+    small_runs.train(tmp_path / "line", one_line, steps=0)
+    assert "no line ends" in str(measured(tmp_path / "line", one_line).marks[suite.BRACKETS])
+
+
+# The same each time
+
+
+def test_a_seed_repeats_itself_with_any_number_of_threads(runs: dict[str, Path]) -> None:
+    said = [
+        suite_table.to_json(
+            suite.run(
+                runs["mixture"], runs["dense"], FEW._replace(seed=seed), corpus=CORPUS, device="cpu", threads=threads
+            )
+        )
+        for seed, threads in ((0, 1), (0, 3), (1, 1))
+    ]
+    assert said[0] == said[1] != said[2]
+
+
+# Side by side
+
+
+def test_the_dense_twin_has_the_active_parameters_of_the_mixture(runs: dict[str, Path]) -> None:
+    mixture, dense = (measured(runs[name]) for name in ("mixture", "dense"))
+    model = checkpoint.load_config(runs["mixture"]).model
+    router = model.layers * model.width * model.experts
+    assert dense.active == dense.total == mixture.active - router
+    assert mixture.total > mixture.active
+    ours, theirs = (checkpoint.load_config(runs[name]) for name in ("mixture", "dense"))
+    assert theirs.source == ours.source and theirs.tokenizer == ours.tokenizer
+    assert theirs.model == dataclasses.replace(
+        ours.model, experts=1, active_experts=1, expert_width=16, noisy_gating=False
+    )
+    assert (theirs.train.steps, theirs.train.batch, theirs.train.seed) == (6, 4, 0)
+    rows = small_runs.metrics(runs["dense"])
+    assert all(row["total"] == row["loss"] for row in rows), "a dense model has nothing to balance"
+
+
+def test_a_twin_can_have_a_recipe_of_its_own_and_refuses_what_makes_no_sense(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    def train(folder: Path, out: str, **changes: Any) -> Any:
+        return trainer.train_dense_twin(
+            folder, corpus=CORPUS, changes=changes, out=tmp_path / out, device="cpu", threads=1, progress=False
+        )
+
+    recipe = checkpoint.load_config(train(runs["mixture"], "own", steps=1, learning_rate=0.5).folder).train
+    assert (recipe.steps, recipe.learning_rate) == (1, 0.5)
+    with pytest.raises(UserError, match="dense already"):
+        train(runs["dense"], "again")
+    with pytest.raises(UserError, match="has changed"):
+        train(runs["prose"], "other")
+    assert not (tmp_path / "again").exists() and not (tmp_path / "other").exists()
+
+
+def test_a_twin_of_any_mixture_differs_in_what_is_about_experts_only() -> None:
+    toy = config.preset("toy")
+    twin = config.dense_twin(toy)
+    assert (twin.model.experts, twin.model.active_experts, twin.model.expert_width) == (1, 1, 512)
+    assert twin.corpus == toy.corpus and twin.train.learning_rate == toy.train.learning_rate
+    recipe = twin.train
+    assert recipe.balance_loss == recipe.z_loss == recipe.load_loss == recipe.importance_loss == 0
+    switch = dataclasses.replace(toy, model=ModelConfig(active_experts=1, renormalize=False))
+    assert config.dense_twin(switch).model.expert_width == 256
+
+
+def of(name: str, bits: float, right: int, active: int = 1000, tokens: int = 5000) -> Measured:
+    """A result that was made up: 40 pieces of 100 bytes, 50 attempts."""
+    hard = np.linspace(50, 150, 40)
+    losses = {
+        "fables": Losses(bits * hard, np.full(40, 100), 4.5),
+        "short": Losses(np.full(3, 10.0), np.full(3, 4), 5.0),
+    }
+    marks = {"unseen sums, addition": Marks(np.arange(50) < right, 0.04), suite.PYTHON: "not measured: no Python"}
+    return Measured(name, active, 3000, tokens, losses, marks)  # type: ignore[arg-type]
+
+
+def test_rows_set_two_models_side_by_side() -> None:
+    rows = suite_table.rows(Results(FEW, (of("mixture", 1.9, 30), of("dense", 2.0, 10))))
+    assert [(row.group, row.name) for row in rows] == [
+        ("held-out text", "fables"),
+        ("held-out text", "short"),
+        ("held-out text", "all"),
+        ("unseen sums", "addition"),
+        ("Python that parses", "all"),
+    ]
+    fables, short, every, addition, python = rows
+    one, other = fables.cells
+    assert one is not None and other is not None and fables.difference is not None
+    assert (one.number.value, other.number.value) == pytest.approx((1.9, 2.0))
+    assert one.number.low < 1.9 < one.number.high
+    assert fables.difference.value == pytest.approx(-0.1)
+    assert fables.difference.high - fables.difference.low < 0.1 * (one.number.high - one.number.low), "it is paired"
+    assert short.cells[0] is not None and np.isnan(short.cells[0].number.low)
+    assert every.cells[0] is not None and every.cells[0].number.value == pytest.approx((7600 + 30) / (4000 + 12))
+    assert every.chance == pytest.approx((4.5 * 4000 + 5 * 12) / 4012)
+    assert addition.cells[0] is not None and (addition.cells[0].right, addition.cells[0].of) == (30, 50)
+    assert addition.difference is not None and addition.difference.value == pytest.approx(0.4)
+    assert addition.difference.low > 0.2
+    assert python.cells == (None, None) and python.note == "not measured: no Python"
+
+
+def test_a_comparison_that_is_less_than_fair_says_so() -> None:
+    def notes(*models: Measured) -> list[str]:
+        return suite_table.notes(Results(FEW, models))
+
+    ours = of("ours", 1.9, 3)
+    assert notes(ours) == notes(ours, of("other", 2.0, 3)) == notes(ours, of("other", 2.0, 3, active=1005)) == []
+    assert "ours learned from 5,000 tokens, other from 6,000" in notes(ours, of("other", 2.0, 3, tokens=6000))[0]
+    assert "1,000 parameters of ours work on a token, 1,500 of other" in notes(ours, of("other", 2, 3, active=1500))[0]
+
+
+def test_the_table_shows_every_number_and_cannot_steer_a_terminal() -> None:
+    table = suite_table.table(Results(FEW, (of("mix\x1b[2J", 1.9, 30), of("dense", 2.0, 10, tokens=1))))
+    assert "\x1b" not in table
+    for shown in ("1.900 [", "2.000 [", "-0.100 [-0.1", "30/50  60.0% [46.2, 72.4]", "+40.0% [+", "too short", "4.0%",
+                  "Unequal training", "Python that parses, all: not measured: no Python."):  # fmt: skip
+        assert shown in table, shown
+    alone = suite_table.table(Results(FEW, (of("mixture", 1.9, 30),)))
+    assert "difference" not in alone and "60.0%" in alone
+
+
+def test_json_holds_the_same_and_no_nan() -> None:
+    found = json.loads(suite_table.to_json(Results(FEW, (of("mixture", 1.9, 30), of("dense", 2.0, 10)))))
+    assert found["settings"] == FEW._asdict()
+    assert [model["name"] for model in found["models"]] == ["mixture", "dense"]
+    fables, short, _, addition, python = found["rows"]
+    assert fables["unit"] == "bits per byte" and fables["models"][1]["bytes"] == 4000
+    assert short["models"][0]["low"] is None
+    assert (addition["unit"], addition["models"][0]["right"], addition["models"][0]["of"]) == ("share", 30, 50)
+    assert python["models"] == [None, None] and python["note"] and python["chance"] is None
+
+
+# Mistakes
+
+
+def test_models_that_cannot_be_compared_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did not learn from the same text .* --dense-twin"):
+        suite.run(runs["mixture"], runs["prose"], FEW, corpus=CORPUS)
+    small_runs.train(tmp_path / "long", CORPUS, context=9, steps=0, evaluate_every=0)
+    with pytest.raises(UserError, match="reads 8 tokens at a time and .* 9"):
+        suite.run(runs["mixture"], tmp_path / "long", FEW, corpus=CORPUS)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"samples": 0}, "samples 0 leaves nothing"),
+        ({"questions": -1}, "questions -1 leaves nothing"),
+        ({"tokens": 0}, "tokens 0 leaves nothing"),
+        ({"temperature": -0.5}, "temperature -0.5 makes no probabilities"),
+        ({"seed": -1}, "seed -1 starts no random numbers"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(runs: dict[str, Path], setting: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        suite.run(runs["mixture"], settings=Settings(**setting), corpus=CORPUS)
