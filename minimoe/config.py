@@ -101,6 +101,9 @@ class TrainConfig:
     newton_schulz_steps: int = _setting(3, "Muon: steps of the orthogonalisation", least=1, most=20)
     clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
     balance_loss: float = _setting(0.01, "coefficient of the Switch load-balancing loss, per layer", least=0.0)
+    pooled_balance: bool = _setting(
+        False, "take that loss over all layers together, as transformers does, which hides the collapse of a layer"
+    )
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)

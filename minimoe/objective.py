@@ -34,6 +34,7 @@ class Objective(NamedTuple):
 
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None
+    pooled_balance: bool = False  # the balance loss over all layers together: ``balance.pooled``
 
 
 class Shard(NamedTuple):
@@ -88,12 +89,18 @@ def add_up(forwards: Sequence[Forward], objective: Objective) -> Totals:
     dropped = [sum(layer) for layer in zip(*(f.dropped for f in forwards), strict=True)]
     tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
     mean = total = loss.total / tokens
+    coefficients = objective.coefficients
+    dpooled: RouterStats | None = None
+    if objective.pooled_balance:
+        value, dpooled = balance.pooled(stats, coefficients.balance)
+        total = total + value * coefficients.balance
+        coefficients = coefficients._replace(balance=0.0)
     auxiliary, dstats = [], []
     for layer in stats:
-        losses, dlayer = balance.loss(layer, objective.coefficients)
-        total = total + balance.weighted(losses, objective.coefficients)
+        losses, dlayer = balance.loss(layer, coefficients)
+        total = total + balance.weighted(losses, coefficients)
         auxiliary.append(losses)
-        dstats.append(dlayer)
+        dstats.append(dlayer if dpooled is None else tree.add(dlayer, dpooled))
     return Totals(mean, total, auxiliary, stats, dropped, 1 / tokens, dstats)
 
 

@@ -69,6 +69,7 @@ def take(
     goal = Objective(
         Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
         recipe.capacity_factor,
+        recipe.pooled_balance,
     )
     totals, gradient = objective.loss_and_gradient(
         params, shards, model, goal, run=run, recompute=recipe.accumulate > 1

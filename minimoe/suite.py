@@ -17,6 +17,7 @@ The fair opponent of a mixture is the dense model of equal active parameters: ``
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import accounting, checkpoint, evaluation, generation, sampling, sums, texts, well_formed, workers
+from minimoe import accounting, checkpoint, evaluation, generation, metrics, sampling, sums, texts, well_formed, workers
 from minimoe.arrays import select_device
 from minimoe.checkpoint import Model
 from minimoe.corpus import Corpus
@@ -77,7 +78,7 @@ class Results(NamedTuple):
     models: tuple[Measured, ...]
 
 
-SUMS, PYTHON, BRACKETS = "unseen sums", "Python that parses", "brackets closed"
+SUMS, PYTHON, BRACKETS = "unseen sums", "written texts, Python that parses", "written texts, brackets closed"
 
 
 def run(
@@ -107,7 +108,7 @@ def run(
     where = select_device(device)
     with workers.pool(1 if where == "gpu" else workers.count(threads)) as pool:
         found = [
-            measure(path.resolve().name, model.to(where), data, _trained_tokens(path), settings, pool)
+            measure(str(path), model.to(where), data, _trained_tokens(path), settings, pool)
             for path, model in zip(folders, models, strict=True)
         ]
     return Results(settings, tuple(found))
@@ -197,13 +198,13 @@ def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Run) -
 
 
 def _python(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
-    held_out = [model.tokenizer.decode(ids) for ids in data.validation]
     if not well_formed.has_python(model.tokenizer.decode(data.train)):
         return "not measured: the training text holds no Python"
     begin = well_formed.DEFINITION
     written = [begin + text for text in _write(model, begin, settings, pool)]
-    real = [begin + text for whole in held_out for text in whole.split(begin)[1:]]
-    real = [text[: len(begin) + settings.tokens] for text in real[: settings.samples]]
+    held_out = [model.tokenizer.decode(ids) for ids in data.validation]
+    places = [(text, found.start()) for text in held_out for found in re.finditer(begin, text)][: settings.samples]
+    real = [text[start : start + len(begin) + settings.tokens] for text, start in places]
 
     def parse(snippets: Sequence[str]) -> NDArray[np.bool_]:
         return np.array([well_formed.parses(well_formed.first_definition(snippet)) for snippet in snippets], bool)

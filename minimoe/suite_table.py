@@ -103,8 +103,8 @@ def table(results: Results) -> str:
     """The result in columns, with nothing in it that could steer a terminal."""
     heads = ["", *(model.name for model in results.models), *["difference"] * (len(results.models) - 1)]
     lines = [[*heads, "by chance", "real text"]]
-    group = ""
-    for row in rows(results):
+    group, found = "", rows(results)
+    for row in found:
         if row.group != group:
             group = row.group
             lines.append([group + (", bits per byte" if group == LOSS else "")])
@@ -118,9 +118,9 @@ def table(results: Results) -> str:
         f"{model.trained_tokens:,} tokens."
         for model in results.models
     ]
-    missing = [f"{row.group}, {row.name}: {row.note}." for row in rows(results) if row.note]
-    explained = _explained(results)
-    return printable("\n".join([*about, *notes(results), "", *_columns(lines), "", *missing, *explained]))
+    missing = [f"{row.group}, {row.name}: {row.note}." for row in found if row.note]
+    parts = [*about, *notes(results), "", *_columns(lines), "", *missing, *_explained(results)]
+    return printable("\n".join(parts))
 
 
 def _explained(results: Results) -> list[str]:
@@ -151,13 +151,13 @@ def _loss_row(name: str, losses: Sequence[Losses], seed: int) -> Row:
 
 
 def _share_row(task: str, marks: Sequence[Marks | str]) -> Row:
-    group, _, name = task.partition(", ")
+    group, name = task.split(", ")
     cells = tuple(None if isinstance(one, str) else _share(one) for one in marks)
     shares = [cell.number for cell in cells if cell is not None]
     measured = next((one for one in marks if isinstance(one, Marks)), None)
     return Row(
         group,
-        name or "all",
+        name,
         cells,
         intervals.shares_apart(*shares) if len(shares) == 2 else None,
         measured and measured.chance,

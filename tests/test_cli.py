@@ -196,7 +196,7 @@ def test_evaluate_with_the_suite_prints_a_table_or_json(run: Path, capsys: pytes
     assert cli.main([*words, "--json", "--temperature", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == {"samples": 3, "questions": 2, "tokens": 20, "temperature": 0.5, "seed": 5}
-    assert [model["name"] for model in found["models"]] == ["run", "dense"]
+    assert [model["name"] for model in found["models"]] == [str(run), str(run.parent / "dense")]
 
 
 def test_a_dense_twin_is_called_after_its_mixture(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -413,6 +413,7 @@ def test_noise_of_scale_zero_is_no_noise(rng: np.random.Generator, small: ModelC
     noisy=st.booleans(),
     capacity_factor=st.none() | st.just(0.6),
     recompute=st.booleans(),
+    pooled=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_one_batch_is_many_micro_batches_is_any_number_of_threads(
@@ -423,12 +424,13 @@ def test_one_batch_is_many_micro_batches_is_any_number_of_threads(
     noisy: bool,
     capacity_factor: float | None,
     recompute: bool,
+    pooled: bool,
     seed: int,
 ) -> None:
     """Auxiliary losses included; and for the same micro-batches, threads change not a bit."""
     rng = np.random.default_rng(seed)
     params, batch = drawn(rng, small), batch_of(rng, small, masked, noisy)
-    goal = Objective(EVERY_LOSS, capacity_factor)
+    goal = Objective(EVERY_LOSS, capacity_factor, pooled)
     whole = loss_and_gradient(params, [batch], small, goal)
     shards = split(batch, sizes)
     one_by_one = loss_and_gradient(params, shards, small, goal, recompute=recompute)

@@ -172,6 +172,15 @@ def test_the_script_never_makes_markup_of_a_string():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|srcdoc|DOMParser|setHTML", script)
 
 
+def test_every_declaration_of_the_style_sheet_names_a_property(look):
+    """A name that is broken in two is no error to a browser: it leaves that line out."""
+    sheet = re.sub(r"/\*.*?\*/", "", Page(microscope_page.page(look({"story": STORY}))).style, flags=re.DOTALL)
+    declared = [line for rules in re.findall(r"\{([^{}]*)\}", sheet) for line in rules.split(";") if line.strip()]
+    assert len(declared) > 200
+    names = [line.partition(":")[0].strip() for line in declared]
+    assert [name for name in names if not re.fullmatch(r"(--)?[a-z]+(-[a-z]+)*", name)] == []
+
+
 def test_hostile_text_is_only_data(look):
     seen = look({HOSTILE: HOSTILE, "</style><script>": STORY})
     html = microscope_page.page(seen, title=HOSTILE)

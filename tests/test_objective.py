@@ -31,8 +31,7 @@ def test_cross_entropy_is_the_mean_over_the_tokens_that_count(rng: np.random.Gen
     totals, _ = loss_and_gradient(params, [batch], small, Objective())
     logits, _, _ = decoder.forward(params, batch.tokens, small)
     nats = [
-        math.log(np.exp(logits[b, t]).sum()) - logits[b, t, batch.targets[b, t]]
-        for b, t in np.argwhere(batch.mask > 0)
+        math.log(np.exp(logits[b, t]).sum()) - logits[b, t, batch.targets[b, t]] for b, t in np.argwhere(batch.mask > 0)
     ]
     assert totals.cross_entropy == pytest.approx(np.mean(nats), rel=1e-13)
     assert totals.total == totals.cross_entropy
@@ -84,6 +83,26 @@ def test_the_losses_are_those_of_the_summed_counts(rng: np.random.Generator, sma
         stats = tree.add(*(forward.stats[layer] for forward in forwards))
         assert totals.auxiliary[layer] == balance.loss(stats, EVERY_LOSS)[0]
         assert stats.tokens == batch.mask.sum()
+
+
+def test_the_balance_loss_can_be_pooled_as_transformers_does(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small, noisy=False)
+    goal = Objective(EVERY_LOSS, pooled_balance=True)
+    totals, gradient = loss_and_gradient(params, [batch], small, goal)
+    others, _ = loss_and_gradient(params, [batch], small, Objective(EVERY_LOSS._replace(balance=0.0)))
+    value, _ = balance.pooled(totals.stats, 1.0)
+    assert totals.total == pytest.approx(others.total + EVERY_LOSS.balance * value, rel=1e-13)
+
+    direction = [rng.standard_normal(block.moe.router.w_gate.shape) for block in params.blocks]
+
+    def total(step: float) -> float:
+        moved = tree.map(np.copy, params)
+        for block, way in zip(moved.blocks, direction, strict=True):
+            block.moe.router.w_gate[...] += step * way
+        return float(loss_and_gradient(moved, [batch], small, goal)[0].total)
+
+    slope = sum((g.moe.router.w_gate * way).sum() for g, way in zip(gradient.blocks, direction, strict=True))
+    assert (total(1e-6) - total(-1e-6)) / 2e-6 == pytest.approx(slope, rel=1e-6)
 
 
 def test_capacity_belongs_to_the_objective_and_is_reported(rng: np.random.Generator, small: ModelConfig) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,24 @@ CORPUS = Corpus("school", {"exercises": EXERCISES + "\n", "code": CODE + "\n"})
 FEW = Settings(samples=6, questions=9, tokens=12)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def plain() -> Iterator[None]:
+    """No figures, no waiting for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minimoe.report.write", lambda *_: None)
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(plain: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Two small runs on one corpus, a mixture and its dense twin, and a third on prose."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
-        small_runs.train(folder / "mixture", CORPUS)
-        trainer.train_dense_twin(
-            folder / "mixture", corpus=CORPUS, out=folder / "dense", device="cpu", threads=1, progress=False
-        )
-        small_runs.train(folder / "prose")
+    small_runs.train(folder / "mixture", CORPUS)
+    trainer.train_dense_twin(
+        folder / "mixture", corpus=CORPUS, out=folder / "dense", device="cpu", threads=1, progress=False
+    )
+    small_runs.train(folder / "prose")
     return {path.name: path for path in folder.iterdir()}
 
 
@@ -135,7 +142,7 @@ def test_a_sum_is_asked_greedily_and_none_is_in_the_training_text(
 
 def test_by_chance_is_what_was_written_in_disorder(runs: dict[str, Path], writes: Any) -> None:
     writes(lambda prompt, seed: "f():\n    return\n\n\nx" if "def" in prompt else "(" * 9 + ")" * 9 + "\n")
-    marks = measured(runs["mixture"]).marks
+    marks = measured(runs["mixture"], settings=FEW._replace(tokens=60)).marks
     for task in (suite.PYTHON, suite.BRACKETS):
         found = marks[task]
         assert isinstance(found, Marks)
@@ -162,16 +169,14 @@ def test_a_model_of_prose_is_not_asked_for_sums_or_python(runs: dict[str, Path])
     assert marks[suite.PYTHON] == "not measured: the training text holds no Python"
 
 
-def test_a_character_that_the_model_does_not_know_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+def test_a_character_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
     ones = Corpus("ones", {"ones": "[ ] - 11 = 1   The box holds 11 + 1 = 12\n" * 12})
     small_runs.train(tmp_path / "ones", ones, steps=0)
     reason = str(measured(tmp_path / "ones", ones).marks["unseen sums, addition"])
     assert reason.startswith("not asked: The text contains '") and "knows only the" in reason
 
 
-def test_without_line_ends_no_text_can_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimoe.report.write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+def test_without_line_ends_no_text_can_begin(tmp_path: Path) -> None:
     one_line = Corpus("line", {"line": "a (b) c " * 30})
     small_runs.train(tmp_path / "line", one_line, steps=0)
     assert "no line ends" in str(measured(tmp_path / "line", one_line).marks[suite.BRACKETS])
@@ -257,7 +262,7 @@ def test_rows_set_two_models_side_by_side() -> None:
         ("held-out text", "short"),
         ("held-out text", "all"),
         ("unseen sums", "addition"),
-        ("Python that parses", "all"),
+        ("written texts", "Python that parses"),
     ]
     fables, short, every, addition, python = rows
     one, other = fables.cells
@@ -289,7 +294,7 @@ def test_the_table_shows_every_number_and_cannot_steer_a_terminal() -> None:
     table = suite_table.table(Results(FEW, (of("mix\x1b[2J", 1.9, 30), of("dense", 2.0, 10, tokens=1))))
     assert "\x1b" not in table
     for shown in ("1.900 [", "2.000 [", "-0.100 [-0.1", "30/50  60.0% [46.2, 72.4]", "+40.0% [+", "too short", "4.0%",
-                  "Unequal training", "Python that parses, all: not measured: no Python."):  # fmt: skip
+                  "Unequal training", "written texts, Python that parses: not measured: no Python."):  # fmt: skip
         assert shown in table, shown
     alone = suite_table.table(Results(FEW, (of("mixture", 1.9, 30),)))
     assert "difference" not in alone and "60.0%" in alone
