@@ -1,7 +1,8 @@
 """What a model costs: operations for a token, bytes of weights, of the key/value cache and of training.
 
 forward     2 operations (a product, a sum) for every active parameter that multiplies a token,
-            and 4·H·C in every layer for every earlier token that attention looks at
+            and 4·H·C in every layer for every token that attention looks at: half of the context on average, or
+            nearly the whole window where there is one
 backward    twice as many: one product for the gradient of the input, one for that of the weight
 """
 
@@ -39,7 +40,7 @@ def of(blueprint: Blueprint) -> Costs:
     """The costs of a blueprint."""
     seen = blueprint.context if blueprint.window is None else min(blueprint.window, blueprint.context)
     weights = 2 * sum(part.active for part in blueprint.parts if part.multiplied)
-    forward = weights + 4 * blueprint.attention_width * (seen + 1) // 2  # on average half of a causal context
+    forward = weights + 4 * blueprint.attention_width * _pairs(blueprint.context, seen) // max(blueprint.context, 1)
     per_token = 2 * blueprint.cached_numbers
     return Costs(
         name=blueprint.name,
@@ -84,6 +85,11 @@ def table(costs: Costs) -> str:
         ("training with AdamW in 32 bits, without activations", _size(costs.training_bytes)),
     ]
     return "\n".join([*lines, "", *_columns(facts)])
+
+
+def _pairs(context: int, window: int) -> int:
+    """Pairs of a token and one that it sees, itself included: min(t, window) for each t from 1 to ``context``."""
+    return window * (window + 1) // 2 + (context - window) * window
 
 
 def _lengths(context: int) -> list[int]:

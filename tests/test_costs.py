@@ -1,5 +1,6 @@
 """Blueprints and costs: published models come out to the last parameter."""
 
+import dataclasses
 import json
 
 import pytest
@@ -73,6 +74,16 @@ def test_operations_count_each_multiplied_parameter_twice_and_attention_over_hal
     found = costs.of(blueprint.of_config("tiny", shape))
     assert found.forward_operations == 2 * active + looked_at
     assert found.backward_operations == 2 * found.forward_operations
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 31, 32, 50])
+def test_attention_looks_at_what_is_in_its_window(window):
+    shape = dataclasses.replace(config.preset("tiny").model, window=window)
+    T = shape.context
+    seen = [min(t, window or T) for t in range(1, T + 1)]
+    blind = costs.of(blueprint.of_config("tiny", shape)._replace(attention_width=0))
+    looked_at = costs.of(blueprint.of_config("tiny", shape)).forward_operations - blind.forward_operations
+    assert looked_at == 4 * shape.layers * shape.heads * shape.head_width * sum(seen) // T
 
 
 def test_every_name_has_costs_and_a_table():
