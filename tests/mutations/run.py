@@ -16,11 +16,11 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import inspect
+import multiprocessing
 import os
 import queue
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,6 +39,8 @@ from minimoe.exercises.bugs import Bug  # noqa: E402
 TABLE = Path(__file__).with_name("CAUGHT.md")
 NEEDED = ("minimoe", "tests", "lessons", "data", ".ci", "*.toml", "*.yml", "*.md", "*.cff", "Makefile", "LICENSE")
 TIMEOUT = 600  # seconds for one run of pytest; a bug that makes a test hang is not caught by it
+FORKS = multiprocessing.get_context("forkserver")
+IMPORTED = ["numpy", "matplotlib.pyplot", "pytest", "hypothesis.strategies", "hypothesis.extra.numpy", "xdist.plugin"]
 INTRODUCTION = """\
 # Who catches which bug
 
@@ -69,10 +71,14 @@ def main() -> int:
     if unknown := [name for name in options.names if name not in everything]:
         parser.error(f"the list has no bug {unknown[0]!r}")
     chosen = [everything[name] for name in options.names or everything]
+    for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy is imported: a process a core is enough
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    os.environ |= {"MPLBACKEND": "Agg", "COLUMNS": "1000"}
+    FORKS.set_forkserver_preload(IMPORTED)
     started = time.perf_counter()
     with copies(options.workers) as free, ThreadPoolExecutor(options.workers) as pool:
-        proof = pool.submit(on_intact_package, sorted(set(known.values())), free)
         verdicts = [pool.submit(on_package_with, bug, known.get(bug.name), free) for bug in chosen]
+        proof = pool.submit(on_intact_package, sorted({known[bug.name] for bug in chosen if bug.name in known}), free)
         found = dict(known)
         for bug, pending in zip(chosen, verdicts, strict=True):
             verdict = pending.result()
@@ -120,22 +126,36 @@ def on_package_with(bug: Bug, known: str | None, free: queue.Queue[Path]) -> Ver
 
 def first_failure(folder: Path, tests: list[str]) -> Verdict:
     """Runs quick tests in a copy of the project until one fails."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider"]
-    command += ["--hypothesis-profile=no-shrinking", "--ignore=tests/mutations", *tests]
-    environment = os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "1000"}
-    environment |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    environment["MPLBACKEND"] = "Agg"
-    try:
-        run = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
+    output = folder / "output.txt"
+    run = FORKS.Process(target=run_pytest, args=(folder, tests, output))
+    run.start()
+    run.join(TIMEOUT)
+    if run.exitcode is None:
+        run.kill()
         return Verdict(None, f"no answer within {TIMEOUT} s from {' '.join(tests)}")
-    failed = re.search(r"^FAILED ([^\[\s]+)", run.stdout, re.MULTILINE)
-    if run.returncode == 1 and failed:
+    said = output.read_text(encoding="utf-8")
+    failed = re.search(r"^FAILED ([^\[\s]+)", said, re.MULTILINE)
+    if run.exitcode == 1 and failed:
         return Verdict(failed[1])
-    if run.returncode in (0, 5):  # all passed, or no quick test is left of those that are known
+    if run.exitcode in (0, 5):  # all passed, or no quick test is left of those that are known
         return Verdict(None)
-    last_words = " ".join((run.stdout + run.stderr).split()[-40:])
-    return Verdict(None, f"pytest ended with code {run.returncode}: {last_words}")
+    return Verdict(None, f"pytest ended with code {run.exitcode}: {' '.join(said.split()[-40:])}")
+
+
+def run_pytest(folder: Path, tests: list[str], output: Path) -> None:
+    """One run, in a process forked from one that has imported all but the package, which saves half of the time."""
+    import pytest
+
+    with output.open("w", encoding="utf-8") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(folder)
+    os.environ["PYTHONPATH"] = str(folder)  # for processes that tests start
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "minimoe"]:
+        del sys.modules[name]
+    options = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "--ignore=tests/mutations"]
+    sys.exit(pytest.main([*options, "--hypothesis-profile=no-shrinking", *tests]))
 
 
 def likeliest(folder: Path, bug: Bug) -> list[str]:
