@@ -1,20 +1,248 @@
-"""Benchmarks."""
+"""How fast this machine trains and writes, where the time goes, and how close that is to what the machine can do.
+
+    report = run(config.preset("toy"))
+    print(table(report))
+
+The step is the trainer's own; only the text is random. The measure is the machine itself: the share of the speed that
+its BLAS reaches on one large matrix product with as many threads.
+"""
 
 from __future__ import annotations
 
-from minimoe import accounting, blueprint
-from minimoe.config import ModelConfig
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimoe import accounting, blueprint, generation, handicaps, optimizer, step, stopwatch, tree, workers
+from minimoe.arrays import Array, array_module, select_device, to_device, to_host
+from minimoe.config import ModelConfig, Preset, TrainConfig
+from minimoe.layers import decoder
+from minimoe.layers.decoder import Decoder
+
+GEMM = 2048
+"""Rows and columns of the product that measures the machine's peak; a GPU gets four times as many."""
+
+LEAST_RUNS = 3
+PROMPT, WRITTEN = 8, 256
+"""Tokens that decoding starts from, and the most that it writes: less where the model's context ends before."""
 
 
-def matrix_operations(config: ModelConfig, batch: int) -> int:
+@dataclass(frozen=True)
+class Component:
+    """Milliseconds of a step spent in one kind of layer; where threads work side by side, their mean."""
+
+    name: str
+    forward: float
+    backward: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured: medians."""
+
+    device: str
+    threads: int
+    parameters: int
+    batch: int
+    context: int
+    optimizer: str
+    training_tokens_per_second: float
+    step_milliseconds: float
+    components: list[Component]
+    clip_milliseconds: float
+    update_milliseconds: float
+    matrix_operations: int  # of a step
+    peak_operations_per_second: float
+    share_of_peak: float
+    decoding_tokens_per_second: float
+    peak_memory_bytes: int | None
+    handicaps: list[str]
+
+
+def run(chosen: Preset, device: str = "auto", threads: int | None = None, seconds: float = 3.0) -> Report:
+    """Measures a model and a recipe; each part takes about ``seconds``.
+
+    Raises:
+        UserError: the device or the number of threads cannot be had, or the memory does not suffice.
+    """
+    model, recipe = chosen.model, chosen.train
+    where, threads = select_device(device), workers.count(threads)
+    accounting.check_memory(model, recipe, threads)
+    at_work = 1 if where == "gpu" else min(threads, recipe.batch)
+    rng = np.random.default_rng(recipe.seed)
+    params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, model, recipe.dtype))
+
+    def wait() -> None:
+        """A copy from the device comes after all the work that it was given."""
+        to_host(array_module(params.norm.gain).zeros(1))
+
+    with workers.pool(at_work) as pool:
+        train = _training(rng, params, model, recipe, at_work, pool, wait)
+        step_times = measure(train, seconds)
+        memory = peak_memory(params.norm.gain)
+        with stopwatch.watch(wait) as spent:
+            runs = len(measure(train, seconds))
+    peak = matrix_peak(params.norm.gain, threads, wait, seconds)
+    usual = statistics.median(step_times)
+    operations = matrix_operations(model, recipe.batch)
+    counts = accounting.parameters(model)
+
+    def milliseconds(name: str, way: str, side_by_side: int = at_work) -> float:
+        return 1000 * spent.get((name, way), 0.0) / runs / side_by_side
+
+    return Report(
+        device=where,
+        threads=at_work,
+        parameters=counts.total + counts.noise,
+        batch=recipe.batch,
+        context=model.context,
+        optimizer=recipe.optimizer,
+        training_tokens_per_second=recipe.batch * model.context / usual,
+        step_milliseconds=1000 * usual,
+        components=[
+            Component(name, milliseconds(name, "forward"), milliseconds(name, "backward")) for name in stopwatch.LAYERS
+        ],
+        clip_milliseconds=milliseconds("clip", "after", 1),
+        update_milliseconds=milliseconds("update", "after", 1),
+        matrix_operations=operations,
+        peak_operations_per_second=peak,
+        share_of_peak=operations / usual / peak,
+        decoding_tokens_per_second=_decoding(params, model, threads, seconds),
+        peak_memory_bytes=memory,
+        handicaps=[] if where == "gpu" else handicaps.found(threads),
+    )
+
+
+def measure(work: Callable[[], Any], seconds: float) -> list[float]:
+    """Seconds of each run, after two that do not count: for about ``seconds``, but ``LEAST_RUNS`` at least."""
+    work()
+    work()
+    times: list[float] = []
+    while len(times) < LEAST_RUNS or sum(times) < seconds:
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def matrix_operations(model: ModelConfig, batch: int) -> int:
     """Operations (a product, a sum) of the matrix products of one step: forward, and twice as many backward.
 
     Exact: every active parameter that multiplies a token counts 2, every pair of a query and a key in its sight 4·H·C
     in each layer. What an implementation computes beyond that, such as masked scores or scores computed again, is not
-    counted: it is no use to anyone.
+    counted: it is of no use to anyone.
     """
-    plan = blueprint.of_config("", config)
-    weights = sum(part.active for part in plan.parts if part.multiplied) + accounting.parameters(config).noise
-    sight = config.context if config.window is None else config.window
-    pairs = sum(min(i + 1, sight) for i in range(config.context))
-    return 3 * batch * (2 * weights * config.context + 4 * plan.attention_width * pairs)
+    plan = blueprint.of_config("", model)
+    weights = sum(part.active for part in plan.parts if part.multiplied) + accounting.parameters(model).noise
+    sight = model.context if model.window is None else model.window
+    pairs = sum(min(i + 1, sight) for i in range(model.context))
+    return 3 * batch * (2 * weights * model.context + 4 * plan.attention_width * pairs)
+
+
+def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: float) -> float:
+    """Operations a second of the best of several large products, in the dtype of ``like`` and where it lives."""
+    from threadpoolctl import threadpool_limits
+
+    xp = array_module(like)
+    size = GEMM if xp is np else 4 * GEMM
+    a, b = xp.ones((size, size), like.dtype), xp.ones((size, size), like.dtype)
+    c = xp.empty_like(a)
+
+    def multiply() -> None:
+        xp.matmul(a, b, out=c)
+        wait()
+
+    with threadpool_limits(threads, user_api="blas"):
+        return 2 * size**3 / min(measure(multiply, seconds))
+
+
+def peak_memory(like: Array) -> int | None:
+    """Bytes that this process held at most: resident on the host, or in CuPy's pool; None where nobody tells."""
+    if not isinstance(like, np.ndarray):
+        return int(array_module(like).get_default_memory_pool().total_bytes())
+    try:
+        status = Path("/proc/self/status").read_text()  # unlike getrusage, it starts anew with the program
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+        import sys
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _training(
+    rng: np.random.Generator,
+    params: Decoder,
+    model: ModelConfig,
+    recipe: TrainConfig,
+    threads: int,
+    pool: Any,
+    wait: Callable[[], None],
+) -> Callable[[], None]:
+    """A function that takes one training step after the other."""
+    moments = optimizer.init(params, recipe)
+    tokens, targets = rng.integers(model.vocab_size, size=(2, recipe.batch, model.context))
+    taken = 0
+
+    def train() -> None:
+        nonlocal taken
+        shards = step.cut(rng, params, tokens, targets, model, recipe, threads)
+        step.take(params, moments, shards, model, recipe, taken, pool)
+        wait()
+        taken += 1
+
+    return train
+
+
+def _decoding(params: Decoder, model: ModelConfig, threads: int, seconds: float) -> float:
+    """Tokens a second of greedy decoding, one sequence, with the key/value cache."""
+    from threadpoolctl import threadpool_limits
+
+    prompt = np.arange(min(PROMPT, max(1, model.context // 2))) % model.vocab_size
+    tokens = min(WRITTEN, max(1, model.context - len(prompt)))
+
+    def write() -> None:
+        for _ in generation.generate(params, model, prompt, tokens=tokens, temperature=0.0):
+            pass
+
+    with threadpool_limits(threads, user_api="blas"):
+        return tokens / statistics.median(measure(write, seconds))
+
+
+# Words
+
+
+def to_json(report: Report) -> str:
+    """One JSON object."""
+    return json.dumps(dataclasses.asdict(report), indent=2)
+
+
+def table(report: Report) -> str:
+    """The report for a reader, slowest component first."""
+    on = "a GPU" if report.device == "gpu" else f"{report.threads} thread{'s' if report.threads > 1 else ''}"
+    lines = [
+        f"{report.parameters:,} parameters, {report.batch} × {report.context} tokens a step, {report.optimizer}, {on}",
+        "",
+        f"training   {report.training_tokens_per_second:,.0f} tokens/s, {report.step_milliseconds:,.1f} ms a step",
+        f"matrices   {report.matrix_operations / 1e9:,.2f} billion operations a step: "
+        f"{report.share_of_peak:.0%} of this machine's {report.peak_operations_per_second / 1e9:,.0f} billion a second",
+        f"decoding   {report.decoding_tokens_per_second:,.0f} tokens/s, greedy, one sequence",
+    ]
+    if report.peak_memory_bytes is not None:
+        lines.append(f"memory     {report.peak_memory_bytes / 1e6:,.0f} MB at the peak of training")
+    lines += ["", f"{'ms a step':16}{'forward':>9}{'backward':>10}"]
+    for one in sorted(report.components, key=lambda one: -one.forward - one.backward):
+        lines.append(f"{one.name:16}{one.forward:9.2f}{one.backward:10.2f}")
+    lines.append(f"{'clip, update':16}{report.clip_milliseconds:9.2f}{report.update_milliseconds:10.2f}")
+    return "\n".join([*lines, *(["", *report.handicaps] if report.handicaps else [])])

@@ -7,7 +7,6 @@ at once.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import io
 import json
 import os
@@ -17,7 +16,6 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from minimoe import config, options
-from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError, printable
 from minimoe.version import __version__
 
@@ -128,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
+    options.of_the_bench(command("bench", _bench, "measure how fast this machine trains and writes, and what slows it"))
+
     sub = command("corpus", _corpus, "fetch a corpus and say where it is")
     sub.add_argument("name", metavar="NAME", help="shakespeare")
 
@@ -139,8 +139,7 @@ def _train(chosen: argparse.Namespace) -> int:
     from minimoe import corpus, trainer
 
     warnings.simplefilter("ignore", RuntimeWarning)  # a training that overflows is stopped, and says so in words
-    known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
-    settings = {name: value for name, value in vars(chosen).items() if name in known}
+    settings = options.settings(chosen)
     if chosen.resume:
         _leave_out(chosen, "resume", "preset", "corpus", "text", "out", "dense_twin")
         done = trainer.resume(chosen.resume, changes=settings, device=chosen.device, threads=chosen.threads)
@@ -279,6 +278,15 @@ def _params(chosen: argparse.Namespace) -> int:
 
         plots.save(cost_plot.parameters(found), Path(chosen.figure))
     print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
+    return 0
+
+
+def _bench(chosen: argparse.Namespace) -> int:
+    from minimoe import bench
+
+    preset = config.override(config.preset(chosen.preset), options.settings(chosen))
+    report = bench.run(preset, chosen.device, chosen.threads, chosen.seconds)
+    print(bench.to_json(report) if chosen.json else bench.table(report))
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from minimoe import config
@@ -26,12 +27,40 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         "--dense-twin", metavar="DIR", help="train the dense model of equal active parameters, as this run was trained"
     )
     of_the_machine(sub)
-    for kind, title in ((ModelConfig, "model"), (TrainConfig, "training")):
-        group = sub.add_argument_group(title)
-        types = config.field_types(kind)
-        for field in dataclasses.fields(kind):
-            if field.name != "vocab_size":  # the tokenizer's to say
-                group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+    _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # the tokenizer's to say
+    _fields(sub, "training", TrainConfig)
+
+
+def of_the_bench(sub: argparse.ArgumentParser) -> None:
+    """What to measure, and every setting that changes how long a step takes."""
+    sub.add_argument("--preset", default="toy", help=f"what to measure: {', '.join(config.PRESETS)} (toy)")
+    sub.add_argument("--seconds", type=float, default=3.0, help="for each of four measurements, about (3)")
+    sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    of_the_machine(sub)
+    _fields(sub, "model", ModelConfig)
+    of_a_step = ("batch", "accumulate", "optimizer", "newton_schulz_steps", "capacity_factor", "dtype")
+    others = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in of_a_step]
+    _fields(sub, "training", TrainConfig, leave_out=others)
+
+
+def _fields(
+    sub: argparse.ArgumentParser,
+    title: str,
+    kind: type[ModelConfig] | type[TrainConfig],
+    leave_out: Sequence[str] = (),
+) -> None:
+    """An option for each field of a config."""
+    group = sub.add_argument_group(title)
+    types = config.field_types(kind)
+    for field in dataclasses.fields(kind):
+        if field.name not in leave_out:
+            group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+
+
+def settings(chosen: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the configs that were given."""
+    known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    return {name: value for name, value in vars(chosen).items() if name in known}
 
 
 def of_the_suite(group: argparse._ArgumentGroup) -> None:

@@ -95,9 +95,9 @@ FLOORS = (
     {"layers.decoder"},
     {"layers"},  # layers/__init__.py
     {"objective"},
-    {"files", "finite_differences", "verdict", "workers", "accounting", "metrics", "safetensors_file"},
+    {"files", "finite_differences", "verdict", "workers", "accounting", "metrics", "safetensors_file", "handicaps"},
     {"gradcheck", "optimizer", "corpus", "tokenizer", "checkpoint", "texts", "machine", "huggingface_config"},
-    {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step"},
+    {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step", "stopwatch"},
     {"sampling", "kv_cache", "one_token", "routing"},
     {"generation", "coloured_text", "plots", "sketch", "models", "costs", "exercises.*", "exercises"},
     {"report", "cost_plot", "microscope", "bench", "suite"},

@@ -1,0 +1,140 @@
+"""What `minimoe bench` measures and says. Times are the machine's; checked is what they are the times of."""
+
+import dataclasses
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+
+import numpy as np
+import pytest
+import small_runs
+import strict_cupy
+
+from minimoe import bench, blueprint, cli, config, costs, stopwatch
+from minimoe.config import ModelConfig
+from minimoe.layers import linear, swiglu
+
+TINY = config.override(config.preset("tiny"), {"batch": 4, "optimizer": "adamw"})
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GEMM", 64)
+    monkeypatch.setattr(bench.handicaps, "found", lambda threads: [f"Only {threads} threads."])
+
+
+@pytest.fixture(scope="module")
+def report() -> bench.Report:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench, "GEMM", 64)
+        return bench.run(TINY, "cpu", threads=2, seconds=0.05)
+
+
+def test_every_measure_is_there_and_they_fit_together(report: bench.Report) -> None:
+    tokens = TINY.train.batch * TINY.model.context
+    assert report.training_tokens_per_second == pytest.approx(1000 * tokens / report.step_milliseconds)
+    speed = 1000 * report.matrix_operations / report.step_milliseconds
+    assert report.share_of_peak == pytest.approx(speed / report.peak_operations_per_second)
+    assert report.decoding_tokens_per_second > 0
+    assert report.peak_memory_bytes is None or 10**7 < report.peak_memory_bytes < 10**11
+    assert (report.device, report.threads, report.batch, report.optimizer) == ("cpu", 2, 4, "adamw")
+
+
+def test_every_layer_takes_time_forward_and_backward(report: bench.Report) -> None:
+    assert [one.name for one in report.components] == list(stopwatch.LAYERS)
+    for one in report.components:
+        assert one.forward > 0 and one.backward > 0, one.name
+    assert report.clip_milliseconds > 0 and report.update_milliseconds > 0
+
+
+def test_matrix_operations_of_a_model_worked_out_by_hand() -> None:
+    model = ModelConfig(
+        vocab_size=5, width=4, layers=1, heads=2, kv_heads=1, head_width=2, context=3, experts=3, expert_width=6
+    )
+    projections = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4
+    router = 2 * 4 * 3  # logits, and those of the noise
+    experts = 2 * 3 * 4 * 6
+    head = 4 * 5
+    pairs = 1 + 2 + 3  # query and key
+    forward = 2 * 3 * (projections + router + experts + head) + 4 * 2 * 2 * pairs
+    assert bench.matrix_operations(model, batch=7) == 3 * 7 * forward
+    windowed = dataclasses.replace(model, window=2)
+    assert bench.matrix_operations(windowed, batch=7) == 3 * 7 * (forward - 4 * 2 * 2 * 1)
+
+
+def test_matrix_operations_are_those_of_the_accounting() -> None:
+    model = dataclasses.replace(ModelConfig(), noisy_gating=False)
+    found = costs.of(blueprint.of_config("toy", model))
+    a_token = found.forward_operations + found.backward_operations
+    assert bench.matrix_operations(model, batch=1) == a_token * model.context
+
+
+def test_a_layers_time_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def inner() -> None:
+        time.sleep(0.02)
+
+    def outer() -> None:
+        linear.forward()
+        time.sleep(0.01)
+        linear.forward()
+
+    monkeypatch.setattr(linear, "forward", inner)
+    monkeypatch.setattr(swiglu, "forward", outer)
+    with stopwatch.watch(lambda: None) as seconds, ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: swiglu.forward(), range(2)))
+    assert 0.08 <= seconds["linear", "forward"] < 4 * seconds["swiglu", "forward"] + 0.08
+    assert 0.02 <= seconds["swiglu", "forward"] < seconds["linear", "forward"]
+    assert (linear.forward, swiglu.forward) == (inner, outer), "everything is put back"
+
+
+def test_everything_is_put_back_after_a_failure() -> None:
+    before = linear.forward
+    with pytest.raises(ZeroDivisionError), stopwatch.watch(lambda: None):
+        assert linear.forward is not before
+        raise ZeroDivisionError
+    assert linear.forward is before
+
+
+def test_the_command_prints_a_table_and_what_costs_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--preset", "tiny", "--batch", "2", "--seconds", "0", "--device", "cpu", "--threads", "1"]
+    assert cli.main(words) == 0
+    said = capsys.readouterr().out
+    for start in ("training ", "matrices ", "decoding ", "memory ", "attention ", "clip, update", "Only 1 threads."):
+        assert f"\n{start}" in said, said
+
+
+def test_the_command_prints_json_and_takes_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["bench", "--preset", "tiny", "--seconds", "0", "--device", "cpu", "--threads", "1", "--json"]
+    assert cli.main([*words, "--context", "9", "--experts", "5", "--batch", "3", "--vocab-size", "11"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["context"], values["batch"], values["threads"], values["device"]) == (9, 3, 1, "cpu")
+    assert values["handicaps"] == ["Only 1 threads."]
+
+
+@pytest.mark.parametrize("context", [1, 2, 40])
+def test_any_context_can_be_decoded(context: int) -> None:
+    chosen = config.override(small_runs.SMALL, {"context": context, "vocab_size": 3, "batch": 1})
+    assert bench.run(chosen, "cpu", 1, seconds=0).decoding_tokens_per_second > 0
+
+
+def test_bad_settings_get_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--preset", "toyy"], ["--threads", "0"], ["--preset", "mixtral-8x7b"], ["--device", "tpu"]):
+        assert cli.main(["bench", *words]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_it_runs_by_cupys_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy: ModuleType = strict_cupy.install(monkeypatch)
+    monkeypatch.setattr(bench, "peak_memory", lambda like: 1 if isinstance(like, cupy.ndarray) else None)
+    report = bench.run(TINY, "gpu", seconds=0)
+    assert (report.device, report.threads, report.handicaps, report.peak_memory_bytes) == ("gpu", 1, [], 1)
+
+
+def test_peak_memory_grows_with_what_is_held() -> None:
+    before = bench.peak_memory(np.ones(1))
+    if before is None:
+        pytest.skip("this system does not tell")
+    held = np.ones(before // 8 + 8_000_000)
+    after = bench.peak_memory(held)
+    assert after is not None and after > before + 5e7

@@ -1,0 +1,93 @@
+"""What `minimoe bench` says of a machine that is held back, and that it is silent about one that is not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from minimoe import handicaps, workers
+
+read_quota = handicaps._quota  # before a test replaces it
+
+
+@pytest.fixture(autouse=True)
+def free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four cores, none withheld, kernels of the processor's own."""
+    for name in (handicaps.FORCED_KERNEL, *handicaps.THREADS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(workers, "cores", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(handicaps, "_quota", lambda: None)
+    monkeypatch.setattr(handicaps, "kernel", lambda: "SkylakeX")
+    monkeypatch.setattr(handicaps, "own_kernel", lambda: "SkylakeX")
+    monkeypatch.setattr(handicaps, "_has_avx2", lambda: True)
+
+
+def test_a_machine_that_nothing_holds_back_gets_no_sentence() -> None:
+    assert handicaps.found(4) == []
+
+
+@pytest.mark.parametrize(
+    ("threads", "sentence"),
+    [
+        (1, "1 of 4 cores is at work: give --threads 4."),
+        (3, "3 of 4 cores are at work: give --threads 4."),
+        (5, "5 threads take turns on 4 cores: give --threads 4."),
+    ],
+)
+def test_too_few_or_too_many_threads_are_pointed_out(threads: int, sentence: str) -> None:
+    assert handicaps.found(threads) == [sentence]
+
+
+def test_a_forced_kernel_is_pointed_out_only_where_it_is_not_the_processors_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(handicaps.FORCED_KERNEL, "SkylakeX")
+    assert handicaps.found(4) == []
+    monkeypatch.setenv(handicaps.FORCED_KERNEL, "Haswell")
+    monkeypatch.setattr(handicaps, "kernel", lambda: "Haswell")
+    (sentence,) = handicaps.found(4)
+    assert sentence.startswith(
+        "OPENBLAS_CORETYPE=Haswell makes BLAS run its Haswell kernels, though it has SkylakeX ones"
+    )
+
+
+def test_an_old_kernel_is_pointed_out_on_a_newer_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handicaps, "kernel", lambda: "Prescott")
+    (sentence,) = handicaps.found(4)
+    assert sentence.startswith("BLAS runs its Prescott kernels, made for processors without AVX2, which this one has")
+    monkeypatch.setattr(handicaps, "_has_avx2", lambda: False)
+    assert handicaps.found(4) == []
+
+
+def test_withheld_cores_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert handicaps.found(4) == [
+        "This process may use 4 of the machine's 8 cores: taskset or a container holds it there."
+    ]
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(handicaps, "_quota", lambda: 1.5)
+    (sentence,) = handicaps.found(4)
+    assert sentence.startswith("A container's quota gives this process the time of 1.5 of 4 cores")
+
+
+@pytest.mark.parametrize(("content", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None), (None, None)])
+def test_the_quota_of_a_control_group_is_read(tmp_path: Path, content: str | None, cores: float | None) -> None:
+    path = tmp_path / "cpu.max"
+    if content is not None:
+        path.write_text(content)
+    assert read_quota(str(path)) == cores
+
+
+def test_a_blas_with_too_few_threads_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (sentence,) = handicaps.found(4)
+    assert sentence.startswith("OMP_NUM_THREADS=1 holds BLAS to 1 of 4 threads where a long prompt is read: unset it")
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    assert handicaps.found(4) == []
+
+
+def test_blas_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv(handicaps.FORCED_KERNEL, "Prescott")
+    assert handicaps.own_kernel() != "Prescott"
