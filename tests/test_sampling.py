@@ -183,6 +183,24 @@ def test_the_largest_draw_takes_the_last_token_even_where_the_odds_add_up_to_les
 
 
 @pytest.mark.parametrize(
+    ("how", "odds"),
+    [
+        ({}, [0.15, 0.5, 0.05, 0.3]),
+        ({"temperature": 0.5}, [0.15**2 / 0.365, 0.5**2 / 0.365, 0.05**2 / 0.365, 0.3**2 / 0.365]),
+        ({"top_k": 2}, [0, 5 / 8, 0, 3 / 8]),
+        ({"top_p": 0.9}, [3 / 19, 10 / 19, 0, 6 / 19]),
+        ({"temperature": 0.5, "top_k": 3, "top_p": 0.8}, [0, 25 / 34, 0, 9 / 34]),
+    ],
+)
+def test_frequencies_are_the_odds_worked_out_by_hand(how, odds):
+    rng, odds = np.random.default_rng(2), np.array(odds)
+    counts = np.bincount([sample(LOGITS, rng, **how) for _ in range(10_000)], minlength=4)
+    assert counts[odds == 0].sum() == 0
+    drawn = odds > 0
+    assert chi_square(counts[drawn], odds[drawn]) < chi_square_bound(drawn.sum())
+
+
+@pytest.mark.parametrize(
     "how",
     [{}, {"temperature": 0.6}, {"temperature": 1.7}, {"top_k": 9}, {"top_p": 0.8}, {"top_k": 9, "top_p": 0.6}],
 )

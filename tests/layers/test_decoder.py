@@ -1,6 +1,7 @@
 """The whole model: every gradient, no look into the future, and each setting where it belongs."""
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from small_models import drawn
 
 from minimoe import tree
-from minimoe.config import ModelConfig
+from minimoe.config import PRESETS, ModelConfig
 from minimoe.gradcheck import check_decoder, failed
-from minimoe.layers import block, decoder, rmsnorm, rope
+from minimoe.layers import block, cross_entropy, decoder, rmsnorm, rope
 from minimoe.layers.linear import Linear
 
 
@@ -97,6 +98,31 @@ def test_a_fresh_model_is_nearly_indifferent(small: ModelConfig) -> None:
     assert logits.dtype == np.float32
     assert logits.shape == (1, 7, 13)
     assert 0.01 < logits.std() < 0.5
+
+
+@pytest.mark.parametrize("preset", ["tiny", "toy"])
+@pytest.mark.parametrize(("tied", "far"), [(False, 0.25), (True, 0.5)])
+def test_at_first_the_loss_is_near_ln_v_and_every_expert_has_its_fair_share(
+    preset: str, tied: bool, far: float
+) -> None:
+    """Nothing is known about the next token, and no expert is preferred by all tokens.
+
+    A tied table starts so small that attention, an average over earlier tokens, makes neighbours alike: they choose
+    alike too, so the shares of experts spread twice as ``far``.
+    """
+    config = dataclasses.replace(PRESETS[preset].model, tied_embeddings=tied)
+    rng = np.random.default_rng(0)
+    params = decoder.init(rng, config)
+    tokens, targets = rng.integers(config.vocab_size, size=(2, 16, config.context))
+    noise = rng.standard_normal((config.layers, *tokens.shape, config.experts)).astype("f")
+    logits, routed, _ = decoder.forward(params, tokens, config, noise=noise)
+    loss, _ = cross_entropy.forward(logits, targets)
+    assert abs(loss.total / loss.tokens - math.log(config.vocab_size)) < 0.05
+    for stats in routed.stats:
+        fair = stats.tokens * config.active_experts / config.experts
+        np.testing.assert_allclose(stats.assignments, fair, rtol=far)
+        np.testing.assert_allclose(stats.load, fair, rtol=far)
+        assert stats.entropy / stats.tokens == pytest.approx(math.log(config.experts), abs=0.05)
 
 
 def test_it_is_embedding_blocks_norm_and_head_with_the_settings_of_the_config(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minimoe import tree
+from minimoe import normal, tree
 from minimoe.gradcheck import Ranked, check, failed
 from minimoe.layers import balance, router
 from minimoe.layers.balance import Coefficients
@@ -165,9 +165,14 @@ def test_choices_weights_and_sums_equal_loops_over_tokens(
         np.testing.assert_allclose(getattr(stats, name), expected, atol=1e-12, err_msg=name)
 
 
-def test_the_load_estimate_agrees_with_drawing_the_noise_again(rng: np.random.Generator) -> None:
+FALSE_ALARM = 5.0
+"""Standard deviations: a right router exceeds them in one of 1.7 million comparisons."""
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_the_load_estimate_agrees_with_drawing_the_noise_again(rng: np.random.Generator, top_k: int) -> None:
     """P(t, i) draws the noise of expert i again and keeps all other noise: so does this, 20,000 times."""
-    draws, experts, top_k = 20_000, 5, 2
+    draws, experts = 20_000, 5
     params = tree.map(lambda w: 0.1 * w, drawn(rng, 4, experts))
     x, noise = rng.standard_normal((1, 4)), 0.5 * rng.standard_normal((1, experts))
     estimate = router.forward(params, x, top_k, noise=noise)[1].load
@@ -175,8 +180,52 @@ def test_the_load_estimate_agrees_with_drawing_the_noise_again(rng: np.random.Ge
         fresh = noise.repeat(draws, axis=0)
         fresh[:, i] = rng.standard_normal(draws)
         routing, _, _ = router.forward(params, x.repeat(draws, axis=0), top_k, noise=fresh)
-        assert abs((routing.experts == i).any(axis=1).mean() - estimate[i]) < 4 * 0.5 / math.sqrt(draws)
+        frequency = (routing.experts == i).any(axis=1).mean()
+        assert abs(frequency - estimate[i]) < FALSE_ALARM * math.sqrt(estimate[i] * (1 - estimate[i]) / draws)
     assert ((estimate > 0.1) & (estimate < 0.9)).sum() >= 3, "a point that would show a difference"
+
+
+def chance_of_being_chosen(c: np.ndarray, sigma: np.ndarray, top_k: int) -> np.ndarray:
+    """c and σ (E,) → for each expert the chance that fewer than K of the others are above it, all noise drawn again.
+
+    If h_i = z, each other expert is above it with a chance of its own, so how many are is a sum of independent coins;
+    then z is integrated over, on a grid so fine and wide that the error is below 1e-8.
+    """
+    steps = np.linspace(-9, 9, 4001)
+    chances = []
+    for i in range(len(c)):
+        z = c[i] + sigma[i] * steps
+        above = np.zeros((top_k, len(z)))  # the chance that exactly so many are above
+        above[0] = 1
+        for j in set(range(len(c))) - {i}:
+            coin = 1 - normal.cumulative((z - c[j]) / sigma[j])
+            above = (1 - coin) * above + coin * np.concatenate([np.zeros((1, len(z))), above[:-1]])
+        chances.append((normal.density(steps) * above.sum(0)).sum() * (steps[1] - steps[0]))
+    return np.array(chances)
+
+
+def test_of_two_experts_the_chance_is_that_of_the_difference_of_two_normal_numbers() -> None:
+    """In closed form: Φ((c₀ − c₁) / √(σ₀² + σ₁²))."""
+    c, sigma = np.array([0.3, -0.2]), np.array([0.5, 1.2])
+    first = 0.5 * math.erfc(-0.5 / 1.3 / math.sqrt(2))
+    np.testing.assert_allclose(chance_of_being_chosen(c, sigma, 1), [first, 1 - first], atol=1e-8)
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(2, 1), (5, 1), (5, 2), (5, 4)])
+def test_noisy_choices_are_as_frequent_as_theory_says_and_the_load_estimate_has_no_bias(
+    rng: np.random.Generator, experts: int, top_k: int
+) -> None:
+    draws = 50_000
+    params, x = drawn(rng, 4, experts), 0.5 * rng.standard_normal((1, 4))
+    assert params.w_noise is not None
+    sigma = np.log1p(np.exp(x @ params.w_noise))[0] + NOISE_FLOOR
+    theory = chance_of_being_chosen((x @ params.w_gate)[0], sigma, top_k)
+    assert theory.sum() == pytest.approx(top_k, abs=1e-7)
+    assert ((theory > 0.05) & (theory < 0.95)).sum() >= 2, "a point that would show a difference"
+    _, stats, _ = router.forward(params, x.repeat(draws, axis=0), top_k, noise=rng.standard_normal((draws, experts)))
+    deviation = np.sqrt(theory * (1 - theory) / draws)  # of an estimate between 0 and 1, at most this too
+    assert (abs(stats.assignments / draws - theory) < FALSE_ALARM * deviation).all()
+    assert (abs(stats.load / draws - theory) < FALSE_ALARM * deviation).all()
 
 
 def test_ties_go_to_the_lowest_index() -> None:
@@ -292,9 +341,7 @@ def test_gradient_is_right_at_extreme_logits(scale: float, noisy: bool, renormal
     rows = [
         row
         for step, of_x in ((1e-3 / scale, True), (1e-4, False))
-        for row in check_router(
-            params, x, 2, Coefficients(z=1e-4), step=step, noise=noise, renormalize=renormalize
-        )
+        for row in check_router(params, x, 2, Coefficients(z=1e-4), step=step, noise=noise, renormalize=renormalize)
         if (row.tensor == "x") == of_x
     ]
     assert passed_or_refused(rows), failed(rows)
