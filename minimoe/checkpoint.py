@@ -211,7 +211,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = (folder / ".lock").open("w")
+        file = (folder / ".lock").open("a")  # empties nothing, where the name is a link to another file
     except OSError as error:
         raise files.unwritable(folder, error) from None
     with file:

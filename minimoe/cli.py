@@ -47,8 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _refuse(sentence: str) -> int:
-    print(f"minimoe: {printable(sentence)}", file=sys.stderr)
+    print(f"minimoe: {_in_a_line(sentence)}", file=sys.stderr)
     return BAD_INPUT
+
+
+def _in_a_line(text: str) -> str:
+    """``text`` harmless and in one line, even if it names a file that has line ends in its name."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _drop_output() -> None:
@@ -63,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence; the list of all options is left to --help."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {_in_a_line(message)} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -300,5 +305,5 @@ def _corpus(chosen: argparse.Namespace) -> int:
 def _info(_: argparse.Namespace) -> int:
     from minimoe import machine
 
-    print(machine.describe())
+    print(printable(machine.describe()))
     return 0

@@ -170,13 +170,18 @@ def _check_fields(config: Any) -> None:
             raise UserError(f"{field.name} {value!r} is not {_KIND_NAMES[kind]}.")
         least, most, choices = (field.metadata[key] for key in ("least", "most", "choices"))
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{field.name} {value} is not a finite number.")
+            raise UserError(f"{field.name} {value} is not a finite number: give one that is.")
         if least is not None and value < least:
-            raise UserError(f"{field.name} {value} is too small: it must be at least {least:g}.")
+            raise UserError(f"{field.name} {value} is too small: it must be at least {_plain(least)}.")
         if most is not None and value > most:
-            raise UserError(f"{field.name} {value} is too large: it must be at most {most:g}.")
+            raise UserError(f"{field.name} {value} is too large: it must be at most {_plain(most)}.")
         if choices is not None and value not in choices:
             raise UserError(f"{field.name} {value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+def _plain(bound: float) -> str:
+    """A bound as a person writes it: 1,048,576 and 0.999999."""
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 _KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

@@ -23,10 +23,15 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one."""
+    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one.
+
+    What stands beside ``path`` from an earlier crash is removed and not opened: in a folder from a stranger it could be
+    a link to another file.
+    """
     beside = path.with_name(f".{path.name}.part")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)
+        with beside.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,7 +188,9 @@ def save(figure: Figure, path: str | Path) -> None:
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"A figure cannot be saved as {path.name!r}: end the name in .png, .svg or .pdf.")
     content = io.BytesIO()
-    figure.savefig(content, format=kind, dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box, which says as much
+        figure.savefig(content, format=kind, dpi=120)
     files.write_atomically(path, content.getvalue())
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,15 @@ def test_a_file_system_without_locks_is_trusted(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(fcntl, "flock", refuse)
     with checkpoint.locked(tmp_path):
         pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only some people make links")
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with checkpoint.locked(tmp_path):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:

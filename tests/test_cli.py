@@ -494,8 +494,45 @@ def test_memory_that_runs_out_is_said_in_a_sentence(
     assert "the memory does not suffice (Unable to allocate" in refused("train")
 
 
+EVIL = "\x1b[2J\x9b31m\u202e\r\n\x07<script>"
+
+
 def test_a_sentence_that_quotes_a_file_cannot_steer_a_terminal(refused: Callable[..., str]) -> None:
     assert r"\x1b[2Jrun is not a run" in refused("evaluate", "\x1b[2Jrun")
+    for words in (["evaluate", EVIL], ["train", "--text", EVIL], ["train", EVIL], ["train", "--corpus", EVIL]):
+        assert r"\x1b[2J\x9b31m\u202e" in refused(*words)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses such names itself")
+def test_names_that_are_printed_cannot_steer_a_terminal(
+    tmp_path: Path, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = tmp_path / EVIL
+    shutil.copytree(run, evil)
+    text = str(tmp_path / f"{EVIL}.txt")
+    Path(text).write_text(small_runs.PYRAMID, encoding="utf-8")
+    monkeypatch.setattr(corpus, "download", lambda name: evil)
+    for words in (
+        ["params", str(evil)],
+        ["routing", str(evil), "--text", text],
+        ["routing", str(evil), "--text", text, "--json"],
+        ["routing", str(evil), "--text", text, "--html", str(tmp_path / f"{EVIL}.html")],
+        ["train", "--text", text, "--out", str(tmp_path / f"{EVIL}2"), *options(steps=1)],
+        ["train", "--resume", str(evil), "--steps", "7"],
+        ["corpus", "shakespeare"],
+    ):
+        assert cli.main(words) == 0
+        said, complained = capsys.readouterr()
+        assert said
+        assert not set("\x1b\x9b\u202e\x07") & set(said + complained), words
+
+
+def test_a_figure_shows_names_as_they_are(run: Path, tmp_path: Path) -> None:
+    """Dollars would set mathematics, which fails where there is none, and an underscore would leave the legend."""
+    evil = tmp_path / r"_$\frac$"
+    shutil.copytree(run, evil)
+    assert cli.main(["params", str(evil), "--figure", str(tmp_path / "sizes.png")]) == 0
+    assert (tmp_path / "sizes.png").exists()
 
 
 # Real processes

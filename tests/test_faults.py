@@ -36,7 +36,7 @@ class Disk:
         path_open, replace = Path.open, Path.replace
 
         def open_counted(path: Path, mode: str = "r", **options: Any) -> Any:
-            if mode not in ("wb", "ab"):
+            if mode not in ("xb", "ab"):
                 return path_open(path, mode, **options)
             self.tick()
             return File(self, path_open(path, mode, buffering=0, **options))
@@ -211,7 +211,7 @@ def reach(path, phase):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def open_counted(path, mode="r", **options):
-    if mode in ("wb", "ab"):
+    if mode in ("xb", "ab"):
         reach(path, "before write")
         about[0] = path
     return open_path(path, mode, **options)

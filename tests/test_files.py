@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,57 @@ def test_a_file_cut_short_anywhere_is_noticed(tensors_file: Path) -> None:
             files.read_tensors(tensors_file)
 
 
+STRANGE = {
+    "a type that NumPy lacks": ({"x": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}, 4),
+    "bfloat16": ({"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, 4),
+    "complex numbers": ({"x": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, 8),
+    "more than there is": ({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}, 4),
+    "nothing, enormously": ({"x": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}, 0),
+    "two in one place": ({name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "xy"}, 4),
+    "a hundred axes": ({"x": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}, 4),
+    "a negative size": ({"x": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}, 4),
+    "numbers as metadata": ({"__metadata__": {"sha256": 5}}, 0),
+    "deep brackets": (b"[" * 100_000, 0),
+    "an enormous header": (None, 0),
+}
+
+
+def strange_file(path: Path, header: Any, size: int) -> Path:
+    encoded = header if isinstance(header, bytes) else json.dumps(header).encode()
+    length = 2**62 if header is None else len(encoded)
+    path.write_bytes(length.to_bytes(8, "little") + encoded + bytes(size))
+    return path
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_a_strangers_file_is_refused_in_one_sentence(tmp_path: Path, case: str) -> None:
+    path = strange_file(tmp_path / "x.safetensors", *STRANGE[case])
+    with pytest.raises(UserError) as error:
+        files.read_tensors(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell how much memory was taken")
+def test_a_strangers_claims_take_no_memory(tmp_path: Path) -> None:
+    paths = [strange_file(tmp_path / f"{i}.safetensors", *STRANGE[case]) for i, case in enumerate(STRANGE)]
+    code = """
+import contextlib, resource, sys
+from pathlib import Path
+from minimoe import files
+def read(path):
+    with contextlib.suppress(files.UserError):
+        files.read_tensors(Path(path))
+read(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[2:]:
+    read(path)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, paths)], capture_output=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 16 * 2**20
+
+
 # Writing
 
 
@@ -81,6 +134,17 @@ def test_a_file_is_forced_to_disk_before_it_takes_its_name(tmp_path: Path, monke
     monkeypatch.setattr(Path, "replace", lambda self, other: (events.append("rename"), replace(self, other))[1])
     files.write_atomically(tmp_path / "file", b"content")
     assert events == ["sync", "rename", "sync"], "the file, its name, and the folder that holds the name"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only some people make links")
+def test_a_link_in_a_strangers_folder_is_replaced_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"mine")
+    for name in ("file", ".file.part"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    files.write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+    assert not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"new"
 
 
 def test_what_is_written_replaces_a_part_that_a_crash_left(tmp_path: Path) -> None:

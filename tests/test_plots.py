@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -217,6 +218,18 @@ def test_no_words_overlap_or_leave_the_figure(name, layers, experts, steps, coun
     assert [text for text, box in drawn if not (sheet.contains(*box.min) and sheet.contains(*box.max))] == []
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_texts_are_shown_as_they_are(tmp_path, monkeypatch):
+    """Dollars would set mathematics, an underscore would leave the legend, and a new line would start another one."""
+    names = ["_hidden", r"$\frac$", "5$ or 6$", "\x1b[2J\n", "日本"]
+    figure = plots.experts(run_of(3), dict(zip(names, domains(5).values(), strict=True)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.save(figure, tmp_path / "figure.svg")  # and a font without these letters is no reason for a warning
+    drawn = [text for text, _ in words(figure, monkeypatch)]
+    assert {" _hidden", r"\$\frac\$", r"5\$ or 6\$", r"\x1b[2J ", "日本"} <= set(drawn)
+
+
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
 def test_a_saved_figure_has_the_format_of_its_ending(tmp_path, ending):
     path = tmp_path / f"figure.{ending}"
@@ -257,6 +270,7 @@ def test_an_unknown_ending_is_refused(tmp_path):
 def test_matplotlib_waits_until_it_is_needed_and_pyplot_is_never_needed():
     program = """
 import sys
+import warnings
 from minimoe import canvas, coloured_text, plots, routing
 assert "matplotlib" not in sys.modules
 plots.load_over_time([{"step": 1, "load": [[0.5, 0.5]]}])
