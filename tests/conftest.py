@@ -10,7 +10,7 @@ from minimoe.config import ModelConfig
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
 settings.register_profile("thorough", max_examples=500, deadline=None)
 # What CI runs over tests/test_fuzz.py: new cases each time, with the words to repeat one that fails
-settings.register_profile("fuzz", max_examples=200, deadline=None, print_blob=True)
+settings.register_profile("fuzz", max_examples=400, deadline=None, print_blob=True)
 # For tests/mutations: that a test fails is enough to know, the simplest example is not.
 settings.register_profile(
     "no-shrinking", settings.get_profile("quick"), phases=[Phase.explicit, Phase.reuse, Phase.generate]

@@ -1,0 +1,85 @@
+"""Ten thousand steps: nothing grows but the file of metrics, nothing slows down, nothing is lost on the way."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_runs import lasting, metrics
+
+from minimoe import checkpoint, config, trainer
+
+pytestmark = pytest.mark.slow
+
+STEPS, EVERY = 10_000, 250
+
+# Trains in a process of its own and prints the memory that it holds, in bytes, after every so many steps.
+WATCHED = """
+import json, os, sys
+from pathlib import Path
+from minimoe import config, report, trainer
+
+steps, every, out, threads, settings = json.loads(sys.argv[1])
+held = []
+
+def show(bar, row):
+    if row["step"] % every == 0:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        held.append(pages * os.sysconf("SC_PAGE_SIZE"))
+
+report.Bar.show = show
+preset = config.override(config.preset("tiny"), {"steps": steps, **settings})
+trainer.train(preset, out=out, device="cpu", threads=threads, progress=False)
+print(json.dumps(held))
+"""
+
+
+def watched(out: Path, threads: int, **settings: Any) -> list[int]:
+    words = json.dumps([STEPS, EVERY, str(out), threads, settings])
+    done = subprocess.run([sys.executable, "-c", WATCHED, words], capture_output=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    held: list[int] = json.loads(done.stdout)
+    return held
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell how much memory is held")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ten_thousand_steps_take_no_more_memory_or_time_than_the_first_and_lose_no_line(
+    tmp_path: Path, threads: int
+) -> None:
+    held = watched(tmp_path / "run", threads, evaluate_every=1000, save_every=500)
+    assert len(held) == STEPS // EVERY
+    quarters = np.array_split(held, 4)
+    growth = float(np.median(quarters[3]) - np.median(quarters[1]))  # over half of the steps
+    print(f"memory: {held[0] / 2**20:.1f} MB after {EVERY} steps, {held[-1] / 2**20:.1f} MB in the end, {growth:+} B")
+    assert growth < 0.3 * 1024 * STEPS / 2, "a leak of 1 kB a step would be three times as much"
+
+    rows = metrics(tmp_path / "run")  # every line is parsed
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert rows[-1]["loss"] < rows[0]["loss"] - 1
+    tokens = config.preset("tiny").train.batch * config.preset("tiny").model.context
+    seconds = np.array_split([tokens / row["tokens_per_second"] for row in rows], 4)
+    early, late = np.median(seconds[1]), np.median(seconds[3])
+    print(f"time: {1e3 * early:.2f} ms a step in the second quarter, {1e3 * late:.2f} ms in the last")
+    assert late < 1.5 * early
+    assert lasting(tmp_path / "run")["progress"]["step"] == STEPS
+
+
+def losses(out: Path, threads: int, steps: int) -> list[float]:
+    preset = config.override(config.preset("tiny"), {"steps": steps, "evaluate_every": 0, "save_every": 0})
+    trained = trainer.train(preset, out=out, device="cpu", threads=threads, progress=False)
+    return [row["total"] for row in trained.metrics]
+
+
+def test_the_same_threads_give_the_same_bits_and_other_threads_the_same_to_rounding(tmp_path: Path) -> None:
+    one, two, same = (losses(tmp_path / name, n, 300) for name, n in (("1", 1), ("2", 2), ("2 again", 2)))
+    assert two == same
+    assert lasting(tmp_path / "2") == lasting(tmp_path / "2 again")
+    apart = np.abs(np.array(one) - two)
+    print(f"1 and 2 threads: {apart[:50].max():.1e} apart in 50 steps, {apart.max():.1e} in 300")
+    assert apart[:50].max() < 1e-4
+    assert apart.max() < 0.02
+    assert checkpoint.load_model(tmp_path / "1").config == checkpoint.load_model(tmp_path / "2").config
