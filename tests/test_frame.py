@@ -184,8 +184,9 @@ def at_import_time(tree: ast.AST) -> Iterator[ast.AST]:
 def test_package_keeps_its_vows(module):
     roots = {name.split(".")[0] for name in imports(ast.walk(TREES[module]), module)}
     assert {root: FORBIDDEN[root] for root in roots & FORBIDDEN.keys()} == {}
-    calls = [node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
-    assert [call.id for call in calls if isinstance(call, ast.Name) and call.id in RUNS_CODE] == []
+    if not module.startswith("exercises."):  # which run the learner's own code
+        calls = [node.func for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+        assert [call.id for call in calls if isinstance(call, ast.Name) and call.id in RUNS_CODE] == []
     assert "allow_pickle" not in SOURCES[module].read_text()
     eager = {name.split(".")[0] for name in imports(at_import_time(TREES[module]), module)}
     assert "cupy" not in eager, "import cupy inside a function: most machines have none"
