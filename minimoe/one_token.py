@@ -25,7 +25,8 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
     config = cache.config
     xp = array_module(params.norm.gain)
     position = xp.arange(cache.position, cache.position + 1)
-    rotation = rope.init(position, config.head_width, config.rope_theta, params.norm.gain.dtype)
+    cos, sin = (angle[0] for angle in rope.init(position, config.head_width, config.rope_theta, params.norm.gain.dtype))
+    rotation = Rotation(xp.concatenate((cos, cos), axis=1), xp.concatenate((-sin, sin), axis=1))  # (1, C) each
     x = params.embedding.table[token]  # (D,)
     for block, past in zip(params.blocks, cache.layers, strict=True):
         x = x + _attention(block.attention, _norm(block.attention_norm, x, config.norm_eps), rotation, past)
@@ -43,14 +44,23 @@ def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache
     """x (D,) → y (D,). The newest token sees all that is in sight, so nothing is masked."""
     groups, head_width = past.keys.shape[2:]
     qk = array_module(x).concatenate((x @ params.query.weight, x @ params.key.weight))
-    qk = rope.forward(rotation, qk.reshape(1, -1, head_width))  # (1, H+G, C): one rotation for both
-    q, k = qk[0, :-groups], qk[:, -groups:]
-    v = (x @ params.value.weight).reshape(1, groups, head_width)
-    keys, values = past.append(k[None], v[None])  # (1, S, G, C)
-    q = q.reshape(groups, -1, head_width)  # (G, H/G, C)
+    qk = _turned(qk.reshape(-1, head_width), rotation)  # (H+G, C): one rotation for both
+    v = (x @ params.value.weight).reshape(groups, head_width)
+    keys, values = past.append(qk[None, None, -groups:], v[None, None])  # (1, S, G, C)
+    q = qk[:-groups].reshape(groups, -1, head_width)  # (G, H/G, C)
     q *= head_width**-0.5
     weights = _softmax(q @ keys[0].transpose(1, 2, 0))  # (G, H/G, S)
     return (weights @ values[0].transpose(1, 0, 2)).reshape(-1) @ params.output.weight
+
+
+def _turned(x: Array, rotation: Rotation) -> Array:
+    """x (heads, C), which is changed, → its pairs turned by one position's angle, as ``rope.forward`` does it."""
+    half = x.shape[1] // 2
+    partners = array_module(x).concatenate((x[:, half:], x[:, :half]), axis=1)
+    partners *= rotation.sin
+    x *= rotation.cos
+    x += partners
+    return x
 
 
 def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
