@@ -12,7 +12,6 @@ Threads, micro-batches and a single batch therefore give the same gradient, auxi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -135,6 +134,5 @@ def loss_and_gradient(
     gradients = iter(run(gradient_of, zip(shards, forwards, strict=True)))
     total = next(gradients)
     for gradient in gradients:
-        branches = zip(tree.branches(total), tree.branches(gradient), strict=True)
-        deque(run(lambda pair: tree.accumulate(*pair), branches), maxlen=0)
+        tree.accumulate(total, gradient)
     return totals, total

@@ -14,9 +14,9 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from itertools import chain
+from collections.abc import Iterable
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.objective import Run
 
 ADAM_EPS = 1e-8
-PIECE = 2**16
+PIECE = 2**17
 """Numbers of a stack that are updated at a time: with all that belongs to them they fit a core's cache."""
 
 _MATRICES = re.compile(r"\.attention\.\w+\.weight$|\.experts\.w_\w+$")
@@ -160,31 +160,29 @@ def orthogonalize(m: Array, steps: int = 3) -> Array:
     for step in range(steps):
         a, b, c = POLYNOMIALS[min(step, len(POLYNOMIALS) - 1)]
         gram = x @ x.swapaxes(-1, -2)
-        x = (gram @ (b * identity + c * gram) + a * identity) @ x
+        polynomial = gram @ gram
+        polynomial *= c
+        gram *= b
+        polynomial += gram
+        polynomial += a * identity
+        x = polynomial @ x
     return x if wide else x.swapaxes(-1, -2)
 
 
-def global_norm(gradient: Decoder, run: Run = map) -> Array:
+def global_norm(gradient: Decoder) -> Array:
     """√(Σ of all squares) over every array of the tree, a 0-d array in float64."""
     xp = array_module(tree.leaves(gradient)[0])
-
-    def squares(branch: Any) -> list[Array]:
-        return [xp.vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(branch)]
-
-    return xp.sqrt(sum(chain.from_iterable(run(squares, tree.branches(gradient)))))
+    squares: Iterable[Array] = (xp.vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
+    return xp.sqrt(sum(squares))
 
 
-def clip(gradient: Decoder, limit: float, run: Run = map) -> Array:
+def clip(gradient: Decoder, limit: float) -> Array:
     """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit); returns the norm before."""
-    norm = global_norm(gradient, run)
+    norm = global_norm(gradient)
     if limit:
         scale = limit / array_module(norm).maximum(norm, limit)
-
-        def shrink(branch: Any) -> None:
-            for leaf in tree.leaves(branch):
-                leaf *= scale.astype(leaf.dtype)
-
-        deque(run(shrink, tree.branches(gradient)), maxlen=0)
+        for leaf in tree.leaves(gradient):
+            leaf *= scale.astype(leaf.dtype)
     return norm
 
 

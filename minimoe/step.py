@@ -74,7 +74,7 @@ def take(
     totals, gradient = objective.loss_and_gradient(
         params, shards, model, goal, run=run, recompute=recipe.accumulate > 1
     )
-    norm = float(optimizer.clip(gradient, recipe.clip, run))
+    norm = float(optimizer.clip(gradient, recipe.clip))
     if is_finite(totals, norm):
         optimizer.update(params, gradient, moments, recipe, number, run)
     return totals, norm

@@ -33,11 +33,6 @@ def leaves(tree: Any) -> list[Array]:
     return [leaf for _, leaf in named_leaves(tree)]
 
 
-def branches(tree: tuple[Any, ...]) -> list[Any]:
-    """What hangs on the root, a list taken apart: for a decoder a part for every block, which threads can share."""
-    return [part for branch in tree for part in (branch if isinstance(branch, list) else [branch])]
-
-
 def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
     """The tree of ``function(leaf, leaf of others[0], …)``; all trees must have the same shape."""
     if tree is None:
