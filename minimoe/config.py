@@ -211,7 +211,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "nanogpt-cpu": Preset(
         "nanoGPT's CPU recipe: 2000 steps of 12 × 64 tokens of tiny Shakespeare, at most 0.85M active parameters",
-        ModelConfig(context=64, active_experts=4, expert_width=88),
+        ModelConfig(context=64, experts=4, expert_width=96),
         TrainConfig(steps=2000, batch=12, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
         corpus="shakespeare",
     ),
@@ -223,9 +223,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "shakespeare-fast": Preset(
         "the shortest time to a validation loss of 1.744 on tiny Shakespeare",
-        ModelConfig(context=64, active_experts=4, expert_width=88),
+        ModelConfig(context=64, experts=4, expert_width=96),
         TrainConfig(
-            steps=500, batch=12, learning_rate=0.01, warmup=20, momentum=0.85, schedule="linear", evaluate_every=50
+            steps=470, batch=12, learning_rate=0.01, warmup=20, momentum=0.85, schedule="linear", evaluate_every=50
         ),
         corpus="shakespeare",
     ),
