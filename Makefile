@@ -12,7 +12,7 @@ EXTRAS_test    := [dev]
 EXTRAS_lessons := [lessons]
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lessons lint ci clean
+.PHONY: help train test lessons lint coverage ci clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,13 @@ lessons: $(VENV)/.installed-lessons  ## open the first lesson in Jupyter
 lint: $(VENV)/.installed-test  ## check style and types
 	@$(PYTHON) -m ruff check
 	@$(PYTHON) -m mypy
+
+coverage: $(VENV)/.installed-test  ## say which lines and branches the quick tests do not reach
+	@rm -f .coverage .coverage.*
+	@$(PYTHON) -m coverage run -m pytest -q -n auto $(ARGS)
+	@$(PYTHON) -m coverage combine --quiet
+	@$(PYTHON) -m coverage report --fail-under=95
+	@$(PYTHON) -m coverage report --fail-under=100 --include='minimoe/layers/*'
 
 ci:  ## run everything that a change must pass
 	@bash .ci/run

@@ -1,5 +1,7 @@
 """What the tests share: how long hypothesis may look, a seeded generator, and a model too small to be slow."""
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
@@ -16,6 +18,11 @@ settings.register_profile(
     "no-shrinking", settings.get_profile("quick"), phases=[Phase.explicit, Phase.reuse, Phase.generate]
 )
 settings.load_profile("quick")
+
+# The workers of `coverage run -m pytest -n auto` are measured; the processes that tests start are not, since what some
+# of them are watched for is their imports, their memory, what they may write and what they say.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_makefile_has_its_targets_and_help_names_them():
     targets = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
     phony = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
     assert phony is not None
-    assert targets == set(phony[1].split()) == {"help", "train", "test", "lessons", "lint", "ci", "clean"}
+    assert targets == set(phony[1].split()) == {"help", "train", "test", "lessons", "lint", "coverage", "ci", "clean"}
     assert (ROOT / "lessons/00_start_here.ipynb").exists(), "make lessons opens it"
 
 
