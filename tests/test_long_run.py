@@ -79,7 +79,6 @@ def test_the_same_threads_give_the_same_bits_and_other_threads_the_same_to_round
     assert two == same
     assert lasting(tmp_path / "2") == lasting(tmp_path / "2 again")
     apart = np.abs(np.array(one) - two)
-    print(f"1 and 2 threads: {apart[:50].max():.1e} apart in 50 steps, {apart.max():.1e} in 300")
-    assert apart[:50].max() < 1e-4
-    assert apart.max() < 0.02
+    print(f"1 and 2 threads: {apart.max():.1e} apart in 300 steps")
+    assert apart.max() < 1e-4
     assert checkpoint.load_model(tmp_path / "1").config == checkpoint.load_model(tmp_path / "2").config
