@@ -49,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=rows.ROWS, help=f"of {', '.join(rows.ROWS)}")
     parser.add_argument("--threads", type=int, default=workers.cores(), help="of every contender (all cores)")
     parser.add_argument("--rounds", type=int, default=7, help="in each, every contender has a turn (7)")
+    parser.add_argument("--keep", type=Path, metavar="FILE", help="keep each row there, and measure none twice")
     chosen = parser.parse_args(arguments)
     problem = missing(chosen.device)
     if problem:
@@ -58,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.environ.pop(name, None)  # for the processes of the contenders
 
     plan = plan_of(chosen)
-    names = chosen.only or (rows.ON_GPU if chosen.device == "gpu" else rows.ROWS)
-    found: list[Row] = []
-    for name in names:
-        for row in rows.ROWS[name](plan):
-            found.append(row)
-            print(text_of(row), flush=True)
+    everything = rows.ON_GPU if chosen.device == "gpu" else tuple(rows.ROWS)
+    known = rows.load(chosen.keep) if chosen.keep else {}
+    for name in chosen.only or everything:
+        if name not in known:
+            known[name] = rows.ROWS[name](plan)
+            print("\n".join(map(text_of, known[name])), flush=True)
+            if chosen.keep:
+                rows.save(chosen.keep, known)
     if not chosen.quick and not chosen.only:
+        found = [row for name in everything for row in known[name]]
         path = HERE / ("RESULTS_GPU.md" if chosen.device == "gpu" else "RESULTS.md")
         path.write_text(page(found, plan))
         print(f"{path} is written.")

@@ -58,3 +58,10 @@ def test_without_a_gpu_one_sentence_says_so(
 
 def test_ratios_are_of_medians_with_the_range_of_the_rounds() -> None:
     assert rows.ratio([4.0, 6.0, 50.0], [2.0, 2.0, 5.0]) == (3.0, "3.00× (2.00–10.00)")
+
+
+def test_rows_that_were_kept_are_read_back(tmp_path: Path) -> None:
+    known = {"toy": [rows.Row("work", "≥ 2×", "2.1×", True, [rows.Measured("a", "s", [1.0, 2.0])], ["proof"])]}
+    assert rows.load(tmp_path / "none.json") == {}
+    rows.save(tmp_path / "kept.json", known)
+    assert rows.load(tmp_path / "kept.json") == known
