@@ -138,6 +138,9 @@ def test_a_sum_is_asked_greedily_and_none_is_in_the_training_text(
     for prompt, temperature in questions:
         assert temperature == 0
         assert prompt.strip() not in EXERCISES[: int(0.9 * len(EXERCISES))]
+    asked.clear()
+    measured(runs["mixture"], settings=FEW._replace(seed=1))
+    assert questions != [pair for pair in asked if "box" in pair[0]], "another seed asks other questions"
 
 
 def test_by_chance_is_what_was_written_in_disorder(runs: dict[str, Path], writes: Any) -> None:
@@ -317,6 +320,10 @@ def test_json_holds_the_same_and_no_nan() -> None:
 def test_models_that_cannot_be_compared_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not learn from the same text .* --dense-twin"):
         suite.run(runs["mixture"], runs["prose"], FEW, corpus=CORPUS)
+    for name, corpus in (("school", CORPUS), ("other", small_runs.CORPUS)):  # one tokenizer, two texts
+        small_runs.train(tmp_path / name, corpus, tokenizer="byte", steps=0, evaluate_every=0)
+    with pytest.raises(UserError, match="did not learn from the same text"):
+        suite.run(tmp_path / "school", tmp_path / "other", FEW, corpus=CORPUS)
     small_runs.train(tmp_path / "long", CORPUS, context=9, steps=0, evaluate_every=0)
     with pytest.raises(UserError, match="reads 8 tokens at a time and .* 9"):
         suite.run(runs["mixture"], tmp_path / "long", FEW, corpus=CORPUS)
