@@ -478,4 +478,5 @@ def test_loading_needs_the_model_and_one_shard(tmp_path: Path) -> None:
         [sys.executable, "-c", PEAK, str(tmp_path / "saved")], capture_output=True, text=True, check=True
     )
     assert size > 8 * largest > 50e6
-    assert size < int(done.stdout) < size + largest + 5e6  # and what Python itself needs meanwhile
+    # above, what Python itself needs meanwhile; below, pages of Python that a busy machine has taken back
+    assert size - 1e6 < int(done.stdout) < size + largest + 5e6
