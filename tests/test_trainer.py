@@ -4,6 +4,7 @@ import math
 import re
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,17 @@ def test_ctrl_c_in_the_last_step_changes_nothing(tmp_path: Path, monkeypatch: py
     assert train(tmp_path / "run").finished
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def listens_to_ctrl_c() -> Iterator[None]:
+    """Python's own handler, which is missing where a shell started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens_to_ctrl_c: None
+) -> None:
     with monkeypatch.context() as keyboard:
         press_ctrl_c(keyboard, step, "cut", 3)
         press_ctrl_c(keyboard, optimizer, "clip", 3)
