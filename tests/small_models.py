@@ -6,9 +6,10 @@ import numpy as np
 
 from minimoe import tree
 from minimoe.config import ModelConfig
-from minimoe.layers import decoder
+from minimoe.layers import decoder, moe
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.moe import MoE
 from minimoe.objective import Shard
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
@@ -18,6 +19,24 @@ SEQUENCES = 6
 def drawn(rng: np.random.Generator, config: ModelConfig) -> Decoder:
     """A float64 decoder away from the zeros and ones that it starts at."""
     return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+
+
+def mixture(experts: int = 5, active: int = 2, renormalize: bool = True, noisy: bool = True) -> ModelConfig:
+    """D 4, F 3; one active expert of several has no use for renormalised weights."""
+    return ModelConfig(
+        width=4,
+        experts=experts,
+        active_experts=active,
+        expert_width=3,
+        renormalize=renormalize and (active > 1 or experts == 1),
+        noisy_gating=noisy,
+    )
+
+
+def drawn_mixture(rng: np.random.Generator, config: ModelConfig) -> MoE:
+    """A float64 mixture away from the zeros that its noise starts at."""
+    params = moe.init(rng, config, dtype=np.float64)
+    return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
 
 
 def batch_of(rng: np.random.Generator, config: ModelConfig, masked: bool = True, noisy: bool = True) -> Shard:

@@ -23,7 +23,9 @@ from small_models import (
     assert_same,
     batch_of,
     drawn,
+    drawn_mixture,
     identical,
+    mixture,
     split,
 )
 
@@ -42,23 +44,6 @@ WayBack = Callable[[np.ndarray], Any]
 """From the gradient of an output to those of all inputs."""
 
 # Experts and their mixture
-
-
-def mixture(experts: int, active: int, renormalize: bool = True, noisy: bool = True) -> ModelConfig:
-    """D 4, F 3; one active expert of several has no use for renormalised weights."""
-    return ModelConfig(
-        width=4,
-        experts=experts,
-        active_experts=active,
-        expert_width=3,
-        renormalize=renormalize and (active > 1 or experts == 1),
-        noisy_gating=noisy,
-    )
-
-
-def drawn_mixture(rng: np.random.Generator, config: ModelConfig) -> MoE:
-    params = moe.init(rng, config, dtype=np.float64)
-    return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
 
 
 def one_of(experts: Experts, e: int) -> Experts:

@@ -5,32 +5,13 @@ from typing import Any
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
+from small_models import EVERY_LOSS, drawn_mixture, mixture
 
 from minimoe import tree
 from minimoe.config import ModelConfig
 from minimoe.gradcheck import Ranked, check, failed
 from minimoe.layers import balance, moe, swiglu
-from minimoe.layers.balance import Coefficients
 from minimoe.layers.moe import MoE
-
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
-
-
-def config_of(experts: int = 5, active: int = 2, renormalize: bool = True, noisy: bool = True) -> ModelConfig:
-    return ModelConfig(
-        width=4,
-        experts=experts,
-        active_experts=active,
-        expert_width=3,
-        renormalize=renormalize and (active > 1 or experts == 1),
-        noisy_gating=noisy,
-    )
-
-
-def drawn(rng: np.random.Generator, config: ModelConfig) -> MoE:
-    params = moe.init(rng, config, dtype=np.float64)
-    return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
-
 
 cases = st.fixed_dictionaries(
     {
@@ -58,10 +39,10 @@ ONE_TOKEN_ONE_EXPERT = {
 
 def set_up(case: dict[str, Any]) -> tuple[ModelConfig, MoE, np.ndarray, Any]:
     rng = np.random.default_rng(case["seed"])
-    config = config_of(case["experts"], min(case["active"], case["experts"]), case["renormalize"], case["noisy"])
+    config = mixture(case["experts"], min(case["active"], case["experts"]), case["renormalize"], case["noisy"])
     x = rng.standard_normal((case["batch"], case["time"], 4))
     noise = rng.standard_normal((case["batch"], case["time"], case["experts"])) if case["noisy"] else None
-    return config, drawn(rng, config), x, noise
+    return config, drawn_mixture(rng, config), x, noise
 
 
 def check_moe(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capacity_factor: float | None) -> list[Any]:
@@ -90,16 +71,16 @@ def test_gradient_is_right_with_idle_experts_and_dropped_tokens(case: dict[str, 
 
 
 def test_noise_moves_the_choice_but_never_the_expert_s_input(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x, noise = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
+    config = mixture()
+    params, x, noise = drawn_mixture(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
     y, _, _, cache = moe.forward(params, x, config, noise=noise)
     assert (y != moe.forward(params, x, config)[0]).any()
     assert (cache.experts.x == x.reshape(12, 4)[cache.dispatch.token]).all()
 
 
 def test_an_expert_that_nobody_chose_gets_exactly_zero_gradient(rng: np.random.Generator) -> None:
-    config = config_of(noisy=False)
-    params = drawn(rng, config)
+    config = mixture(noisy=False)
+    params = drawn_mixture(rng, config)
     params.router.w_gate[:] = np.array([0.3, 0.2, 0.1, 0.0, -9.0])
     x = abs(rng.standard_normal((2, 3, 4)))
     y, stats, _, cache = moe.forward(params, x, config)
@@ -118,8 +99,8 @@ def test_capacity_serves_each_sequence_first_come_first_served() -> None:
 
 def test_capacity_is_the_fair_share_times_the_factor_rounded_up(rng: np.random.Generator) -> None:
     """T 6, K 2, E 5: the fair share is 2.4 tokens."""
-    config = config_of(noisy=False)
-    params = drawn(rng, config)
+    config = mixture(noisy=False)
+    params = drawn_mixture(rng, config)
     params.router.w_gate[:] = np.array([2.0, 1.0, 0.0, 0.0, 0.0])  # every token chooses experts 0 and 1
     x = abs(rng.standard_normal((2, 6, 4)))
     for factor, capacity in ((1e-6, 1), (1.0, 3), (1.25, 3), (1.3, 4), (2.5, 6)):
@@ -132,8 +113,8 @@ def test_capacity_is_the_fair_share_times_the_factor_rounded_up(rng: np.random.G
 def test_a_dropped_token_gets_nothing_from_that_expert_and_keeps_the_weight_of_the_other(
     rng: np.random.Generator,
 ) -> None:
-    config = config_of(experts=2, active=2, noisy=False)
-    params, x = drawn(rng, config), rng.standard_normal((1, 4, 4))
+    config = mixture(experts=2, active=2, noisy=False)
+    params, x = drawn_mixture(rng, config), rng.standard_normal((1, 4, 4))
     y, _, dropped, _ = moe.forward(params, x, config, capacity_factor=0.5)
     whole, _, _, _ = moe.forward(params, x, config)
     assert dropped == 4
@@ -142,8 +123,8 @@ def test_a_dropped_token_gets_nothing_from_that_expert_and_keeps_the_weight_of_t
 
 
 def test_capacity_gives_the_same_however_a_batch_is_split(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x, noise = drawn(rng, config), rng.standard_normal((4, 6, 4)), rng.standard_normal((4, 6, 5))
+    config = mixture()
+    params, x, noise = drawn_mixture(rng, config), rng.standard_normal((4, 6, 4)), rng.standard_normal((4, 6, 5))
     whole, _, dropped, _ = moe.forward(params, x, config, noise=noise, capacity_factor=0.6)
     parts = [moe.forward(params, x[b], config, noise=noise[b], capacity_factor=0.6) for b in np.split(np.arange(4), 2)]
     np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), whole, atol=1e-14)
@@ -151,8 +132,8 @@ def test_capacity_gives_the_same_however_a_batch_is_split(rng: np.random.Generat
 
 
 def test_a_later_token_takes_no_place_from_an_earlier_one(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x = drawn(rng, config), rng.standard_normal((1, 6, 4))
+    config = mixture()
+    params, x = drawn_mixture(rng, config), rng.standard_normal((1, 6, 4))
     other = x.copy()
     other[0, 3:] = rng.standard_normal((3, 4))
     before, _, dropped, _ = moe.forward(params, x, config, capacity_factor=0.4)
@@ -180,8 +161,8 @@ def test_sorting_is_stable_and_can_be_undone(entries: list[tuple[int, int]], kee
 
 
 def test_backward_leaves_its_arguments_alone(rng: np.random.Generator) -> None:
-    config = config_of()
-    params, x, dy = drawn(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 4))
+    config = mixture()
+    params, x, dy = drawn_mixture(rng, config), rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 4))
     _, stats, _, cache = moe.forward(params, x, config, noise=rng.standard_normal((2, 6, 5)))
     dstats = balance.loss(stats, EVERY_LOSS)[1]
     once = moe.backward(params, cache, dy, dstats)
@@ -190,7 +171,7 @@ def test_backward_leaves_its_arguments_alone(rng: np.random.Generator) -> None:
 
 
 def test_a_layer_follows_the_dtype_of_what_it_is_given(rng: np.random.Generator) -> None:
-    config = config_of()
+    config = mixture()
     params = moe.init(rng, config)
     x, noise = rng.standard_normal((1, 3, 4)).astype("f"), rng.standard_normal((1, 3, 5)).astype("f")
     y, stats, _, cache = moe.forward(params, x, config, noise=noise, capacity_factor=1.0)
