@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from hypothesis import strategies as st
 
 from minimoe import tree
 from minimoe.config import ModelConfig
@@ -37,6 +38,20 @@ def drawn_mixture(rng: np.random.Generator, config: ModelConfig) -> MoE:
     """A float64 mixture away from the zeros that its noise starts at."""
     params = moe.init(rng, config, dtype=np.float64)
     return tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), params)
+
+
+mixtures = st.fixed_dictionaries(
+    {
+        "batch": st.integers(1, 2),
+        "time": st.integers(1, 5),
+        "experts": st.integers(1, 5),
+        "active": st.integers(1, 5),
+        "noisy": st.booleans(),
+        "renormalize": st.booleans(),
+        "capacity_factor": st.none() | st.sampled_from([0.01, 0.5, 1.0, 2.0]),
+        "seed": st.integers(0, 999),
+    }
+)
 
 
 def batch_of(rng: np.random.Generator, config: ModelConfig, masked: bool = True, noisy: bool = True) -> Shard:

@@ -26,6 +26,7 @@ from small_models import (
     drawn_mixture,
     identical,
     mixture,
+    mixtures,
     split,
 )
 
@@ -172,18 +173,6 @@ def first_come_first_served(experts: np.ndarray, capacity: float) -> np.ndarray:
     return kept
 
 
-mixtures = st.fixed_dictionaries(
-    {
-        "batch": st.integers(1, 2),
-        "time": st.integers(1, 5),
-        "experts": st.integers(1, 5),
-        "active": st.integers(1, 5),
-        "noisy": st.booleans(),
-        "renormalize": st.booleans(),
-        "capacity_factor": st.none() | st.sampled_from([0.01, 0.5, 1.0, 2.0]),
-        "seed": st.integers(0, 999),
-    }
-)
 ONE_OF_ALL = {"batch": 1, "time": 1, "experts": 1, "active": 1, "noisy": True, "renormalize": True, "seed": 0}
 
 

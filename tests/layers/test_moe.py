@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small_models import EVERY_LOSS, drawn_mixture, mixture
+from small_models import EVERY_LOSS, drawn_mixture, mixture, mixtures
 
 from minimoe import tree
 from minimoe.config import ModelConfig
@@ -13,18 +13,6 @@ from minimoe.gradcheck import Ranked, check, failed
 from minimoe.layers import balance, moe, swiglu
 from minimoe.layers.moe import MoE
 
-cases = st.fixed_dictionaries(
-    {
-        "batch": st.integers(1, 2),
-        "time": st.integers(1, 5),
-        "experts": st.integers(1, 5),
-        "active": st.integers(1, 5),
-        "noisy": st.booleans(),
-        "renormalize": st.booleans(),
-        "capacity_factor": st.none() | st.sampled_from([0.01, 0.5, 1.0, 2.0]),
-        "seed": st.integers(0, 999),
-    }
-)
 ONE_TOKEN_ONE_EXPERT = {
     "batch": 1,
     "time": 1,
@@ -62,7 +50,7 @@ def check_moe(params: MoE, x: np.ndarray, config: ModelConfig, noise: Any, capac
     return check("moe", forward, backward, params, x, routing=routing, entries=5, directions=2)
 
 
-@given(case=cases)
+@given(case=mixtures)
 @example(case=ONE_TOKEN_ONE_EXPERT)
 def test_gradient_is_right_with_idle_experts_and_dropped_tokens(case: dict[str, Any]) -> None:
     config, params, x, noise = set_up(case)
