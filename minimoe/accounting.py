@@ -50,12 +50,16 @@ def parameters(config: ModelConfig) -> Parameters:
 
 
 def training_bytes(model: ModelConfig, train: TrainConfig, threads: int = 1) -> int:
-    """Bytes of weights, optimiser and one gradient a thread; the activations of a step come on top."""
+    """Bytes of weights, optimiser and gradients; the activations of a step come on top.
+
+    Several workers have two gradients each, their own and one that others may read.
+    """
     counts = parameters(model)
     every = counts.total + counts.noise
     by_muon = counts.attention + counts.experts if train.optimizer == "muon" else 0
     moments = 2 * every - by_muon
-    return _number_bytes(train) * (every * (1 + threads) + moments)
+    gradients = 1 if threads == 1 else 2 * threads
+    return _number_bytes(train) * (every * (1 + gradients) + moments)
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> int:

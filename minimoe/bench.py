@@ -36,7 +36,7 @@ PROMPT, WRITTEN = 8, 256
 
 @dataclass(frozen=True)
 class Component:
-    """Milliseconds of a step spent in one kind of layer; where threads work side by side, their mean."""
+    """Milliseconds of a step spent in one kind of layer; where workers share the step, by the first of them."""
 
     name: str
     forward: float
@@ -83,8 +83,9 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
         """A copy from the device comes after all the work that it was given."""
         to_host(array_module(params.norm.gain).zeros(1))
 
-    with workers.pool(at_work) as pool:
-        train = _training(rng, params, model, recipe, at_work, pool, wait)
+    moments = optimizer.init(params, recipe)
+    with workers.pool(at_work), step.together(params, moments, model, recipe, at_work) as team:
+        train = _training(rng, team, model, recipe, at_work, wait)
         step_times = measure(train, seconds)
         memory = peak_memory(params.norm.gain)
         with stopwatch.watch(wait) as spent:
@@ -94,8 +95,8 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     operations = matrix_operations(model, recipe.batch)
     counts = accounting.parameters(model)
 
-    def milliseconds(name: str, way: str, side_by_side: int = at_work) -> float:
-        return 1000 * spent.get((name, way), 0.0) / runs / side_by_side
+    def milliseconds(name: str, way: str) -> float:
+        return 1000 * spent.get((name, way), 0.0) / runs
 
     return Report(
         device=where,
@@ -109,8 +110,8 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
         components=[
             Component(name, milliseconds(name, "forward"), milliseconds(name, "backward")) for name in stopwatch.LAYERS
         ],
-        clip_milliseconds=milliseconds("clip", "after", 1),
-        update_milliseconds=milliseconds("update", "after", 1),
+        clip_milliseconds=milliseconds("clip", "after"),
+        update_milliseconds=milliseconds("update", "after"),
         matrix_operations=operations,
         peak_operations_per_second=peak,
         share_of_peak=operations / usual / peak,
@@ -164,12 +165,17 @@ def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: flo
 
 
 def peak_memory(like: Array) -> int | None:
-    """Bytes that this process held at most: resident on the host, or in CuPy's pool; None where nobody tells."""
+    """Bytes held at most: resident on the host, or in CuPy's pool; None where nobody tells.
+
+    Each worker process that is at work counts in full, with what it shares with others: an upper bound.
+    """
     if not isinstance(like, np.ndarray):
         return int(array_module(like).get_default_memory_pool().total_bytes())
     try:
-        status = Path("/proc/self/status").read_text()  # unlike getrusage, it starts anew with the program
-        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+        children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+        # unlike getrusage, a status starts anew with the program
+        statuses = [Path(f"/proc/{process}/status").read_text() for process in ("self", *children)]
+        return 1024 * sum(int(status.split("VmHWM:")[1].split()[0]) for status in statuses)
     except (OSError, IndexError):
         pass
     try:
@@ -183,22 +189,19 @@ def peak_memory(like: Array) -> int | None:
 
 def _training(
     rng: np.random.Generator,
-    params: Decoder,
+    team: step.Team,
     model: ModelConfig,
     recipe: TrainConfig,
     threads: int,
-    pool: Any,
     wait: Callable[[], None],
 ) -> Callable[[], None]:
     """A function that takes one training step after the other."""
-    moments = optimizer.init(params, recipe)
     tokens, targets = rng.integers(model.vocab_size, size=(2, recipe.batch, model.context))
     taken = 0
 
     def train() -> None:
         nonlocal taken
-        shards = step.cut(rng, params, tokens, targets, model, recipe, threads)
-        step.take(params, moments, shards, model, recipe, taken, pool)
+        team.take(step.cut(rng, team.params, tokens, targets, model, recipe, threads), taken)
         wait()
         taken += 1
 

@@ -15,7 +15,8 @@ from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import cross_entropy, decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Objective, Run, Shard
+from minimoe.objective import Objective, Shard
+from minimoe.workers import Run
 
 SEQUENCES = 16
 """Sequences in one forward pass; changes speed only."""
@@ -41,12 +42,11 @@ def evaluate(
     if not shards:
         raise UserError("the text is one token long, which leaves nothing to predict: give a longer one.")
     done = list(run(lambda shard: objective.forward(params, shard, config, Objective(), keep=False), shards))
-    count = sum(int(f.loss.tokens) for f in done)
-    assignments = np.stack(
-        [to_host(tree.add(*layer).assignments) for layer in zip(*(f.stats for f in done), strict=True)]
-    )
+    count = sum(int(one.sums.loss.tokens) for one in done)
+    stats = tree.add(*(one.sums.stats for one in done))
+    assignments = np.stack([to_host(layer.assignments) for layer in stats])
     load = assignments / assignments.sum(1, keepdims=True, dtype=np.float64)
-    return Evaluation(sum(float(f.loss.total) for f in done) / count, count, load)
+    return Evaluation(sum(float(one.sums.loss.total) for one in done) / count, count, load)
 
 
 def bits_per_byte(result: Evaluation, size: int) -> float:

@@ -109,6 +109,6 @@ def _short_blas(threads: int) -> str | None:
         if value.isdecimal() and 0 < int(value) < threads:
             return (
                 f"{name}={value} holds BLAS to {value} of {threads} threads where a long prompt is read: unset it "
-                "(training is not slowed, for it has threads of its own)."
+                "(training is not slowed, for each of its workers has one)."
             )
     return None

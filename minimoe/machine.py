@@ -26,7 +26,7 @@ def describe() -> str:
             kernel = library.get("architecture", "unknown")
             lines.append(
                 f"BLAS      {library['internal_api']} {library['version']}, {kernel} kernels, {library['num_threads']} "
-                "threads; training gives each of its own threads one"
+                "threads; training gives each of its workers one"
             )
     lines.append(f"cores     {workers.cores()}")
     memory = workers.memory_bytes()

@@ -24,8 +24,8 @@ from minimoe.coloured_text import token_texts, visible
 from minimoe.corpus import Corpus
 from minimoe.errors import UserError
 from minimoe.huggingface import Pretrained
-from minimoe.objective import Run
 from minimoe.routing import Choice, Trace
+from minimoe.workers import Run
 
 FAVOURITES = 8
 """How many favourite tokens are listed for each expert."""

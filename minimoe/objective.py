@@ -7,25 +7,23 @@ Both kinds of term are functions of sums over tokens, so a step has two phases:
     1  forward on every shard; add up the sums (cross-entropy, token count, RouterStats)
     2  from the totals take the gradient by each sum; backward on every shard; add up the gradients
 
-Threads, micro-batches and a single batch therefore give the same gradient, auxiliary losses included, to rounding.
+Workers, micro-batches and a single batch therefore give the same gradient, auxiliary losses included, to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from minimoe import tree
 from minimoe.arrays import Array
 from minimoe.config import ModelConfig
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers import balance, cross_entropy, decoder
 from minimoe.layers.balance import Coefficients, Losses
 from minimoe.layers.cross_entropy import LossSum
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.router import RouterStats
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""Applies a function to each item and yields the results in order: ``map``, or the ``map`` of a thread pool."""
 
 
 class Objective(NamedTuple):
@@ -45,12 +43,18 @@ class Shard(NamedTuple):
     mask: Array | None = None  # (B, T)  1 counts, 0 is padding: left out of every loss
 
 
-class Forward(NamedTuple):
-    """Phase 1 of one shard."""
+class Sums(NamedTuple):
+    """What the losses are made of, summed over tokens; sums of shards add up."""
 
     loss: LossSum
     stats: list[RouterStats]  # L
     dropped: list[int]  # L
+
+
+class Forward(NamedTuple):
+    """Phase 1 of one shard."""
+
+    sums: Sums
     caches: tuple[cross_entropy.Cache, decoder.Cache] | None
 
 
@@ -78,14 +82,12 @@ def forward(params: Decoder, shard: Shard, config: ModelConfig, objective: Objec
         mask=shard.mask,
     )
     loss, loss_cache = cross_entropy.forward(logits, shard.targets, shard.mask)
-    return Forward(loss, routed.stats, routed.dropped, (loss_cache, cache) if keep else None)
+    return Forward(Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None)
 
 
-def add_up(forwards: Sequence[Forward], objective: Objective) -> Totals:
-    """The turn between the phases: sums of all shards → losses, and the gradient by each sum."""
-    loss = tree.add(*(f.loss for f in forwards))
-    stats = [tree.add(*layer) for layer in zip(*(f.stats for f in forwards), strict=True)]
-    dropped = [sum(layer) for layer in zip(*(f.dropped for f in forwards), strict=True)]
+def add_up(forwards: Sequence[Forward], objective: Objective, group: Group = ALONE) -> Totals:
+    """The turn between the phases: sums of all shards of a group → losses, and the gradient by each sum."""
+    loss, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
     tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
     mean = total = loss.total / tokens
     coefficients = objective.coefficients
@@ -116,22 +118,21 @@ def loss_and_gradient(
     config: ModelConfig,
     objective: Objective,
     *,
-    run: Run = map,
     recompute: bool = False,
+    group: Group = ALONE,
 ) -> tuple[Totals, Decoder]:
     """Both phases over all shards of a batch → its losses and the gradient of ``total``.
 
     ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
-    shards that are at work at once: this is gradient accumulation.
+    shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
+    and gets the losses of the whole batch, with the part of the gradient that flows through its shards.
     """
-    forwards = list(run(lambda shard: forward(params, shard, config, objective, keep=not recompute), shards))
-    totals = add_up(forwards, objective)
-
-    def gradient_of(pair: tuple[Shard, Forward]) -> Decoder:
-        shard, done = pair
-        return backward(params, forward(params, shard, config, objective) if recompute else done, totals)
-
-    gradients = iter(run(gradient_of, zip(shards, forwards, strict=True)))
+    forwards = [forward(params, shard, config, objective, keep=not recompute) for shard in shards]
+    totals = add_up(forwards, objective, group)
+    gradients = (
+        backward(params, forward(params, shard, config, objective) if recompute else done, totals)
+        for shard, done in zip(shards, forwards, strict=True)
+    )
     total = next(gradients)
     for gradient in gradients:
         tree.accumulate(total, gradient)

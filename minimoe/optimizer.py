@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimoe import tree
 from minimoe.arrays import Array, array_module
 from minimoe.config import TrainConfig
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Run
 
 ADAM_EPS = 1e-8
 PIECE = 2**17
@@ -70,31 +69,35 @@ def init(params: Decoder, config: TrainConfig) -> State:
     }
 
 
-def update(params: Decoder, gradient: Decoder, state: State, config: TrainConfig, step: int, run: Run = map) -> None:
-    """Takes step number ``step`` (from 0): changes ``params`` and ``state`` in place. ``run`` may be a thread pool's.
+def update(params: Decoder, gradient: Decoder, state: State, config: TrainConfig, step: int) -> None:
+    """Takes step number ``step`` (from 0): changes ``params`` and ``state`` in place.
 
     Weight decay is decoupled from the gradient, and for matrices only: w ← w − rate · (decay · w + direction).
     """
+    update_some(params, dict(tree.named_leaves(gradient)), state, config, step)
+
+
+def update_some(params: Decoder, gradient: Mapping[str, Array], state: State, config: TrainConfig, step: int) -> None:
+    """``update`` for the parameters that ``gradient`` names, and no others."""
     rate = learning_rate(step, config)
+    for name, leaf in tree.named_leaves(params):
+        if name in gradient:
+            for rows in _pieces(leaf):
+                moments = tree.map(itemgetter(rows), state[name])
+                _update_piece(name, leaf[rows], gradient[name][rows], moments, config, step, rate)
 
-    def update_leaf(task: tuple[tuple[str, Array], Array]) -> None:
-        (name, leaf), d = task
-        for rows in _pieces(leaf):
-            update_piece(name, leaf[rows], d[rows], tree.map(itemgetter(rows), state[name]))
 
-    def update_piece(name: str, leaf: Array, d: Array, moments: Moments) -> None:
-        if leaf.ndim > 1:
-            leaf *= 1 - rate * config.weight_decay
-        if is_muons(name, config):
-            direction = muon_direction(d, moments.mean, config)
-        else:
-            direction = adam_direction(d, moments, config, step)
-        direction *= rate
-        leaf -= direction
-
-    tasks = zip(tree.named_leaves(params), tree.leaves(gradient), strict=True)
-    largest_first = sorted(tasks, key=lambda task: -task[1].size)  # so that threads end together
-    deque(run(update_leaf, largest_first), maxlen=0)
+def _update_piece(
+    name: str, leaf: Array, d: Array, moments: Moments, config: TrainConfig, step: int, rate: float
+) -> None:
+    if leaf.ndim > 1:
+        leaf *= 1 - rate * config.weight_decay
+    if is_muons(name, config):
+        direction = muon_direction(d, moments.mean, config)
+    else:
+        direction = adam_direction(d, moments, config, step)
+    direction *= rate
+    leaf -= direction
 
 
 def _pieces(leaf: Array) -> list[slice]:
@@ -169,16 +172,19 @@ def orthogonalize(m: Array, steps: int = 3) -> Array:
     return x if wide else x.swapaxes(-1, -2)
 
 
-def global_norm(gradient: Decoder) -> Array:
-    """√(Σ of all squares) over every array of the tree, a 0-d array in float64."""
-    xp = array_module(tree.leaves(gradient)[0])
-    squares: Iterable[Array] = (xp.vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
-    return xp.sqrt(sum(squares))
+def squared_norm(gradient: Any) -> Any:
+    """Σ of all squares over every array of the tree, a 0-d array in float64."""
+    squares: Iterable[Any] = (array_module(leaf).vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
+    return sum(squares)
 
 
-def clip(gradient: Decoder, limit: float) -> Array:
-    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit); returns the norm before."""
-    norm = global_norm(gradient)
+def clip(gradient: Any, limit: float, group: Group = ALONE) -> Array:
+    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit); returns the norm before.
+
+    In a ``group``, each worker has a part of the gradient, and the norm is that of all parts together.
+    """
+    squares = group.all_reduce(squared_norm(gradient))
+    norm: Array = array_module(squares).sqrt(squares)
     if limit:
         scale = limit / array_module(norm).maximum(norm, limit)
         for leaf in tree.leaves(gradient):

@@ -96,4 +96,4 @@ def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[s
 def of_the_machine(sub: argparse.ArgumentParser) -> None:
     """What to compute with."""
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
-    sub.add_argument("--threads", type=int, metavar="N", help="CPU threads (every core)")
+    sub.add_argument("--threads", type=int, metavar="N", help="CPU cores to use (all)")

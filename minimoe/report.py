@@ -55,7 +55,7 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
         f"{counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
         f"It reads {', '.join(data.names)}: {len(data.train):,} tokens to learn from, {held_out:,} held out.\n"
         f"Training {begin} {run.train.steps:,} steps of {run.train.batch * run.model.context:,} tokens "
-        f"on {'the GPU' if device == 'gpu' else f'{threads} CPU threads'} and writes to {folder}."
+        f"on {'the GPU' if device == 'gpu' else f'{threads} CPU core' + 's' * (threads > 1)} and writes to {folder}."
     )
 
 

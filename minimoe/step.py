@@ -1,26 +1,37 @@
 """One training step: noise for the whole batch, its gradient in shards, a clip, and the optimiser's update.
 
-    shards = step.cut(rng, params, tokens, targets, model, recipe, threads)
-    totals, norm = step.take(params, moments, shards, model, recipe, number, pool)
+    with step.together(params, moments, model, recipe, workers) as team:
+        shards = step.cut(rng, team.params, tokens, targets, model, recipe, workers)
+        totals, norm = team.take(shards, number)
 
 The trainer repeats it, and the benchmark times the very same.  Lesson: lessons/11_training.ipynb
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import objective, optimizer
+from minimoe import data_parallel, objective, optimizer, tree
 from minimoe.arrays import like
 from minimoe.config import ModelConfig, TrainConfig
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Objective, Run, Shard, Totals
+from minimoe.objective import Objective, Shard, Totals
+
+
+class Team(NamedTuple):
+    """Workers that take steps together, and what they change."""
+
+    params: Decoder
+    moments: optimizer.State
+    take: Callable[[Sequence[Shard], int], tuple[Totals, float]]  # the shards of a batch, the step's number (from 0)
 
 
 def cut(
@@ -30,9 +41,9 @@ def cut(
     targets: NDArray[Any],
     model: ModelConfig,
     recipe: TrainConfig,
-    threads: int,
+    workers: int,
 ) -> list[Shard]:
-    """tokens and targets (B, T) on the host → a shard for each thread and each accumulated part, where ``params`` live.
+    """tokens and targets (B, T) on the host → a shard for each worker and each accumulated part, where ``params`` live.
 
     The router's noise is drawn for the whole batch and cut with it, so that it does not depend on the number of shards.
     """
@@ -42,7 +53,7 @@ def cut(
         shape = (model.layers, batch, context, model.experts)
         noise = rng.standard_normal(shape, np.dtype(recipe.dtype).type)
     where = params.norm.gain
-    pieces = np.array_split(np.arange(batch), min(batch, threads * recipe.accumulate))
+    pieces = np.array_split(np.arange(batch), min(batch, workers * recipe.accumulate))
     return [
         Shard(
             like(where, tokens[piece]),
@@ -53,6 +64,26 @@ def cut(
     ]
 
 
+@contextlib.contextmanager
+def together(
+    params: Decoder, moments: optimizer.State, model: ModelConfig, recipe: TrainConfig, workers: int
+) -> Iterator[Team]:
+    """Opens a team of ``workers`` for the steps of a run, each on its part of the shards: ``workers`` of them at least.
+
+    Only the arrays of the team are changed, which are the same as those passed in where there is one worker.
+    """
+    if workers > 1:
+        params = tree.map(data_parallel.shared, params)
+        moments = {name: tree.map(data_parallel.shared, of_one) for name, of_one in moments.items()}
+
+    def work(group: Group, task: tuple[Sequence[Shard], int]) -> tuple[Totals, float]:
+        shards, number = task
+        return take(params, moments, shards, model, recipe, number, group)
+
+    with data_parallel.workers(workers, work, params) as run:
+        yield Team(params, moments, lambda shards, number: run([(shards[i::workers], number) for i in range(workers)]))
+
+
 def take(
     params: Decoder,
     moments: optimizer.State,
@@ -60,23 +91,26 @@ def take(
     model: ModelConfig,
     recipe: TrainConfig,
     number: int,
-    run: Run = map,
+    group: Group = ALONE,
 ) -> tuple[Totals, float]:
     """Step ``number`` (from 0) changes ``params`` and ``moments`` in place → the losses, the gradient's norm unclipped.
 
-    Where loss or norm is not a finite number, everything stays as it was.
+    In a ``group``, every worker takes it on its own shards and updates its own share of the parameters. Where loss or
+    norm is not a finite number, everything stays as it was.
     """
     goal = Objective(
         Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
         recipe.capacity_factor,
         recipe.pooled_balance,
     )
-    totals, gradient = objective.loss_and_gradient(
-        params, shards, model, goal, run=run, recompute=recipe.accumulate > 1
+    totals, through_mine = objective.loss_and_gradient(
+        params, shards, model, goal, recompute=recipe.accumulate > 1, group=group
     )
-    norm = float(optimizer.clip(gradient, recipe.clip))
+    gradient = group.reduce_scatter(through_mine, group.share(params))
+    norm = float(optimizer.clip(list(gradient.values()), recipe.clip, group))
     if is_finite(totals, norm):
-        optimizer.update(params, gradient, moments, recipe, number, run)
+        optimizer.update_some(params, gradient, moments, recipe, number)
+    group.barrier()
     return totals, norm
 
 

@@ -1,11 +1,12 @@
 """A stopwatch on every layer: where the time of a step goes, forward and backward, in the run itself.
 
     with watch(wait) as seconds:
-        ...                               training steps, on any number of threads
-    seconds["attention", "forward"]       spent there, over all threads
+        ...                               training steps
+    seconds["attention", "forward"]       spent there
 
 A layer reaches another by its module, ``linear.forward``, so while the stopwatch runs each module's two functions are
-replaced by timed ones. A layer's time is its own: what it spends in another layer is counted there.
+replaced by timed ones. A layer's time is its own: what it spends in another layer is counted there. Where workers share
+a step, the one that opened the stopwatch is timed, and not the others.
 """
 
 from __future__ import annotations
@@ -31,22 +32,24 @@ LAYERS = (
     "decoder",
     "cross_entropy",
 )
-TOOLS = (("clip", "optimizer", "clip"), ("update", "optimizer", "update"))
+TOOLS = (("clip", "optimizer", "clip"), ("update", "optimizer", "update_some"))
 
 Seconds = dict[tuple[str, str], float]
-"""(component, ``forward`` or ``backward``) → seconds, summed over threads; ``clip`` and ``update`` come after both."""
+"""(component, ``forward`` or ``backward``) → seconds; ``clip`` and ``update`` come after both."""
 
 
 @contextlib.contextmanager
 def watch(wait: Callable[[], Any]) -> Iterator[Seconds]:
     """Times every layer and the optimiser while the block runs; ``wait`` returns when the device has nothing to do."""
     seconds: Seconds = {}
-    lock, local = threading.Lock(), threading.local()
+    thread = threading.get_ident()
+    around: list[float] = []  # of each call under way, the seconds spent in others
 
     def timed(key: tuple[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
-            around: list[float] = local.__dict__.setdefault("inner", [])  # of each call under way, seconds in others
+            if threading.get_ident() != thread:
+                return function(*arguments, **options)
             wait()
             start = time.perf_counter()
             around.append(0.0)
@@ -58,8 +61,7 @@ def watch(wait: Callable[[], Any]) -> Iterator[Seconds]:
                 own = whole - around.pop()
                 if around:
                     around[-1] += whole
-                with lock:
-                    seconds[key] = seconds.get(key, 0.0) + own
+                seconds[key] = seconds.get(key, 0.0) + own
 
         return run
 

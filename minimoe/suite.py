@@ -30,8 +30,8 @@ from minimoe.arrays import select_device
 from minimoe.checkpoint import Model
 from minimoe.corpus import Corpus
 from minimoe.errors import UserError
-from minimoe.objective import Run
 from minimoe.texts import Texts
+from minimoe.workers import Run
 
 
 class Settings(NamedTuple):

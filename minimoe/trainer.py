@@ -187,13 +187,15 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     done = kept = first
     with (
         workers.pool(threads) as pool,
+        steps.together(params, moments, run.model, recipe, threads) as team,
         interruptible() as interrupted,
         report.bar(recipe.steps, first, progress) as bar,
     ):
+        params, moments = team.params, team.moments
         for step in range(first, recipe.steps):
             started = time.perf_counter()
             shards = steps.cut(rng, params, *next(batches), run.model, recipe, threads)
-            totals, norm = steps.take(params, moments, shards, run.model, recipe, step, pool)
+            totals, norm = team.take(shards, step)
             if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))
             elapsed = max(time.perf_counter() - started, 1e-9)  # a clock may stand still, or be set back

@@ -1,7 +1,8 @@
-"""Threads: shards of a batch side by side, each with a single-threaded BLAS.
+"""What a machine has to work with, and a pool of threads, each with a single-threaded BLAS, for what is only read.
 
-NumPy lets go of the interpreter lock while it computes, so two threads that each work through half a batch keep two
-cores busy from end to end; a BLAS with two threads does so only inside its products.
+NumPy lets go of the interpreter lock while it computes, so two threads that each read half of a text can keep two cores
+busy from end to end; a BLAS with two threads does so only inside its products. Training has workers of its own:
+data_parallel.py.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from minimoe.errors import UserError
-from minimoe.objective import Run
+
+Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""Applies a function to each item and yields the results in order: ``map``, or the ``map`` of a thread pool."""
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # options of glibc's mallopt
 

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minimoe import tree
+from minimoe import data_parallel, tree
 from minimoe.config import ModelConfig
+from minimoe.data_parallel import Group
 from minimoe.layers import decoder, moe
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.moe import MoE
-from minimoe.objective import Shard
+from minimoe.objective import Objective, Shard, Totals, loss_and_gradient
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 SEQUENCES = 6
@@ -77,6 +78,28 @@ def split(batch: Shard, sizes: list[int]) -> list[Shard]:
             )
         )
     return shards
+
+
+def gradient_in_a_group(
+    size: int,
+    params: Decoder,
+    shards: list[Shard],
+    config: ModelConfig,
+    goal: Objective,
+    recompute: bool = False,
+    processes: bool | None = None,
+) -> tuple[Totals, Decoder]:
+    """``loss_and_gradient`` by ``size`` workers, whose parts are put together again."""
+
+    def work(group: Group, mine: list[Shard]) -> tuple[Totals, Decoder]:
+        totals, part = loss_and_gradient(params, mine, config, goal, recompute=recompute, group=group)
+        owned = group.reduce_scatter(part, group.share(params))
+        named = {name: leaf for one in group.all_gather(owned) for name, leaf in one.items()}
+        return totals, tree.rebuild(params, [named[name] for name, _ in tree.named_leaves(params)])
+
+    with data_parallel.workers(size, work, params, processes) as run:
+        result: tuple[Totals, Decoder] = run([shards[rank::size] for rank in range(size)])
+    return result
 
 
 def assert_close(ours: Any, theirs: Any, atol: float = 1e-12) -> None:

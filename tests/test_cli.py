@@ -88,7 +88,7 @@ def test_train_makes_a_run_as_the_options_say(tmp_path: Path, text: Path, capsys
     assert run.source.paths == [str(text)]
     assert len(metrics(out)) == 6
     said = capsys.readouterr().out
-    assert "on 2 CPU threads" in said
+    assert "on 2 CPU cores" in said
     assert "A sample." in said
 
 

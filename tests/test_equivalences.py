@@ -7,7 +7,6 @@ where it is no part of the package.
 import dataclasses
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from small_models import (
     batch_of,
     drawn,
     drawn_mixture,
+    gradient_in_a_group,
     identical,
     mixture,
     mixtures,
     split,
 )
 
-from minimoe import arrays, generation, kv_cache, tree
+from minimoe import arrays, data_parallel, generation, kv_cache, tree
 from minimoe.config import ModelConfig
 from minimoe.layers import attention, decoder, moe, rope, router
 from minimoe.layers.attention import Attention, KeyValues
@@ -379,10 +379,13 @@ def test_noise_of_scale_zero_is_no_noise(rng: np.random.Generator, small: ModelC
 
 # A batch, and the machine
 
+KINDS = [False, True] if data_parallel.forks() else [False]
+"""Workers that are threads, and processes where there can be any."""
+
 
 @given(
     sizes=st.sampled_from([[6], [3, 3], [2, 2, 2], [1] * 6, [5, 1], [1, 2, 3]]),
-    threads=st.integers(1, 4),
+    workers=st.integers(1, 3),
     masked=st.booleans(),
     noisy=st.booleans(),
     capacity_factor=st.none() | st.just(0.6),
@@ -390,10 +393,10 @@ def test_noise_of_scale_zero_is_no_noise(rng: np.random.Generator, small: ModelC
     pooled=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_one_batch_is_many_micro_batches_is_any_number_of_threads(
+def test_one_batch_is_many_micro_batches_is_any_number_of_workers(
     small: ModelConfig,
     sizes: list[int],
-    threads: int,
+    workers: int,
     masked: bool,
     noisy: bool,
     capacity_factor: float | None,
@@ -401,7 +404,7 @@ def test_one_batch_is_many_micro_batches_is_any_number_of_threads(
     pooled: bool,
     seed: int,
 ) -> None:
-    """Auxiliary losses included; and for the same micro-batches, threads change not a bit."""
+    """Auxiliary losses included; and whether workers are processes or threads changes not a bit."""
     rng = np.random.default_rng(seed)
     params, batch = drawn(rng, small), batch_of(rng, small, masked, noisy)
     goal = Objective(EVERY_LOSS, capacity_factor, pooled)
@@ -409,10 +412,14 @@ def test_one_batch_is_many_micro_batches_is_any_number_of_threads(
     shards = split(batch, sizes)
     one_by_one = loss_and_gradient(params, shards, small, goal, recompute=recompute)
     assert_same(one_by_one, whole)
-    with ThreadPoolExecutor(threads) as pool:
-        at_once = loss_and_gradient(params, shards, small, goal, run=pool.map, recompute=recompute)
-    assert at_once[0].total == one_by_one[0].total
-    assert identical(at_once[1], one_by_one[1])
+    first, *others = (
+        gradient_in_a_group(min(workers, len(shards)), params, shards, small, goal, recompute, processes)
+        for processes in KINDS
+    )
+    assert_same(first, whole)
+    for other in others:
+        assert other[0].total == first[0].total
+        assert identical(other[1], first[1])
 
 
 def test_averaging_the_losses_of_parts_would_be_another_loss(rng: np.random.Generator, small: ModelConfig) -> None:

@@ -92,7 +92,7 @@ FLOORS = (
     {"layers.*"},
     {"layers.moe"},
     {"layers.block"},
-    {"layers.decoder"},
+    {"layers.decoder", "data_parallel"},
     {"layers"},  # layers/__init__.py
     {"objective"},
     {"files", "finite_differences", "verdict", "workers", "accounting", "metrics", "safetensors_file", "handicaps"},

@@ -80,7 +80,7 @@ def test_the_losses_are_those_of_the_summed_counts(rng: np.random.Generator, sma
     totals = objective.add_up(forwards, goal)
     assert all(forward.caches is None for forward in forwards)
     for layer in range(small.layers):
-        stats = tree.add(*(forward.stats[layer] for forward in forwards))
+        stats = tree.add(*(forward.sums.stats[layer] for forward in forwards))
         assert totals.auxiliary[layer] == balance.loss(stats, EVERY_LOSS)[0]
         assert stats.tokens == batch.mask.sum()
 

@@ -64,7 +64,7 @@ def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> Non
     said = report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
     assert "4 experts, 2 at work for each token" in said
     assert f"pyramid: {len(data.train):,} tokens to learn from, {len(data.validation[0])} held out" in said
-    assert "Training takes 6 steps of 32 tokens on 3 CPU threads and writes to runs/x." in said
+    assert "Training takes 6 steps of 32 tokens on 3 CPU cores and writes to runs/x." in said
     said = report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
     assert "Training continues at step 4 of 6 steps" in said
     assert "on the GPU" in said

@@ -11,7 +11,7 @@ import importlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -118,9 +118,12 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def memory(line: str) -> int:
-    """Bytes that Linux reports in one line of this process's status: VmRSS now, VmHWM at the peak."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split(f"{line}:")[1].split()[0])
+    """Bytes that Linux reports in one line of a status, VmRSS now or VmHWM at the peak: of this process and those that
+    it has forked, each in full, although they share a part.
+    """
+    children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
+    statuses = [Path(f"/proc/{process}/status").read_text() for process in ("self", *children)]
+    return 1024 * sum(int(status.split(f"{line}:")[1].split()[0]) for status in statuses)
 
 
 # What is computed
@@ -172,8 +175,9 @@ def errors(contender: Contender, task: Task) -> dict[str, float]:
 
 
 def minimoe(task: Task, stack: ExitStack) -> Contender:
-    from minimoe import generation, objective, optimizer, step, tree, workers
+    from minimoe import data_parallel, generation, objective, optimizer, step, tree, workers
     from minimoe.arrays import array_module, like, to_device, to_host
+    from minimoe.data_parallel import Group
     from minimoe.layers import decoder
     from minimoe.layers.balance import Coefficients
     from minimoe.objective import Objective, Shard
@@ -200,20 +204,30 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     tokens, targets = batch(task)
     rng = np.random.default_rng(4)
     moments = optimizer.init(params, task.recipe)
-    threads = 1 if task.device == "gpu" else task.threads
-    pool = stack.enter_context(workers.pool(threads))
+    at_work = 1 if task.device == "gpu" else task.threads
+    stack.enter_context(workers.pool(at_work))
     taken = 0
 
     def shards() -> list[Shard]:
-        return step.cut(rng, params, tokens, targets, task.model, task.recipe, threads)
+        return step.cut(rng, params, tokens, targets, task.model, task.recipe, at_work)
+
+    def gradient_alone(group: Group, mine: Sequence[Shard]) -> None:
+        _, gradient = objective.loss_and_gradient(params, mine, task.model, goal, group=group)
+        group.reduce_scatter(gradient, group.share(params))
+        group.barrier()
+
+    if task.work == "gradient":
+        run_all = stack.enter_context(data_parallel.workers(at_work, gradient_alone, params))
+    else:
+        team = stack.enter_context(step.together(params, moments, task.model, task.recipe, at_work))
 
     def run_gradient() -> None:
-        objective.loss_and_gradient(params, shards(), task.model, goal, run=pool)
+        run_all([[shard] for shard in shards()])
         wait()
 
     def run_step() -> None:
         nonlocal taken
-        step.take(params, moments, shards(), task.model, task.recipe, taken, pool)
+        team.take(shards(), taken)
         taken += 1
         wait()
 
