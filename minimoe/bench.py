@@ -84,7 +84,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
         to_host(array_module(params.norm.gain).zeros(1))
 
     moments = optimizer.init(params, recipe)
-    with workers.pool(at_work), step.together(params, moments, model, recipe, at_work) as team:
+    with step.together(params, moments, model, recipe, at_work) as team:
         train = _training(rng, team, model, recipe, at_work, wait)
         step_times = measure(train, seconds)
         memory = peak_memory(params.norm.gain)

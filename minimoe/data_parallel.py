@@ -34,6 +34,7 @@ import numpy as np
 from minimoe import tree
 from minimoe.arrays import Array
 from minimoe.errors import UserError
+from minimoe.workers import one_blas_thread_each
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -110,21 +111,22 @@ def workers(
 ) -> Iterator[Callable[[Sequence[Any]], Any]]:
     """Opens a group of ``size`` workers for ``work(group, message)``; ``like`` is a tree in the shapes of a gradient.
 
-    What is opened is a function of ``size`` messages, one for each worker, that returns the result of worker 0. A
-    failure in any worker is raised by it, and is the end of the group. ``processes`` says whether workers are processes
-    or threads; None leaves it to the system.
+    What is opened is a function of ``size`` messages, one for each worker, that returns the result of worker 0. BLAS
+    has one thread in each. A failure in any worker is raised by it, and is the end of the group. ``processes`` says
+    whether workers are processes or threads; None leaves it to the system.
 
     Raises:
         UserError: a worker process was stopped by someone else.
     """
-    if size == 1:
-        yield lambda messages: work(ALONE, messages[0])
-    elif forks() if processes is None else processes:
-        with _processes(size, work, like) as run:
-            yield run
-    else:
-        with _threads(size, work) as run:
-            yield run
+    with one_blas_thread_each():
+        if size == 1:
+            yield lambda messages: work(ALONE, messages[0])
+        elif forks() if processes is None else processes:
+            with _processes(size, work, like) as run:
+                yield run
+        else:
+            with _threads(size, work) as run:
+                yield run
 
 
 # Processes

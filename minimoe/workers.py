@@ -53,11 +53,18 @@ def memory_bytes() -> int | None:
 @contextlib.contextmanager
 def pool(threads: int) -> Iterator[Run]:
     """A ``map`` over ``threads`` threads, with BLAS held to one thread each while it is open."""
+    with one_blas_thread_each(), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
+        yield executor.map if threads > 1 else map
+
+
+@contextlib.contextmanager
+def one_blas_thread_each() -> Iterator[None]:
+    """For work that is already shared out: BLAS shares out nothing more, and memory is kept for reuse."""
     from threadpoolctl import threadpool_limits
 
     _keep_freed_memory()
-    with threadpool_limits(1, user_api="blas"), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
-        yield executor.map if threads > 1 else map
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 @contextlib.contextmanager

@@ -175,7 +175,7 @@ def errors(contender: Contender, task: Task) -> dict[str, float]:
 
 
 def minimoe(task: Task, stack: ExitStack) -> Contender:
-    from minimoe import data_parallel, generation, objective, optimizer, step, tree, workers
+    from minimoe import data_parallel, generation, objective, optimizer, step, tree
     from minimoe.arrays import array_module, like, to_device, to_host
     from minimoe.data_parallel import Group
     from minimoe.layers import decoder
@@ -205,7 +205,6 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     rng = np.random.default_rng(4)
     moments = optimizer.init(params, task.recipe)
     at_work = 1 if task.device == "gpu" else task.threads
-    stack.enter_context(workers.pool(at_work))
     taken = 0
 
     def shards() -> list[Shard]:
