@@ -10,15 +10,21 @@
 The layers are modules, ``minimoe.layers.attention`` and so on, each with ``init``, ``forward`` and ``backward``.
 """
 
-from minimoe import gradcheck as gradcheck
-from minimoe import layers as layers
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
 from minimoe.config import PRESETS as presets  # noqa: N811 - a name for the reader, not a constant to import
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
-from minimoe.generation import write as generate
-from minimoe.models import load
-from minimoe.trainer import resume, train
 from minimoe.version import __version__
+
+if TYPE_CHECKING:
+    from minimoe import gradcheck as gradcheck
+    from minimoe import layers as layers
+    from minimoe.generation import write as generate
+    from minimoe.models import load
+    from minimoe.trainer import resume, train
 
 __all__ = [
     "ModelConfig",
@@ -33,3 +39,26 @@ __all__ = [
     "resume",
     "train",
 ]
+
+# What needs NumPy is imported when it is first asked for, so that `minimoe --help` need not wait for it.
+_ELSEWHERE = {
+    "generate": ("generation", "write"),
+    "load": ("models", "load"),
+    "resume": ("trainer", "resume"),
+    "train": ("trainer", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ELSEWHERE:
+        module, attribute = _ELSEWHERE[name]
+        value = getattr(import_module(f"minimoe.{module}"), attribute)
+        globals()[name] = value
+        return value
+    if find_spec(f"minimoe.{name}") is None:
+        raise AttributeError(f"module 'minimoe' has no attribute {name!r}")
+    return import_module(f"minimoe.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

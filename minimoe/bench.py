@@ -167,15 +167,17 @@ def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: flo
 def peak_memory(like: Array) -> int | None:
     """Bytes held at most: resident on the host, or in CuPy's pool; None where nobody tells.
 
-    Each worker process that is at work counts in full, with what it shares with others: an upper bound.
+    A worker process that is at work adds what it shares with no one.
     """
     if not isinstance(like, np.ndarray):
         return int(array_module(like).get_default_memory_pool().total_bytes())
     try:
-        children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-        # unlike getrusage, a status starts anew with the program
-        statuses = [Path(f"/proc/{process}/status").read_text() for process in ("self", *children)]
-        return 1024 * sum(int(status.split("VmHWM:")[1].split()[0]) for status in statuses)
+        # unlike what getrusage says, this starts anew with the program
+        peak = _kilobytes("self/status", "VmHWM")
+        for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
+            fallen = _kilobytes(f"{worker}/status", "VmHWM") - _kilobytes(f"{worker}/status", "VmRSS")
+            peak += fallen + _kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty")
+        return 1024 * peak
     except (OSError, IndexError):
         pass
     try:
@@ -185,6 +187,12 @@ def peak_memory(like: Array) -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _kilobytes(file: str, *lines: str) -> int:
+    """The sum of some lines of a file that Linux keeps of a process."""
+    text = Path("/proc", file).read_text()
+    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
 
 
 def _training(

@@ -16,6 +16,7 @@ import pytest
 import small_runs
 from small_runs import finished, metrics, options
 
+import minimoe
 from minimoe import checkpoint, cli, config, corpus, evaluation, report, trainer, workers
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import printable
@@ -598,8 +599,8 @@ HEAVY = ("matplotlib", "tqdm", "safetensors", "threadpoolctl", "cupy", "tokenize
 @pytest.mark.parametrize(
     ("statement", "without"),
     [
-        ("import minimoe", HEAVY),
-        ("from minimoe import cli", HEAVY),
+        ("from minimoe import *", HEAVY),
+        ("from minimoe import cli", (*HEAVY, "numpy")),
         ("from minimoe import trainer, checkpoint, corpus, machine", HEAVY),
     ],
 )
@@ -623,5 +624,12 @@ def test_help_and_import_answer_at_once() -> None:
         return best
 
     numpy = seconds("-c", "import numpy")
-    assert seconds("-m", "minimoe", "--help") < 2 * numpy + 0.15
-    assert seconds("-c", "import minimoe") < 2 * numpy + 0.15
+    assert seconds("-m", "minimoe", "--help") < numpy + 0.1
+    assert seconds("-c", "from minimoe import *") < 2 * numpy + 0.15
+
+
+def test_every_module_can_be_reached_from_the_package() -> None:
+    code = "import minimoe; print(minimoe.sampling.__name__, minimoe.train.__module__, hasattr(minimoe, 'samplings'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
+    assert done.stdout.split() == ["minimoe.sampling", "minimoe.trainer", "False"]
+    assert set(dir(minimoe)) >= set(minimoe.__all__)

@@ -100,7 +100,7 @@ def serve(pipe: Connection, task: Task) -> None:
             elif question == "times":
                 answer = [timed(contender.run) for _ in range(values[0])]
             else:
-                answer = memory("VmHWM"), imported
+                answer = peak_memory(), imported
             pipe.send(answer)
 
 
@@ -118,12 +118,22 @@ def timed(run: Callable[[], Any]) -> float:
 
 
 def memory(line: str) -> int:
-    """Bytes that Linux reports in one line of a status, VmRSS now or VmHWM at the peak: of this process and those that
-    it has forked, each in full, although they share a part.
-    """
-    children = " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split()
-    statuses = [Path(f"/proc/{process}/status").read_text() for process in ("self", *children)]
-    return 1024 * sum(int(status.split(f"{line}:")[1].split()[0]) for status in statuses)
+    """Bytes that Linux reports of this process: in the line VmRSS what it holds now, in VmHWM at the peak."""
+    return 1024 * kilobytes("self/status", line)
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at most, and what the workers that it has forked share with no one."""
+    peak = memory("VmHWM")
+    for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
+        fallen = kilobytes(f"{worker}/status", "VmHWM") - kilobytes(f"{worker}/status", "VmRSS")
+        peak += 1024 * (fallen + kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty"))
+    return peak
+
+
+def kilobytes(file: str, *lines: str) -> int:
+    text = Path("/proc", file).read_text()
+    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
 
 
 # What is computed
