@@ -19,6 +19,7 @@ Rajbhandari et al. 2019, arXiv 1910.02054 (ZeRO).
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import os
 import signal
@@ -228,6 +229,7 @@ def _serve(group: Group, link: Connection, work: Work) -> None:
     """The life of a forked worker. It holds no file of the caller's open: a lock would outlive the caller."""
     try:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; worker 0 decides
+        gc.freeze()  # what was the caller's stays as it is: no finaliser runs twice, and its memory stays shared
         for number in map(int, os.listdir("/proc/self/fd")):
             if number > 2 and number != link.fileno():
                 with contextlib.suppress(OSError):  # one was open for the list itself

@@ -180,6 +180,12 @@ def test_metrics_hold_a_line_a_step_with_all_there_is_to_watch(tmp_path: Path) -
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
+def test_the_dropped_share_is_that_of_all_entries(tmp_path: Path) -> None:
+    """With one seat for each expert, 4 of the K · T = 16 entries of a sequence find one at most."""
+    trained = train(tmp_path / "run", steps=3, capacity_factor=0.01)
+    assert all(0.75 <= share < 1 for row in trained.metrics for share in row["dropped"])
+
+
 def test_the_loss_falls(tmp_path: Path) -> None:
     trained = train(tmp_path / "run", steps=60, learning_rate=0.02, evaluate_every=0, save_every=0)
     first, last = trained.metrics[0]["loss"], np.mean([row["loss"] for row in trained.metrics[-5:]])
