@@ -10,8 +10,9 @@ workers, so that their rounding repeats.
 
 On Linux the workers are processes: forked, so that they begin with all that the caller has, and with parameters and
 gradients in ``shared`` memory. Threads would be simpler, and are what other systems get; but Python lets only one
-thread at a time decide which product comes next, and in a small model that is most of the work. On 2 cores a step of
-``tiny`` took 5.7 ms alone and 14 to 19 ms on two threads, that of ``nanogpt-cpu`` 66 and 53 ms.
+thread at a time decide which product comes next, and in a small model that is most of the work. On 2 cores a gradient
+of ``nanogpt-cpu`` took 66 ms alone, 53 on two threads and 35 in two processes; a step of ``tiny``, in which there is
+little to share, 6 to 7 ms alone, 14 to 19 on two threads and 9 in two processes.
 
 Rajbhandari et al. 2019, arXiv 1910.02054 (ZeRO).
 """
