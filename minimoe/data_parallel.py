@@ -100,8 +100,11 @@ def forks() -> bool:
 
 
 def shared(array: Array) -> Array:
-    """A copy in memory that this process shares with those that it forks."""
-    memory = mmap.mmap(-1, max(1, array.nbytes))
+    """A copy in memory that this process shares with those that it forks; raises ``MemoryError`` if there is none."""
+    try:
+        memory = mmap.mmap(-1, max(1, array.nbytes))
+    except OSError as error:
+        raise MemoryError(f"{array.nbytes:,} bytes to share: {error.strerror}") from None
     copy = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
     copy[...] = array
     return copy
@@ -118,7 +121,7 @@ def workers(
     whether workers are processes or threads; None leaves it to the system.
 
     Raises:
-        UserError: a worker process was stopped by someone else.
+        UserError: a worker process cannot be started, or was stopped by someone else.
     """
     with one_blas_thread_each():
         if size == 1:
@@ -200,7 +203,7 @@ def _processes(size: int, work: Work, like: Any) -> Iterator[Callable[[Sequence[
                 # Forking is said to be unsafe beside threads, whose locks the child may find taken for ever. Ours
                 # needs none of theirs: it computes, speaks through its pipe and leaves by the back door.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                child = os.fork()
+                child = _fork()
             if child == 0:
                 _serve(_Process(rank, [theirs], slots), theirs, work)
             children.append(child)
@@ -224,6 +227,13 @@ def _processes(size: int, work: Work, like: Any) -> Iterator[Callable[[Sequence[
             link.close()  # which ends the child at its next word
         for child in children:
             os.waitpid(child, 0)
+
+
+def _fork() -> int:
+    try:
+        return os.fork()
+    except OSError as error:
+        raise UserError(f"no worker process can be started ({error.strerror}): give --threads 1.") from None
 
 
 def _serve(group: Group, link: Connection, work: Work) -> None:

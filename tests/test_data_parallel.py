@@ -168,6 +168,33 @@ def test_a_worker_that_was_killed_is_told_in_a_sentence() -> None:
 
 
 @NO_FORK
+def test_a_system_without_room_for_workers_says_so_and_those_that_began_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[int] = []
+    fork = os.fork
+
+    def second_time_refused() -> int:
+        if began:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        began.append(fork())
+        return began[-1]
+
+    monkeypatch.setattr("os.fork", second_time_refused)
+    with pytest.raises(UserError, match=r"no worker process can be started \(Resource .*: give --threads 1"):
+        asked(3, True, lambda group, rank: None)
+    with pytest.raises(ProcessLookupError):
+        os.kill(began[0], 0)
+
+
+def test_memory_that_cannot_be_shared_is_told_as_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refused)
+    with pytest.raises(MemoryError, match="800 bytes to share: Cannot allocate memory"):
+        data_parallel.shared(np.zeros(100))
+
+
+@NO_FORK
 def test_ctrl_c_is_left_to_the_caller_and_no_worker_outlives_the_group() -> None:
     processes = data_parallel.shared(np.zeros(2, int))
 
