@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     try:
-        code: int = chosen.run(chosen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused, and that in words
+            code: int = chosen.run(chosen)
         sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
@@ -143,7 +145,6 @@ def _parser() -> argparse.ArgumentParser:
 def _train(chosen: argparse.Namespace) -> int:
     from minimoe import corpus, trainer
 
-    warnings.simplefilter("ignore", RuntimeWarning)  # a training that overflows is stopped, and says so in words
     settings = options.settings(chosen)
     if chosen.resume:
         _leave_out(chosen, "resume", "preset", "corpus", "text", "out", "dense_twin")

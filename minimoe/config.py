@@ -50,7 +50,7 @@ class ModelConfig:
     noisy_gating: bool = _setting(True, "router with trainable noise (Shazeer 2017), used in training only")
     tied_embeddings: bool = _setting(False, "use the embedding table as output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
-    norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0)
+    norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)
 
     def __post_init__(self) -> None:
         _check_fields(self)

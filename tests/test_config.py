@@ -29,6 +29,7 @@ from minimoe.errors import UserError
         (ModelConfig, {"rope_theta": float("nan")}, "rope_theta nan is not a finite number"),
         (ModelConfig, {"norm_eps": float("inf")}, "norm_eps inf is not a finite number"),
         (ModelConfig, {"norm_eps": -1e-9}, "norm_eps -1e-09 is too small"),
+        (ModelConfig, {"norm_eps": 3e38}, "norm_eps 3e+38 is too large: it must be at most 1"),
         (TrainConfig, {"batch": 16, "accumulate": 3}, "batch 16 cannot be worked through in accumulate 3"),
         (TrainConfig, {"optimizer": "sgd"}, "optimizer 'sgd' is unknown: choose one of muon, adamw"),
         (TrainConfig, {"dtype": "float16"}, "dtype 'float16' is unknown: choose one of float32, float64"),
