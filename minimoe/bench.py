@@ -15,7 +15,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,34 +164,10 @@ def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: flo
 
 
 def peak_memory(like: Array) -> int | None:
-    """Bytes held at most: resident on the host, or in CuPy's pool; None where nobody tells.
-
-    A worker process that is at work adds what it shares with no one.
-    """
-    if not isinstance(like, np.ndarray):
-        return int(array_module(like).get_default_memory_pool().total_bytes())
-    try:
-        # unlike what getrusage says, this starts anew with the program
-        peak = _kilobytes("self/status", "VmHWM")
-        for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
-            fallen = _kilobytes(f"{worker}/status", "VmHWM") - _kilobytes(f"{worker}/status", "VmRSS")
-            peak += fallen + _kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty")
-        return 1024 * peak
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-        import sys
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _kilobytes(file: str, *lines: str) -> int:
-    """The sum of some lines of a file that Linux keeps of a process."""
-    text = Path("/proc", file).read_text()
-    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
+    """Bytes held at most: by this process and its workers, or in CuPy's pool; None where nobody tells."""
+    if isinstance(like, np.ndarray):
+        return workers.peak_memory_bytes()
+    return int(array_module(like).get_default_memory_pool().total_bytes())
 
 
 def _training(

@@ -1,4 +1,4 @@
-"""What keeps this machine from computing as fast as it could: settings of BLAS and of threads, each in one sentence."""
+"""What keeps this machine from computing as fast as it could: settings of BLAS and of workers, each in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KERNEL = (
 
 
 def found(threads: int) -> list[str]:
-    """A sentence for every setting that costs speed when training with ``threads`` threads; empty if none does."""
+    """A sentence for every setting that costs speed when training with ``threads`` workers; empty if none does."""
     sentences = [_kernel(), _idle_cores(threads), _withheld_cores(), _short_blas(threads)]
     return [sentence for sentence in sentences if sentence is not None]
 
@@ -76,7 +76,7 @@ def _idle_cores(threads: int) -> str | None:
     if threads < cores:
         return f"{threads} of {cores} cores {'is' if threads == 1 else 'are'} at work: give --threads {cores}."
     if threads > cores:
-        return f"{threads} threads take turns on {cores} core{'s' if cores > 1 else ''}: give --threads {cores}."
+        return f"{threads} workers take turns on {cores} core{'s' if cores > 1 else ''}: give --threads {cores}."
     return None
 
 

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from minimoe.errors import UserError
@@ -48,6 +49,34 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+
+
+def peak_memory_bytes() -> int | None:
+    """The most that this process has held so far, None where the system does not tell.
+
+    A worker process that is at work adds what it shares with no one.
+    """
+    try:
+        # unlike what getrusage says, this starts anew with the program
+        peak = _kilobytes("self/status", "VmHWM")
+        for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
+            fallen = _kilobytes(f"{worker}/status", "VmHWM") - _kilobytes(f"{worker}/status", "VmRSS")
+            peak += fallen + _kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty")
+        return 1024 * peak
+    except (OSError, IndexError):
+        pass
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _kilobytes(file: str, *lines: str) -> int:
+    """The sum of some lines of a file that Linux keeps of a process."""
+    text = Path("/proc", file).read_text()
+    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
 
 
 @contextlib.contextmanager

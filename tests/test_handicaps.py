@@ -32,7 +32,7 @@ def test_a_machine_that_nothing_holds_back_gets_no_sentence() -> None:
     [
         (1, "1 of 4 cores is at work: give --threads 4."),
         (3, "3 of 4 cores are at work: give --threads 4."),
-        (5, "5 threads take turns on 4 cores: give --threads 4."),
+        (5, "5 workers take turns on 4 cores: give --threads 4."),
     ],
 )
 def test_too_few_or_too_many_threads_are_pointed_out(threads: int, sentence: str) -> None:

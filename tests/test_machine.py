@@ -9,7 +9,6 @@ import pytest
 
 import minimoe
 from minimoe import arrays, machine, workers
-from minimoe.errors import UserError
 
 
 def described() -> dict[str, str]:
@@ -68,47 +67,3 @@ def test_without_cupy_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> No
     problem = arrays.gpu_problem()
     assert problem is not None
     assert problem.startswith("CuPy is not installed: run `pip install cupy-cuda")
-
-
-# Threads
-
-
-def test_every_core_is_used_unless_told_otherwise() -> None:
-    assert workers.count(None) == workers.cores() >= 1
-    assert workers.count(3) == 3
-
-
-@pytest.mark.parametrize("wish", [0, -2, 1025])
-def test_a_number_of_threads_that_makes_no_sense_is_refused(wish: int) -> None:
-    with pytest.raises(UserError, match=f"threads {wish} makes no sense"):
-        workers.count(wish)
-
-
-def test_memory_is_told_in_bytes_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = workers.memory_bytes()
-    assert known is None or known > 10**8
-
-    def unknown(_: str) -> int:
-        raise ValueError("unrecognized configuration name")
-
-    monkeypatch.setattr("os.sysconf", unknown, raising=False)
-    assert workers.memory_bytes() is None
-
-
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_a_pool_keeps_the_order_and_holds_blas_to_one_thread_each(threads: int) -> None:
-    from threadpoolctl import threadpool_info
-
-    def busy() -> set[int]:
-        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
-
-    before = busy()
-    with workers.pool(threads) as pool:
-        assert list(pool(lambda n: n * n, range(50))) == [n * n for n in range(50)]
-        assert busy() <= {1}
-    assert busy() == before
-
-
-def test_a_failure_in_a_thread_reaches_the_caller() -> None:
-    with workers.pool(2) as pool, pytest.raises(ZeroDivisionError):
-        list(pool(lambda n: 1 // n, [1, 0, 1]))

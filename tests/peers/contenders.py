@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimoe import workers
 from minimoe.config import ModelConfig, TrainConfig
 
 PROMPT = 8
@@ -84,7 +86,7 @@ class Process:
 def serve(pipe: Connection, task: Task) -> None:
     """Answers ``Process.ask`` until the other end closes."""
     import_what_it_needs(task)
-    imported = memory("VmRSS")
+    imported = resident()
     from threadpoolctl import threadpool_limits
 
     with ExitStack() as stack:
@@ -100,7 +102,7 @@ def serve(pipe: Connection, task: Task) -> None:
             elif question == "times":
                 answer = [timed(contender.run) for _ in range(values[0])]
             else:
-                answer = peak_memory(), imported
+                answer = workers.peak_memory_bytes(), imported
             pipe.send(answer)
 
 
@@ -117,23 +119,9 @@ def timed(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def memory(line: str) -> int:
-    """Bytes that Linux reports of this process: in the line VmRSS what it holds now, in VmHWM at the peak."""
-    return 1024 * kilobytes("self/status", line)
-
-
-def peak_memory() -> int:
-    """Bytes that this process held at most, and what the workers that it has forked share with no one."""
-    peak = memory("VmHWM")
-    for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
-        fallen = kilobytes(f"{worker}/status", "VmHWM") - kilobytes(f"{worker}/status", "VmRSS")
-        peak += 1024 * (fallen + kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty"))
-    return peak
-
-
-def kilobytes(file: str, *lines: str) -> int:
-    text = Path("/proc", file).read_text()
-    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
+def resident() -> int:
+    """Bytes that this process holds now, as Linux says."""
+    return resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[1])
 
 
 # What is computed

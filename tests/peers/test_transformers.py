@@ -143,6 +143,10 @@ def is_dense(twins: Twins) -> bool:
 
 
 def test_logits_agree(twins: Twins, batch: Batch) -> None:
+    assert_logits_agree(twins, batch)
+
+
+def assert_logits_agree(twins: Twins, batch: Batch) -> None:
     logits, _, _ = decoder.forward(twins.params, batch.tokens, twins.config, mask=batch.mask)
     assert_close(logits[batch.counted], theirs_of(twins, batch).logits.detach().numpy()[batch.counted])
 
@@ -170,7 +174,7 @@ def test_every_implementation_of_theirs_agrees(tmp_path: Path, batch: Batch, att
     twins = of(make(sliding_window=5), tmp_path / "saved")
     twins.theirs.set_attn_implementation(attention)
     twins.theirs.set_experts_implementation(experts)
-    test_logits_agree(twins, batch)
+    assert_logits_agree(twins, batch)
 
 
 # Gradients
