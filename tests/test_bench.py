@@ -6,7 +6,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
-import numpy as np
 import pytest
 import small_runs
 import strict_cupy
