@@ -202,7 +202,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     tokens, targets = batch(task)
     rng = np.random.default_rng(4)
     moments = optimizer.init(params, task.recipe)
-    at_work = 1 if task.device == "gpu" else task.threads
+    at_work = 1 if task.device == "gpu" else min(task.threads, task.recipe.batch)
     taken = 0
 
     def shards() -> list[Shard]:

@@ -23,7 +23,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_quick_run_measures_every_row() -> None:
     before = {path: path.read_text() for path in compare.HERE.glob("RESULTS*")}
-    done = run("--quick", "--threads", "1")
+    done = run("--quick", "--threads", "2")
     assert done.returncode == 0, done.stderr
     found = [re.split("[: ]", line)[0] for line in done.stdout.splitlines() if not line.startswith(" ")]
     assert list(dict.fromkeys(found)) == list(rows.ROWS)
