@@ -1,7 +1,10 @@
 """The instant checks: right for the solution, patient with an empty cell, and knowing the usual wrong answers."""
 
+import ast
+import builtins
 import importlib
 import inspect
+import json
 import re
 import runpy
 import time
@@ -35,11 +38,18 @@ def exercises() -> list[tuple[str, Check]]:
 
 
 EXERCISES = exercises()
-WRONG = {
-    number: runpy.run_path(str(path))["WRONG"]
+ANSWERS = {
+    number: runpy.run_path(str(path))
     for number in sorted({number for number, _ in EXERCISES})
     for path in (ROOT / "tests" / "lessons").glob(f"wrong_{number}.py")
 }
+WRONG = {number: answers["WRONG"] for number, answers in ANSWERS.items()}
+OTHER_RIGHT_ANSWERS = [
+    (check, answer)
+    for answers in ANSWERS.values()
+    for check, others in answers.get("RIGHT", {}).items()
+    for answer in others
+]
 WRONG_ANSWERS = [
     (number, check, wrong, words)
     for number, answers in WRONG.items()
@@ -64,6 +74,34 @@ def test_a_check_passes_its_solution_quickly(number: str, check: Check):
     seconds = time.perf_counter() - start
     assert report.state == "right", report
     assert seconds < LONGEST_CHECK
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "lessons" / "solutions").glob("*.py")), ids=lambda path: path.stem)
+def test_a_solution_that_is_loaded_alone_finds_all_that_it_needs_in_its_lesson(path: Path):
+    """``%load -s name file`` brings the function and none of the file's imports."""
+    (notebook,) = (ROOT / "lessons").glob(f"{path.stem}.ipynb")
+    cells = [cell for cell in json.loads(notebook.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    imported = {
+        (name.asname or name.name).partition(".")[0]
+        for cell in cells
+        for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*%.*$", "pass", "".join(cell["source"]))))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in node.names
+    }
+    for function in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(function, ast.FunctionDef):
+            names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+            bound = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            bound |= {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+            bound |= {node.name for node in ast.walk(function) if isinstance(node, ast.FunctionDef)}
+            missing = {node.id for node in names} - bound - imported - set(dir(builtins))
+            assert not missing, f"{function.name} needs {missing}"
+
+
+@pytest.mark.parametrize(("check", "answer"), OTHER_RIGHT_ANSWERS, ids=name_of)
+def test_another_way_to_the_right_answer_is_right_too(check: Check, answer: Callable[..., Any]):
+    report = check(answer)
+    assert report.passed, report
 
 
 @every_exercise
@@ -122,6 +160,7 @@ def test_the_right_gradient_is_right():
     [
         (lambda right: -right, "wrong sign"),
         (lambda right: right / N, "3 times too small, and 3 is N"),
+        (lambda right: right * 2, "2 times too large, as from a square"),
         (lambda right: right * np.sqrt(F), "√F"),
         (lambda right: right * D * F, "D·F"),
         (lambda right: right * 1.7, "1.7 times"),
@@ -213,6 +252,13 @@ def test_counts_must_be_equal():
     assert values(lambda: np.array([2, 0, 1]), (), wanted).passed
     wrong = values(lambda: np.array([2, 1, 1]), (), wanted)
     assert wrong.rows[0].error == "1 of 3 differ"
+
+
+def test_a_wrong_number_is_not_said_to_be_a_multiple_of_the_right_one():
+    report = values(lambda: 2.5, (), {"x": 2.0})
+    assert report.state == "wrong"
+    assert "times" not in report.sentence
+    assert "wrong sign" in values(lambda: -2.0, (), {"x": 2.0}).sentence
 
 
 def test_the_first_failure_is_reported_and_ends_the_search():

@@ -1,13 +1,11 @@
 """Solutions of lesson 13."""
 
-import math
-
 import numpy as np
 
 
 def either_by_chance(E, K):
-    """All K of the second token must come from the E − K that the first did not take, or they meet."""
-    return 1 - math.comb(E - K, K) / math.comb(E, K)
+    """The second token draws K experts, one after the other, and none may be among the K of the first."""
+    return 1 - np.prod([(E - K - i) / (E - i) for i in range(K)])
 
 
 def shuffled_exactly(counts):

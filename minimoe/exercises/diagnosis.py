@@ -78,25 +78,27 @@ def _constant_factor(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     if math.isclose(factor, -1, rel_tol=1e-5):
         return "it has the wrong sign, everywhere."
     sign = " and has the wrong sign" if factor < 0 else ""
-    for name, value in _named_numbers(sizes):
+    if want.size == 1:  # any number is a multiple of any other
+        return ""
+    for value, name in _usual_factors(sizes):
         if math.isclose(abs(factor), value, rel_tol=1e-5):
-            return f"every value is {value:g} times too large{sign}, and {value:g} is {name}."
+            return f"every value is {value:g} times too large{sign}, {name}."
         if math.isclose(abs(factor), 1 / value, rel_tol=1e-5):
-            return f"every value is {value:g} times too small{sign}, and {value:g} is {name}."
+            return f"every value is {value:g} times too small{sign}, {name}."
     return f"every value is {factor:.4g} times what it should be: a constant factor is wrong."
 
 
-def _named_numbers(sizes: Mapping[str, int]) -> Iterator[tuple[str, float]]:
-    """The numbers by which a formula is usually off."""
-    yield "2, as from a square", 2
+def _usual_factors(sizes: Mapping[str, int]) -> Iterator[tuple[float, str]]:
+    """The numbers by which a formula is usually off, each with what may be behind it."""
+    yield 2, "as from a square"
     for name, size in sizes.items():
         if size > 1:
-            yield name, size
-            yield f"√{name}", math.sqrt(size)
+            yield size, f"and {size} is {name}"
+            yield math.sqrt(size), f"and {math.sqrt(size):g} is √{name}"
     for name, size in sizes.items():
         for other, factor in sizes.items():
             if name < other:
-                yield f"{name}·{other}", size * factor
+                yield size * factor, f"and {size * factor} is {name}·{other}"
 
 
 def _transposed(got: Array, want: Array) -> str:

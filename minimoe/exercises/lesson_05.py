@@ -24,6 +24,9 @@ def _visible_pairs(answer: Answer, T: int, window: int) -> Report:
         "the window is off by one: a query sees itself and w − 1 others.": int(
             np.minimum(np.arange(T) + 1, window + 1).sum()
         ),
+        "the window may be longer than the text: query i never sees more than i + 1 keys.": (
+            T * window - window * (window - 1) // 2
+        ),
         "a query sees itself too.": int((seen - 1).sum()),
     }
     right = int(seen.sum())

@@ -13,7 +13,7 @@ from minimoe.exercises.report import Report, first_failure
 
 def uncorrected_step(answer: Answer) -> Report:
     """(beta1, beta2, step) → the length of AdamW's step without its corrections, over the right one."""
-    return first_failure(_uncorrected(answer, *case) for case in ((0.9, 0.999, 0), (0.8, 0.98, 7), (0.9, 0.99, 500)))
+    return first_failure(_uncorrected(answer, *case) for case in ((0.8, 0.98, 7), (0.9, 0.999, 0), (0.9, 0.99, 500)))
 
 
 def _uncorrected(answer: Answer, beta1: float, beta2: float, step: int) -> Report:

@@ -150,13 +150,15 @@ def _with_all_of_it(x: Array) -> Array:
 def _with_the_next_but_for_the_last_two(x: Array) -> Array:
     """Position 2 sees token 3, and nobody else sees a later one."""
     y = np.cumsum(x, axis=0)
-    y[2] += x[3]
+    if len(x) > 3:
+        y[2] += x[3]
     return y
 
 
 def _first_sees_the_token_before_last(x: Array) -> Array:
     y = np.cumsum(x, axis=0)
-    y[0] += x[-2]
+    if len(x) > 1:
+        y[0] += x[-2]
     return y
 
 
@@ -169,7 +171,8 @@ def _prefix_from_suffix(x: Array) -> Array:
 def _one_channel(x: Array) -> Array:
     """Only one of the V logits leaks."""
     y = np.cumsum(x, axis=0)
-    y[1, 4] += x[4, 4]
+    if len(x) > 4:
+        y[1, 4] += x[4, 4]
     return y
 
 

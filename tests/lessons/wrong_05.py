@@ -26,6 +26,10 @@ def others_only(T, window):
     return sum(min(i, window - 1) for i in range(T))
 
 
+def two_triangles(T, window):
+    return T * window - window * (window - 1) // 2
+
+
 def temperature(to_scores=True, mean=True, power=2, sign=-1):
     """The right gradients but for one thing."""
 
@@ -76,6 +80,7 @@ WRONG = {
         (without_window, "ignores the window"),
         (without_beginning, "first tokens have fewer"),
         (one_too_wide, "off by one"),
+        (two_triangles, "longer than the text"),
         (others_only, "sees itself too"),
     ],
     check.temperature_backward: [

@@ -9,6 +9,10 @@ def counted_from_one(beta1, beta2, step):
     return (1 - beta1**step) / np.sqrt(1 - beta2**step) if step else 0.0
 
 
+def counted_from_one_without_a_guard(beta1, beta2, step):
+    return (1 - beta1**step) / np.sqrt(1 - beta2**step)
+
+
 def without_the_root(beta1, beta2, step):
     return (1 - beta1 ** (step + 1)) / (1 - beta2 ** (step + 1))
 
@@ -79,6 +83,7 @@ def one_step_short(m, steps):
 WRONG = {
     check.uncorrected_step: [
         (counted_from_one, "count from 0"),
+        (counted_from_one_without_a_guard, "count from 0"),
         (without_the_root, "its root"),
         (upside_down, "other way round"),
         (first_step_for_all, "at step 0 only"),

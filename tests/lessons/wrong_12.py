@@ -36,6 +36,12 @@ def threshold_not_relative(logits, min_p):
     return p / max(p.sum(), 1e-30)
 
 
+def threshold_not_relative_and_perhaps_nothing_left(logits, min_p):
+    p = softmax(logits)
+    p[p < min_p] = 0
+    return p / p.sum()
+
+
 def not_scaled(logits, min_p):
     p = softmax(logits)
     return p * (p >= min_p * p.max())
@@ -107,6 +113,7 @@ WRONG = {
     ],
     check.min_p_probabilities: [
         (threshold_not_relative, "share of the largest"),
+        (threshold_not_relative_and_perhaps_nothing_left, "share of the largest"),
         (not_scaled, "sum to one"),
         (strictly_likelier, "at least as likely"),
     ],

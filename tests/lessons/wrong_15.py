@@ -73,6 +73,12 @@ def never(model, tokens, vocabulary):
     return False
 
 
+def by_prefixes(model, tokens, vocabulary):
+    """Right too: what is said of a beginning must not depend on whether anything follows."""
+    whole = model(tokens)
+    return not all(np.allclose(model(tokens[:t]), whole[:t], atol=1e-9) for t in range(1, len(tokens)))
+
+
 def softmax(z):
     p = np.exp(z)
     return p / p.sum(1, keepdims=True)
@@ -99,6 +105,7 @@ def outer_twice(z, dp):
     return back(p, back(p, dp))
 
 
+RIGHT = {check.leaks_the_future: [by_prefixes]}
 WRONG = {
     check.library_form: [
         (divided_by_k, "f sums to K"),
