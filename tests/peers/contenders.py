@@ -46,11 +46,15 @@ class Task(NamedTuple):
         return self.model.context - PROMPT if self.work == "decode" else self.recipe.batch * self.model.context
 
 
+Result = dict[str, np.ndarray]
+"""What a contender computes, by name: the loss, the logits and every gradient, or the tokens that it writes."""
+
+
 class Contender(NamedTuple):
     """A task made ready in this process."""
 
     run: Callable[[], Any]  # does the work once, and waits for it
-    result: Callable[[], dict[str, np.ndarray]] | None = None  # what must agree with minimoe's, by name
+    result: Callable[[], Result] = dict  # what must agree with minimoe's
 
 
 class Process:
@@ -67,7 +71,7 @@ class Process:
     def ask(self, question: str, *values: Any) -> Any:
         """One of three questions.
 
-        ``errors``           the differences from minimoe's results, by name
+        ``result``           what must agree with minimoe's, by name
         ``times``, count     seconds of each of so many runs
         ``memory``           bytes at the peak, and just after the imports
         """
@@ -97,8 +101,8 @@ def serve(pipe: Connection, task: Task) -> None:
                 question, *values = pipe.recv()
             except EOFError:
                 return
-            if question == "errors":
-                answer = errors(contender, task)
+            if question == "result":
+                answer = contender.result()
             elif question == "times":
                 answer = [timed(contender.run) for _ in range(values[0])]
             else:
@@ -160,15 +164,6 @@ def prompt(task: Task) -> np.ndarray:
     return np.random.default_rng(3).integers(task.model.vocab_size, size=PROMPT)
 
 
-def errors(contender: Contender, task: Task) -> dict[str, float]:
-    """The largest difference from minimoe's result, relative to the largest entry of the same array."""
-    with ExitStack() as stack:
-        ours = minimoe(task, stack).result()
-    theirs = contender.result()
-    assert ours.keys() == theirs.keys()
-    return {name: float(np.abs(theirs[name] - ours[name]).max() / np.abs(ours[name]).max()) for name in ours}
-
-
 # minimoe
 
 
@@ -228,7 +223,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
         taken += 1
         wait()
 
-    def result() -> dict[str, np.ndarray]:
+    def result() -> Result:
         noise = decided_noise(task)
         shard = Shard(like(where, tokens), like(where, targets), like(where, noise))
         totals, gradient = objective.loss_and_gradient(params, [shard], task.model, goal)
@@ -279,7 +274,7 @@ def twin(task: Task, _: ExitStack) -> Contender:
         if task.device == "gpu":
             torch.cuda.synchronize()
 
-    def result() -> dict[str, np.ndarray]:
+    def result() -> Result:
         loss, logits = gradient(torch.tensor(decided_noise(task), device=device))
         found = tree.zeros_like(params)
         for _, parameter, place in twins.beside(model, found):

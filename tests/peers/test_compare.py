@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import compare
+import numpy as np
 import pytest
 import rows
 from rows import Plan
@@ -31,21 +32,25 @@ def test_a_quick_run_measures_every_row() -> None:
     assert {path: path.read_text() for path in compare.HERE.glob("RESULTS*")} == before, "a quick run is no result"
 
 
-def test_compiled_twins_compute_the_same() -> None:
-    tasks = {who: PLAN.task(who) for who in ("sorted compiled",)} | {
-        "cached compiled": PLAN.task("cached compiled", "decode")
-    }
-    _, proofs = rows.take_turns(tasks, PLAN)
-    assert len(proofs) == 2
+@pytest.mark.parametrize(("who", "work"), [("sorted compiled", "step"), ("cached compiled", "decode")])
+def test_compiled_twins_compute_the_same(who: str, work: str) -> None:
+    _, proofs = rows.take_turns({name: PLAN.task(name, work) for name in ("minimoe", who)}, PLAN)
+    assert len(proofs) == 1
 
 
-def test_another_computation_is_not_compared() -> None:
-    class Other:
-        def ask(self, _: str) -> dict[str, float]:
-            return {"loss": 1e-7, "logits": 1e-6, "gradient of a": 1e-6, "gradient of b": 3e-3}
+OURS = {"loss": np.array(2.0), "gradient of a": np.array([1.0, -4.0]), "gradient of b": np.array([0.5, 2.0])}
 
-    with pytest.raises(SystemExit, match="loop: .* all 2 gradients to 3e-03: this is not the same computation"):
-        rows.prove("loop", Other())  # type: ignore[arg-type]
+
+def test_what_is_nearly_the_same_is_told_relative_to_the_largest_entry() -> None:
+    theirs = OURS | {"gradient of a": np.array([1.0, -4.0001])}
+    assert rows.prove("loop", OURS, theirs) == "loop: loss to 0e+00, all 2 gradients to 2e-05"
+
+
+@pytest.mark.parametrize(("changed", "words"), [(2.006, "3e-03"), (np.nan, "nan")])
+def test_another_computation_is_not_compared(changed: float, words: str) -> None:
+    theirs = OURS | {"gradient of b": np.array([0.5, changed])}
+    with pytest.raises(SystemExit, match=f"loop: .* all 2 gradients to {words}: this is not the same computation"):
+        rows.prove("loop", OURS, theirs)
 
 
 def test_without_a_gpu_one_sentence_says_so(
