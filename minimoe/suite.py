@@ -216,21 +216,20 @@ def _python(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks |
 def _brackets(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
     if "\n" not in model.tokenizer.decode(data.train):
         return "not measured: the training text has no line ends, behind which a text could begin"
-    written = _write(model, "\n", settings, pool)
+    written = [well_formed.whole_lines(text) for text in _write(model, "\n", settings, pool)]
     held_out = "\n".join(model.tokenizer.decode(ids) for ids in data.validation)
     starts = [place + 1 for place, character in enumerate(held_out) if character == "\n"]
     chosen = np.random.default_rng(settings.seed).permutation(starts)[: settings.samples]
-    real = [held_out[start : start + settings.tokens] for start in chosen]
+    real = [well_formed.whole_lines(held_out[start : start + settings.tokens]) for start in chosen]
 
     def closed(passages: Sequence[str]) -> NDArray[np.bool_]:
         """Of those that have something to close."""
-        cut = [well_formed.whole_lines(passage) for passage in passages]
-        return np.array([well_formed.is_closed(text) for text in cut if well_formed.has_brackets(text)], bool)
+        return np.array([well_formed.is_closed(text) for text in passages if well_formed.has_brackets(text)], bool)
 
     right, reachable = closed(written), closed(real)
     if not len(right):
         return f"not measured: none of the {len(written)} texts that it wrote holds a bracket or a double quote"
-    shuffled = closed(_shuffled([well_formed.whole_lines(text) for text in written], settings.seed))
+    shuffled = closed(_shuffled(written, settings.seed))
     return Marks(right, float(shuffled.mean()), float(reachable.mean()) if len(reachable) else None)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from minimoe import intervals
 from minimoe.errors import printable
 from minimoe.intervals import Interval
-from minimoe.suite import Losses, Marks, Results
+from minimoe.suite import SUMS, Losses, Marks, Results
 
 LOSS = "held-out text"
 
@@ -26,6 +26,7 @@ class Cell(NamedTuple):
     number: Interval
     right: int | None  # attempts that were right; None for a loss
     of: int  # attempts, or bytes
+    chance: float  # what needs no skill; of written texts, that of what this model wrote
 
 
 class Row(NamedTuple):
@@ -35,7 +36,6 @@ class Row(NamedTuple):
     name: str
     cells: tuple[Cell | None, ...]  # one or two models
     difference: Interval | None  # first − second
-    chance: float | None
     reachable: float | None
     note: str = ""
 
@@ -88,7 +88,6 @@ def to_json(results: Results) -> str:
                 "unit": "bits per byte" if row.group == LOSS else "share",
                 "models": [cell and _cell_to_dict(cell) for cell in row.cells],
                 "difference": row.difference and _interval_to_dict(row.difference),
-                "chance": row.chance,
                 "reachable": row.reachable,
                 "note": row.note,
             }
@@ -111,8 +110,9 @@ def table(results: Results) -> str:
         shown = _bits if row.group == LOSS else _percent
         cells = [cell and _shown(cell, shown) for cell in row.cells]
         apart = [_between(row.difference, shown, "+")] if len(row.cells) > 1 else []
-        bounds = [number if number is None else shown(number, "") for number in (row.chance, row.reachable)]
-        lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, *bounds))])
+        chance = " / ".join(dict.fromkeys(shown(cell.chance, "") for cell in row.cells if cell is not None))
+        real = None if row.reachable is None else shown(row.reachable, "")
+        lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, chance, real))])
     about = [
         f"{model.name}: {model.active:,} of {model.total:,} parameters work on a token; learned from "
         f"{model.trained_tokens:,} tokens."
@@ -146,34 +146,39 @@ def _loss_row(name: str, losses: Sequence[Losses], seed: int) -> Row:
     first = losses[0]
     size = int(first.sizes.sum())
     apart = [intervals.ratios_apart(first.bits, other.bits, first.sizes, seed) for other in losses[1:]]
-    cells = tuple(Cell(intervals.ratio(one.bits, one.sizes, seed), None, size) for one in losses)
-    return Row(LOSS, name, cells, apart[0] if apart else None, first.chance, None)
+    cells = tuple(Cell(intervals.ratio(one.bits, one.sizes, seed), None, size, one.chance) for one in losses)
+    return Row(LOSS, name, cells, apart[0] if apart else None, None)
 
 
 def _share_row(task: str, marks: Sequence[Marks | str]) -> Row:
     group, name = task.split(", ")
     cells = tuple(None if isinstance(one, str) else _share(one) for one in marks)
-    shares = [cell.number for cell in cells if cell is not None]
-    measured = next((one for one in marks if isinstance(one, Marks)), None)
+    measured = [one for one in marks if isinstance(one, Marks)]
     return Row(
         group,
         name,
         cells,
-        intervals.shares_apart(*shares) if len(shares) == 2 else None,
-        measured and measured.chance,
-        measured and measured.reachable,
+        _shares_apart(group, *measured) if len(measured) == 2 else None,
+        measured[0].reachable if measured else None,
         "; ".join(dict.fromkeys(one for one in marks if isinstance(one, str))),
     )
 
 
 def _share(marks: Marks) -> Cell:
     right, of = int(marks.right.sum()), len(marks.right)
-    return Cell(intervals.wilson(right, of), right, of)
+    return Cell(intervals.wilson(right, of), right, of, marks.chance)
+
+
+def _shares_apart(group: str, one: Marks, other: Marks) -> Interval:
+    """Both models are asked the same sums; what they write is each one's own."""
+    if group == SUMS:
+        return intervals.answers_apart(one.right, other.right)
+    return intervals.shares_apart(_share(one).number, _share(other).number)
 
 
 def _cell_to_dict(cell: Cell) -> dict[str, Any]:
     counted = {"bytes": cell.of} if cell.right is None else {"right": cell.right, "of": cell.of}
-    return {**_interval_to_dict(cell.number), **counted}
+    return {**_interval_to_dict(cell.number), **counted, "chance": cell.chance}
 
 
 def _interval_to_dict(interval: Interval) -> dict[str, float | None]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe import intervals
-from minimoe.intervals import Interval, ratio, ratios_apart, shares_apart, wilson
+from minimoe.intervals import Interval, answers_apart, ratio, ratios_apart, shares_apart, wilson
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,34 @@ def test_shares_apart_has_the_published_value() -> None:
     assert there == pytest.approx((-back.value, -back.high, -back.low))
 
 
+def test_answers_apart_has_the_published_value() -> None:
+    """36 right by both, 12 and 2 by one alone: 0.2000, 0.0569 to 0.3404 (Newcombe 1998, Stat. Med. 17, p. 2635)."""
+    one, other = (np.repeat(marks, (36, 12, 2)) for marks in ([True, True, False], [True, False, True]))
+    assert answers_apart(one, other) == pytest.approx((0.2, 0.0569, 0.3404), abs=5e-5)
+    back = answers_apart(other, one)
+    assert (back.value, back.low, back.high) == pytest.approx((-0.2, -0.3404, -0.0569), abs=5e-5)
+
+
+def test_answers_apart_hold_the_truth_and_see_more_than_independent_samples() -> None:
+    """Two models of 54 and 50 %, of which the better one knows all that the other one knows."""
+    rng, held, seen, n = np.random.default_rng(0), [], [], 200
+    for luck in rng.random((500, n)):
+        one, other = luck < 0.54, luck < 0.50
+        apart = answers_apart(one, other)
+        held.append(apart.low <= 0.04 <= apart.high)
+        seen.append(apart.low > 0)
+        assert shares_apart(wilson(int(one.sum()), n), wilson(int(other.sum()), n)).low < 0
+    assert 0.93 <= np.mean(held) <= 0.99
+    assert np.mean(seen) > 0.8
+
+
+@pytest.mark.parametrize("marks", [np.zeros(5, bool), np.ones(5, bool), np.array([True])])
+def test_equal_answers_are_not_apart(marks: np.ndarray) -> None:
+    apart = answers_apart(marks, marks)
+    assert apart.value == 0
+    assert apart.low == pytest.approx(-apart.high)
+
+
 def pieces(rng: np.random.Generator, n: int = 60) -> tuple[np.ndarray, np.ndarray]:
     """Bits and bytes of pieces whose true ratio is 2."""
     sizes = rng.integers(50, 150, n)
@@ -47,6 +75,20 @@ def test_the_bootstrap_holds_the_truth_about_as_often_as_it_says(monkeypatch: py
     found = [ratio(*pieces(rng), seed=seed) for seed in range(300)]
     held = np.mean([low <= 2 <= high for _, low, high in found])
     assert 0.90 <= held <= 0.98, "95 % are promised; with 300 trials a little less or more is luck"
+
+
+@pytest.mark.parametrize("n", [intervals.FEWEST_PIECES, 8, 20])
+def test_the_bootstrap_of_few_pieces_holds_the_truth_as_often(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    rng = np.random.default_rng(1)
+    sizes = np.full(n, 100.0)
+    found = [ratio(sizes * rng.normal(2.0, 0.5, n), sizes, seed=seed) for seed in range(500)]
+    assert 0.92 <= np.mean([low <= 2 <= high for _, low, high in found]) <= 0.98
+
+
+@pytest.mark.parametrize(("freedom", "published"), [(4, 2.776), (9, 2.262), (19, 2.093), (59, 2.001)])
+def test_student_has_the_published_values(freedom: int, published: float) -> None:
+    assert intervals._student(freedom) == pytest.approx(published, rel=3e-3)
 
 
 def test_the_bootstrap_is_as_wide_as_the_central_limit_theorem_says(rng: np.random.Generator) -> None:

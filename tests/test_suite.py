@@ -154,6 +154,15 @@ def test_by_chance_is_what_was_written_in_disorder(runs: dict[str, Path], writes
         assert found.reachable is not None and found.reachable > 0.5
 
 
+def test_a_shuffled_text_keeps_its_brackets_and_quotes(runs: dict[str, Path], writes: Any) -> None:
+    """Wherever its line end has gone."""
+    text = "()" + 40 * "x" + "\n"
+    writes(lambda prompt, seed: text)
+    found = measured(runs["mixture"], settings=FEW._replace(tokens=70, samples=30)).marks[suite.BRACKETS]
+    assert isinstance(found, Marks)
+    assert found.chance == np.mean([well_formed.is_closed(one) for one in suite._shuffled([text] * 30, FEW.seed)])
+
+
 def test_texts_without_a_bracket_do_not_count(runs: dict[str, Path], writes: Any) -> None:
     writes(lambda prompt, seed: "(a)\n" if seed == 4 else "nothing to close\n")
     found = measured(runs["mixture"]).marks[suite.BRACKETS]
@@ -276,7 +285,7 @@ def test_rows_set_two_models_side_by_side() -> None:
     assert fables.difference.high - fables.difference.low < 0.1 * (one.number.high - one.number.low), "it is paired"
     assert short.cells[0] is not None and np.isnan(short.cells[0].number.low)
     assert every.cells[0] is not None and every.cells[0].number.value == pytest.approx((7600 + 30) / (4000 + 12))
-    assert every.chance == pytest.approx((4.5 * 4000 + 5 * 12) / 4012)
+    assert every.cells[0].chance == pytest.approx((4.5 * 4000 + 5 * 12) / 4012)
     assert addition.cells[0] is not None and (addition.cells[0].right, addition.cells[0].of) == (30, 50)
     assert addition.difference is not None and addition.difference.value == pytest.approx(0.4)
     assert addition.difference.low > 0.2
@@ -311,7 +320,8 @@ def test_json_holds_the_same_and_no_nan() -> None:
     assert fables["unit"] == "bits per byte" and fables["models"][1]["bytes"] == 4000
     assert short["models"][0]["low"] is None
     assert (addition["unit"], addition["models"][0]["right"], addition["models"][0]["of"]) == ("share", 30, 50)
-    assert python["models"] == [None, None] and python["note"] and python["chance"] is None
+    assert python["models"] == [None, None] and python["note"]
+    assert [model["chance"] for model in addition["models"]] == [0.04, 0.04]
 
 
 # Mistakes
