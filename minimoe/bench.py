@@ -28,7 +28,7 @@ from minimoe.layers.decoder import Decoder
 GEMM = 2048
 """Rows and columns of the product that measures the machine's peak; a GPU gets four times as many."""
 
-LEAST_RUNS = 3
+WARM_UP, LEAST_RUNS = 2, 3
 PROMPT, WRITTEN = 8, 256
 """Tokens that decoding starts from, and the most that it writes: less where the model's context ends before."""
 
@@ -88,8 +88,8 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
         step_times = measure(train, seconds)
         memory = peak_memory(params.norm.gain)
         with stopwatch.watch(wait) as spent:
-            runs = len(measure(train, seconds))
-    peak = matrix_peak(params.norm.gain, threads, wait, seconds)
+            runs = WARM_UP + len(measure(train, seconds))
+    peak = matrix_peak(params.norm.gain, at_work, wait, seconds)
     usual = statistics.median(step_times)
     operations = matrix_operations(model, recipe.batch)
     counts = accounting.parameters(model)
@@ -121,9 +121,9 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
 
 
 def measure(work: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each run, after two that do not count: for about ``seconds``, but ``LEAST_RUNS`` at least."""
-    work()
-    work()
+    """Seconds of each run, after ``WARM_UP`` that do not count: for about ``seconds``, but ``LEAST_RUNS`` at least."""
+    for _ in range(WARM_UP):
+        work()
     times: list[float] = []
     while len(times) < LEAST_RUNS or sum(times) < seconds:
         start = time.perf_counter()

@@ -89,7 +89,8 @@ def _withheld_cores() -> str | None:
     allowed = _quota()
     if allowed is not None and allowed < cores:
         return (
-            f"A container's quota gives this process the time of {allowed:.2g} of {cores} cores: raise its CPU limit."
+            f"A container's quota gives this process the time of {round(allowed, 1):g} of {cores} cores: raise its CPU "
+            "limit."
         )
     return None
 

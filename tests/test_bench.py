@@ -5,12 +5,13 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import Any
 
 import pytest
 import small_runs
 import strict_cupy
 
-from minimoe import bench, blueprint, cli, config, costs, stopwatch
+from minimoe import bench, blueprint, cli, config, costs, optimizer, stopwatch
 from minimoe.config import ModelConfig
 from minimoe.layers import linear, swiglu
 
@@ -117,6 +118,25 @@ def test_the_command_prints_json_and_takes_settings(capsys: pytest.CaptureFixtur
 def test_any_context_can_be_decoded(context: int) -> None:
     chosen = config.override(small_runs.SMALL, {"context": context, "vocab_size": 3, "batch": 1})
     assert bench.run(chosen, "cpu", 1, seconds=0).decoding_tokens_per_second > 0
+
+
+def test_layers_are_timed_over_all_steps_that_were_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in which clipping is made to take 20 ms, whatever else it takes."""
+    clip = optimizer.clip
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.02)
+        return clip(*arguments)
+
+    monkeypatch.setattr(optimizer, "clip", slow)
+    assert 20 <= bench.run(TINY, "cpu", threads=1, seconds=0).clip_milliseconds < 26
+
+
+def test_the_peak_is_that_of_the_cores_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(bench, "matrix_peak", lambda like, threads, *_: seen.append(threads) or 1.0)
+    bench.run(config.override(TINY, {"batch": 1}), "cpu", threads=2, seconds=0)
+    assert seen == [1]
 
 
 def test_bad_settings_get_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
