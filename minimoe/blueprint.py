@@ -37,6 +37,7 @@ class Blueprint(NamedTuple):
     cached_numbers: int  # Σ over layers of 2·G·C: what the key/value cache keeps of one token
     context: int  # T it was made for
     window: int | None = None
+    unmasked_width: int = 0  # as attention_width, but of layers whose queries see the whole text: an encoder's
 
     @property
     def total(self) -> int:
@@ -169,9 +170,10 @@ def switch_base(experts: int) -> Blueprint:
             Part("router", sparse * D * experts, sparse * D * experts),
             Part("norms and positions", small, small, multiplied=False),
         ),
-        attention_width=3 * layers * D,
+        attention_width=layers * D,  # the decoder's own
         cached_numbers=2 * layers * 2 * D,
         context=512,
+        unmasked_width=2 * layers * D,  # the encoder's, and the decoder's of what that has read
     )
 
 

@@ -1,8 +1,8 @@
 """What a model costs: operations for a token, bytes of weights, of the key/value cache and of training.
 
 forward     2 operations (a product, a sum) for every active parameter that multiplies a token,
-            and 4·H·C in every layer for every token that attention looks at: half of the context on average, or
-            nearly the whole window where there is one
+            and 4·H·C in every layer for every token that attention looks at: half of the context on average,
+            nearly the whole window where there is one, all of the context in an encoder
 backward    twice as many: one product for the gradient of the input, one for that of the weight
 """
 
@@ -40,7 +40,8 @@ def of(blueprint: Blueprint) -> Costs:
     """The costs of a blueprint."""
     seen = blueprint.context if blueprint.window is None else min(blueprint.window, blueprint.context)
     weights = 2 * sum(part.active for part in blueprint.parts if part.multiplied)
-    forward = weights + 4 * blueprint.attention_width * _pairs(blueprint.context, seen) // max(blueprint.context, 1)
+    masked = 4 * blueprint.attention_width * _pairs(blueprint.context, seen) // max(blueprint.context, 1)
+    forward = weights + masked + 4 * blueprint.unmasked_width * blueprint.context
     per_token = 2 * blueprint.cached_numbers
     return Costs(
         name=blueprint.name,

@@ -86,6 +86,14 @@ def test_attention_looks_at_what_is_in_its_window(window):
     assert looked_at == 4 * shape.layers * shape.heads * shape.head_width * sum(seen) // T
 
 
+def test_an_encoder_looks_at_the_whole_text():
+    """T5's: 12 layers of an encoder and 12 that look at it see all 512 tokens, the decoder's own half of them."""
+    found = blueprint.switch_base(8)
+    blind = costs.of(found._replace(attention_width=0, unmasked_width=0))
+    looked_at = costs.of(found).forward_operations - blind.forward_operations
+    assert looked_at == 4 * 768 * 12 * 512 * 2 + 4 * 768 * 12 * 513 // 2
+
+
 def test_every_name_has_costs_and_a_table():
     for name in (*config.PRESETS, *blueprint.PUBLISHED):
         found = costs.of(blueprint.named(name))
