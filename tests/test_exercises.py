@@ -254,6 +254,20 @@ def test_counts_must_be_equal():
     assert wrong.rows[0].error == "1 of 3 differ"
 
 
+def test_rows_of_different_lengths_are_an_answer_too():
+    report = values(lambda: [[1], [2, 3]], (), {"x": np.zeros((2, 2))})
+    assert (report.state, report.rows[0].verdict) == ("wrong", "not numbers")
+    assert "different lengths" in report.sentence
+
+
+def test_the_line_that_stopped_is_the_learners_own():
+    def multiplier():
+        return 1 // 0
+
+    (check,) = (check for _, check in EXERCISES if check.__name__ == "multiplier")
+    assert "at `return 1 // 0`" in check(multiplier).sentence
+
+
 def test_a_wrong_number_is_not_said_to_be_a_multiple_of_the_right_one():
     report = values(lambda: 2.5, (), {"x": 2.0})
     assert report.state == "wrong"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,10 @@ def _judge(
     name: str, result: Any, want: Array, sizes: Mapping[str, int], mistakes: Mapping[str, Any]
 ) -> tuple[Row, str]:
     """The row of one result and, if it is wrong, the sentence that says how."""
-    got = np.asarray(result)
+    try:
+        got = np.asarray(result)
+    except ValueError:
+        return Row(name, "-", "-", "not numbers"), "its rows have different lengths; expected an array of numbers."
     if got.dtype.kind not in "fiub":
         return Row(name, "-", "-", "not numbers"), f"this is {_kind(result)}; expected an array of numbers."
     shape = str(got.shape)
@@ -158,7 +162,8 @@ def _not_attempted(exercise: str) -> Report:
 
 def _what_stopped(problem: Exception) -> str:
     """The exception, and the line of the learner's that raised it or led to it."""
-    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename != __file__]
+    ours = Path(__file__).parent
+    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if Path(frame.filename).parent != ours]
     place = f" at `{frames[0].line}`" if frames and frames[0].line else ""
     return f"it stopped with {type(problem).__name__}{place}: {problem}"
 
