@@ -400,6 +400,12 @@ def test_few_and_many_layers_choices_and_texts_are_shown(look, visit, layers, ac
 
 
 @pytest.mark.browser
+def test_hundreds_of_experts_are_shown(look, visit):
+    tab = visit(look({"story": STORY}, layers=1, experts=400))
+    tab.wait_for_selector("#co-activation td >> nth=159999", state="attached")
+
+
+@pytest.mark.browser
 def test_a_megabyte_of_text_stays_quick_to_read(look, visit):
     tab = visit(look({"long": (STORY * 17_000)[:1_000_000]}, layers=4))
     assert tab.evaluate("document.querySelectorAll('*').length") < 4000

@@ -1,6 +1,9 @@
 "use strict";
 // The tables and figures below the text. What they are made with, and when they are drawn, stands in microscope.js.
 
+/** The largest of all numbers in rows, or `least`; there may be more than a function takes as its arguments. */
+const largest = (rows, least = 1e-9) => rows.flat().reduce((a, b) => Math.max(a, b), least);
+
 /** A table of numbers, each on a ground as strong as its value is large; a scale of 0 to `most`. */
 function heat(corner, heads, names, rows, format, most, now = {}) {
   const head = heads.map((name, i) => make("th", { scope: "col", class: now.column === i ? "now" : "" }, name));
@@ -28,7 +31,7 @@ const scrolling = (label, table) =>
 
 function drawLoad(chosen) {
   const loads = data.keys.map((key) => chosen.load[key]);
-  const most = Math.max(...loads.flat(), 2 / data.experts);
+  const most = largest(loads, 2 / data.experts);
   const length = (share) => `calc((100% - 3.5rem) * ${share / most})`; // leaves room for the number behind the longest bar
   const rows = Array.from({ length: data.experts }, (_, expert) => {
     const cells = loads.map((load) => {
@@ -102,7 +105,7 @@ const RATES = { observed: "", shuffled: "2 3", load: "7 4", uniform: "12 3 2 3" 
 function drawRepetition(chosen) {
   const names = ["observed", "uniform", "load", "shuffled"];
   const rows = data.keys.map((key) => names.map((name) => chosen.repetition[key][name]));
-  fill("repetition", heat("text", names, data.names, rows, percent, Math.max(...rows.flat()), { row: state.text }));
+  fill("repetition", heat("text", names, data.names, rows, percent, largest(rows), { row: state.text }));
 
   const key = data.keys[state.text];
   const lines = Object.keys(RATES).map((name) =>
@@ -175,7 +178,7 @@ function drawSureness() {
   fill("entropy", heat("layer", layerNames(), data.names, by("entropy"), number, most, now));
   fill(
     "margin",
-    heat("layer", layerNames(), data.names, by("margin"), number, Math.max(...by("margin").flat(), 1e-9), now),
+    heat("layer", layerNames(), data.names, by("margin"), number, largest(by("margin")), now),
   );
 }
 
@@ -184,5 +187,5 @@ function drawTogether() {
     row.map((share, j) => (i === j || !row[i] ? null : share / row[i])),
   );
   const experts = () => Array.from({ length: data.experts }, (_, expert) => chip(expert));
-  fill("co-activation", heat("sent to", experts(), experts(), rows, percent, Math.max(...rows.flat(), 1e-9)));
+  fill("co-activation", heat("sent to", experts(), experts(), rows, percent, largest(rows)));
 }
