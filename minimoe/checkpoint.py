@@ -110,7 +110,7 @@ def load_config(folder: str | Path) -> RunConfig:
     """Reads config.json; raises ``UserError`` if the folder is no run or the file is damaged or makes no sense."""
     path = Path(folder) / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(files.read_text(path))
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not a run: it has no {CONFIG}. Give the folder that `minimoe train` named."

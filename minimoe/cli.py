@@ -186,19 +186,24 @@ def _evaluate(chosen: argparse.Namespace) -> int:
             raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
     model = models.load(chosen.folder).to(select_device(chosen.device))
     if chosen.text:
-        documents = [model.tokenizer.encode(text) for text in corpus.read_files(chosen.text).documents.values()]
+        read = list(corpus.read_files(chosen.text).documents.values())
+        documents = [model.tokenizer.encode(text) for text in read]
+        # of the text itself: a tokenizer from elsewhere may have written what it does not know as a token without text
+        sizes = [
+            len(text.encode()) - model.tokenizer.bytes_of(ids[:1]) for text, ids in zip(read, documents, strict=True)
+        ]
     elif model.run is None:
         raise UserError(f"{chosen.folder} was trained elsewhere and has no validation split: name a text with --text.")
     else:
-        documents = texts.reload(model.run.source, model.tokenizer, model.config.context).validation
+        documents = list(texts.reload(model.run.source, model.tokenizer, model.config.context).validation)
+        sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
     with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
         result = evaluation.evaluate(model.params, model.config, documents, pool)
-    size = sum(model.tokenizer.bytes_of(ids[1:]) for ids in documents)
     print(
         json.dumps(
             {
                 "loss": result.loss,
-                "bits_per_byte": evaluation.bits_per_byte(result, size),
+                "bits_per_byte": evaluation.bits_per_byte(result, sum(sizes)),
                 "tokens": result.tokens,
                 "load": result.load.round(5).tolist(),
             }

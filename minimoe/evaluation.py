@@ -36,17 +36,23 @@ def evaluate(
     A document is read in pieces of ``config.context`` tokens, one after the other; each piece starts afresh.
 
     Raises:
-        UserError: no document has two tokens, so there is nothing to predict.
+        UserError: no document has two tokens, so there is nothing to predict; or the loss is no finite number.
     """
     shards = [shard for document in documents for shard in _shards(params, document, config.context)]
     if not shards:
         raise UserError("the text is one token long, which leaves nothing to predict: give a longer one.")
     done = list(run(lambda shard: objective.forward(params, shard, config, Objective(), keep=False), shards))
     count = sum(int(one.sums.loss.tokens) for one in done)
+    loss = sum(float(one.sums.loss.total) for one in done) / count
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss}, expected a finite number: the model has diverged or is damaged, so use an earlier "
+            "checkpoint, or download it again."
+        )
     stats = tree.add(*(one.sums.stats for one in done))
     assignments = np.stack([to_host(layer.assignments) for layer in stats])
     load = assignments / assignments.sum(1, keepdims=True, dtype=np.float64)
-    return Evaluation(sum(float(one.sums.loss.total) for one in done) / count, count, load)
+    return Evaluation(loss, count, load)
 
 
 def bits_per_byte(result: Evaluation, size: int) -> float:

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,32 @@ def write_atomically(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             beside.unlink()
         raise unwritable(path, error) from None
+
+
+LARGEST_TEXT = 100_000_000
+"""Bytes of a file that describes something: more is read into memory for nobody."""
+
+
+def read_text(path: Path) -> str:
+    """A text that describes a model, a run or a tokenizer, in UTF-8.
+
+    Raises:
+        OSError: it does not exist, cannot be read, is a device or a pipe, which may have no end, or larger than
+            ``LARGEST_TEXT``.
+        ValueError: it is not UTF-8.
+    """
+    size = size_of_regular(path)
+    if size > LARGEST_TEXT:
+        raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_TEXT:,}")
+    return path.read_text(encoding="utf-8")
+
+
+def size_of_regular(path: Path) -> int:
+    """Bytes of a file; ``OSError`` if it does not exist, or is a folder, a device or a pipe."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError("it is no regular file")
+    return found.st_size
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from minimoe import objective, tree
 from minimoe.arrays import Array
 from minimoe.config import ModelConfig
+from minimoe.errors import UserError
 from minimoe.finite_differences import Ranked, check
 from minimoe.layers import (
     attention,
@@ -47,7 +48,13 @@ CONFIG = ModelConfig(
 
 
 def run(seed: int = 0) -> list[Row]:
-    """Checks everything at a point drawn from ``seed``: one row for every tensor of every case."""
+    """Checks everything at a point drawn from ``seed``: one row for every tensor of every case.
+
+    Raises:
+        UserError: ``seed`` is negative.
+    """
+    if seed < 0:
+        raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
     rng = np.random.default_rng(seed)
     windowed = dataclasses.replace(CONFIG, window=3, tied_embeddings=True)
     return [

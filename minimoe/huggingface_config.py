@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
+from minimoe.files import read_text
 
 CONFIG = "config.json"
 
@@ -51,7 +52,7 @@ class Description(NamedTuple):
 def is_folder(path: str | Path) -> bool:
     """Whether ``path`` is a folder in the Hugging Face layout; a run of minimoe is not."""
     try:
-        values = json.loads((Path(path) / CONFIG).read_text(encoding="utf-8"))
+        values = json.loads(read_text(Path(path) / CONFIG))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and not {"model_type", "architectures"}.isdisjoint(values)
@@ -74,7 +75,7 @@ def read(folder: str | Path) -> Description:
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object; raises ``UserError`` if it cannot be read or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_text(path))
     except FileNotFoundError:
         raise UserError(
             f"{path} does not exist: give a folder that holds a model in the Hugging Face layout."

@@ -30,8 +30,8 @@ class PretrainedTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of different tokens; a model's V may be larger, its last rows unused."""
-        return int(self.library.get_vocab_size())
+        """One more than the largest id; a model's V may be larger, its last rows unused."""
+        return 1 + max(self.library.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> Ids:
         """The ids of ``text`` as an int32 array, after a beginning-of-text token if the model expects one.

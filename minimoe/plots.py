@@ -180,8 +180,7 @@ def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, SVG or PDF by the ending of ``path``; a reader sees the whole file or the one before.
 
     Raises:
-        UserError: the ending is another one.
-        OSError: the folder is missing or cannot be written.
+        UserError: the ending is another one, or the folder is missing or cannot be written.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")

@@ -66,7 +66,8 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
     tokens of a trace are the N = B·T given ones, row by row.
 
     Raises:
-        UserError: ``tokens`` has another shape, no token, or one that is not in the vocabulary.
+        UserError: ``tokens`` has another shape, no token, or one that is not in the vocabulary; or a router's logits
+            are no finite numbers.
     """
     ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
     if ids.ndim not in (1, 2) or ids.size == 0 or ids.dtype.kind not in "iu":
@@ -83,6 +84,11 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
     rows = np.atleast_2d(ids)
     passes = [_trace_windows(params, config, windows) for windows in _batches(rows, config.context)]
     experts, weights, logits = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
+    if not np.isfinite(logits).all():
+        raise UserError(
+            "a router gives logits that are no finite numbers: the model has diverged or is damaged, so use an earlier "
+            "checkpoint, or download it again."
+        )
     windows_per_row = math.ceil(rows.shape[1] / config.context)
     in_row = np.arange(rows.shape[1]) // config.context
     window = (np.arange(len(rows))[:, None] * windows_per_row + in_row).reshape(-1)

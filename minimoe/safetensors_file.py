@@ -23,10 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimoe.errors import UserError
-from minimoe.files import unwritable
+from minimoe.files import size_of_regular, unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The types that can be read, each with NumPy's name; of a bfloat16, the bits."""
+
+LARGEST = 2**63
+"""No size or place in a file is larger; Python would take a number of any length."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes, as for the safetensors library: that of a model of 100,000 tensors has a tenth of it."""
 
 ROWS = 128
 """Rows copied at a time: transposing a few rows stays in the processor's cache, which is 3 times faster."""
@@ -50,14 +56,20 @@ def describe(path: Path) -> dict[str, Stored]:
             bfloat16.
     """
     try:
-        size = path.stat().st_size
+        size = size_of_regular(path)
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise UserError(f"{path} is cut short or is no safetensors file: its header is longer than the file.")
+            if length > LONGEST_HEADER:
+                raise UserError(
+                    f"{path} is no safetensors file: its header has {length:,} bytes, expected at most "
+                    f"{LONGEST_HEADER:,}; download it again."
+                )
             header = json.loads(file.read(length))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the folder, or download it again.") from None
+        reason = error.strerror or error
+        raise UserError(f"{path} cannot be read ({reason}): check the folder, or download it again.") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
@@ -90,7 +102,7 @@ def _stored(path: Path, name: str, claim: Any, first: int) -> Stored:
     """What the header says of one tensor, if that makes sense; ``first`` is the first byte of the data."""
     match claim:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
-            len(shape) <= 8 and all(type(n) is int and n >= 0 for n in shape) and 0 <= start <= stop
+            len(shape) <= 8 and all(type(n) is int and 0 <= n < LARGEST for n in shape) and 0 <= start <= stop < LARGEST
         ):
             pass
         case _:

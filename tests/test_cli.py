@@ -345,6 +345,7 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
         (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
+        (["gradcheck", "--seed", "-1"], "seed -1 starts no random numbers"),
         (["evaluate", "x", "--json"], "--json belongs to the suite: add --suite"),
         (["evaluate", "x", "--against", "y"], "--against belongs to the suite"),
         (["evaluate", "x", "--seed", "0"], "--seed belongs to the suite"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import evaluation, tokenizer, workers
+from minimoe import evaluation, tokenizer, tree, workers
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import decoder
@@ -111,6 +111,13 @@ def test_the_noise_of_training_is_off(params: Decoder, config: ModelConfig) -> N
     documents = [document(50)]
     noisy = evaluation.evaluate(params, config, documents)
     assert evaluation.evaluate(params._replace(blocks=quiet), config, documents).loss == noisy.loss
+
+
+def test_a_loss_that_is_no_number_is_refused(params: Decoder, config: ModelConfig) -> None:
+    damaged = tree.map(np.copy, params)
+    damaged.blocks[0].moe.router.w_gate[0] = np.nan
+    with pytest.raises(UserError, match="the loss is nan, expected a finite number: the model has diverged"):
+        evaluation.evaluate(damaged, config, [document(9)])
 
 
 def test_a_document_that_leaves_nothing_to_predict_is_refused_alone_and_skipped_in_company(

@@ -7,6 +7,7 @@ thing.
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -341,6 +342,24 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path, small: ModelConfi
     folder = folder_of(tmp_path / "saved", small)
     (folder / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
+        huggingface.load_params(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_what_may_have_no_end_is_not_read(tmp_path: Path, small: ModelConfig, name: str) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(UserError, match="no regular file"):
+        huggingface.load_params(folder)
+
+
+def test_a_description_without_measure_is_not_read(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    with (folder / "config.json").open("r+b") as file:
+        file.truncate(10**9)  # a hole, which takes no room on the disk
+    with pytest.raises(UserError, match="1,000,000,000 bytes, expected at most 100,000,000"):
         huggingface.load_params(folder)
 
 

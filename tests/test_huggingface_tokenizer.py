@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import huggingface, huggingface_tokenizer, tokenizer
+from minimoe import cli, huggingface, huggingface_tokenizer, tokenizer
 from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.huggingface_tokenizer import PretrainedTokenizer
@@ -164,6 +164,35 @@ def test_a_tokenizer_of_another_model_is_refused(
     huggingface.save(tmp_path / "saved", params, small, mixtral)
     with pytest.raises(UserError, match="tokenizer of 275 tokens and a model of 13"):
         huggingface.load(tmp_path / "saved")
+
+
+@needs_library
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(mixtral: PretrainedTokenizer, tmp_path: Path) -> None:
+    described = mixtral_like()
+    described["model"]["vocab"]["▁far"] = 5000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described))
+    assert huggingface_tokenizer.load(tmp_path).vocab_size == 5001
+
+
+@needs_library
+def test_text_that_no_token_stands_for_is_counted_in_bits_per_byte(
+    tmp_path: Path, small: ModelConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = {
+        "version": "1.0",
+        "added_tokens": [{"id": 2, "content": "<unk>", "special": True, "single_word": False, "lstrip": False,
+                          "rstrip": False, "normalized": False}],
+        "pre_tokenizer": {"type": "Whitespace"},
+        "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "<unk>": 2}, "unk_token": "<unk>"},
+    }  # fmt: skip
+    params = decoder.init(np.random.default_rng(0), small)
+    huggingface.save(tmp_path / "saved", params, small)
+    (tmp_path / "saved" / "tokenizer.json").write_text(json.dumps(words))
+    for text, size in (("a zz b yyyyyyyyyy", 16), ("zz zz", 5)):  # all bytes but those of the first token
+        (tmp_path / "text.txt").write_text(text)
+        assert cli.main(["evaluate", str(tmp_path / "saved"), "--text", str(tmp_path / "text.txt")]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / np.log(2) / size)
 
 
 @needs_library

@@ -104,6 +104,12 @@ def test_tokens_that_make_no_sense_are_refused(params, small, tokens, complaint)
         routing.trace(params, small, tokens)
 
 
+def test_a_router_that_decides_by_what_is_no_number_is_refused(params, small):
+    params.blocks[1].moe.router.w_gate[0, 0] = np.nan
+    with pytest.raises(UserError, match="no finite numbers: the model has diverged"):
+        routing.trace(params, small, [1, 2, 3])
+
+
 def test_load_counts_the_first_the_second_or_all_choices():
     seen = trace_of([[[3, 2, 1], [3, 1, 2], [1, 3, 2], [3, 2, 1]]])  # chosen: 0 1, 0 2, 1 2, 0 1
     assert_allclose(routing.load(seen, "first"), [[3 / 4, 1 / 4, 0]])

@@ -107,6 +107,8 @@ NONSENSE = {
     "more bytes than the shape takes": ({"x": claim([1], 0, 8)}, b"12345678", "8 bytes"),
     "an enormous shape": ({"x": claim([2**40, 2**40], 0, 4)}, b"1234", "tensor x"),
     "an enormous shape, with enormous offsets": ({"x": claim([2**40], 0, 2**42)}, b"1234", "cut short"),
+    "a size of 4000 digits": ({"x": claim([10**4000, 10**4000], 0, 4)}, b"1234", "tensor x"),
+    "an offset of 4000 digits": ({"x": claim([1], 0, 10**4000)}, b"1234", "tensor x"),
     "two tensors in one place": ({"x": claim([1], 0, 4), "y": claim([1], 0, 4)}, b"1234", "tensor y"),
     "a hole": ({"x": claim([1], 0, 4), "y": claim([1], 8, 12)}, b"123456789012", "tensor y"),
     "a name twice": (b'{"x": %b, "x": %b}' % (TWICE, TWICE), b"12345678", "4 bytes"),
@@ -129,6 +131,11 @@ def test_a_claim_takes_no_memory(tmp_path: Path) -> None:
         safetensors_file.describe(path)
     with pytest.raises(UserError, match="cut short"):
         safetensors_file.describe(file_of(path, {"x": claim([2**40], 0, 2**42)}))
+    with path.open("wb") as file:
+        file.write((10**9).to_bytes(8, "little"))
+        file.truncate(2 * 10**9)  # a hole, which takes no room on the disk
+    with pytest.raises(UserError, match="its header has 1,000,000,000 bytes"):
+        safetensors_file.describe(path)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
 
