@@ -5,8 +5,8 @@
 
 Each worker runs the same code and knows its ``group``, through which all of them add up what each of them has:
 ``all_reduce`` for small sums, ``reduce_scatter`` for gradients, after which each worker has the total of its own part
-of the parameters and updates that part for everyone (the first stage of ZeRO). Sums are taken in the order of the
-workers, so that their rounding repeats.
+of the parameters and updates that part for everyone (the first stage of ZeRO). Sums are always taken in the same
+order, so that their rounding repeats: small ones in the order of the workers, a gradient from its owner's part on.
 
 On Linux the workers are processes: forked, so that they begin with all that the caller has, and with parameters and
 gradients in ``shared`` memory. Threads would be simpler, and are what other systems get; but Python lets only one
@@ -28,7 +28,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -95,8 +95,11 @@ Work = Callable[[Group, Any], Any]
 
 
 def forks() -> bool:
-    """Whether workers are processes here: not where a system forbids forking, or its BLAS cannot stand it."""
-    return sys.platform.startswith("linux")
+    """Whether workers are processes here: not where a system forbids forking, or its BLAS cannot stand it.
+
+    A Linux without /proc, as in a bare sandbox, would not say which files a worker has to close.
+    """
+    return sys.platform.startswith("linux") and os.path.isdir("/proc/self/fd")
 
 
 def shared(array: Array) -> Array:
@@ -117,8 +120,8 @@ def workers(
     """Opens a group of ``size`` workers for ``work(group, message)``; ``like`` is a tree in the shapes of a gradient.
 
     What is opened is a function of ``size`` messages, one for each worker, that returns the result of worker 0. BLAS
-    has one thread in each. A failure in any worker is raised by it, and is the end of the group. ``processes`` says
-    whether workers are processes or threads; None leaves it to the system.
+    has one thread in each. A failure in any worker, up to its last exchange with the others, is raised by it, and is
+    the end of the group. ``processes`` says whether workers are processes or threads; None leaves it to the system.
 
     Raises:
         UserError: a worker process cannot be started, or was stopped by someone else.
@@ -230,16 +233,22 @@ def _processes(size: int, work: Work, like: Any) -> Iterator[Callable[[Sequence[
 
 
 def _fork() -> int:
+    """Ctrl-C reaches all processes, and worker 0 decides: a child is never without its order to ignore it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return os.fork()
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        return child
     except OSError as error:
         raise UserError(f"no worker process can be started ({error.strerror}): give --threads 1.") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _serve(group: Group, link: Connection, work: Work) -> None:
     """The life of a forked worker. It holds no file of the caller's open: a lock would outlive the caller."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; worker 0 decides
         gc.freeze()  # what was the caller's stays as it is: no finaliser runs twice, and its memory stays shared
         for number in map(int, os.listdir("/proc/self/fd")):
             if number > 2 and number != link.fileno():
@@ -293,14 +302,18 @@ def _threads(size: int, work: Work) -> Iterator[Callable[[Sequence[Any]], Any]]:
     with ThreadPoolExecutor(size - 1) as executor:
 
         def run(messages: Sequence[Any]) -> Any:
-            others = [executor.submit(take_part, *both) for both in zip(groups[1:], messages[1:], strict=True)]
+            others: list[Future[Any]] = []
             try:
+                for both in zip(groups[1:], messages[1:], strict=True):
+                    others.append(executor.submit(take_part, *both))
                 return take_part(groups[0], messages[0])
-            except threading.BrokenBarrierError:
+            except threading.BrokenBarrierError as broken:
                 errors = [other.exception() for other in others]
-                raise next(
-                    error for error in errors if error and not isinstance(error, threading.BrokenBarrierError)
-                ) from None
+                causes = (one for one in errors if one and not isinstance(one, threading.BrokenBarrierError))
+                raise next(causes, broken) from None
+            except BaseException:
+                meeting.abort()  # for those that were started before one could not be
+                raise
             finally:
                 wait(others)
 

@@ -141,6 +141,53 @@ def test_a_loss_that_is_no_number_changes_nothing_in_any_worker(
 # Failures
 
 
+def test_a_thread_that_cannot_be_started_keeps_no_one_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = threading.Thread.start, []
+
+    def second_time_refused(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", second_time_refused)
+    with pytest.raises(RuntimeError, match="can't start"):
+        asked(3, False, lambda group, rank: group.barrier())
+    assert not started[0].is_alive()
+
+
+def test_a_group_of_threads_that_has_ended_is_not_taken_for_one_that_works() -> None:
+    def work(group: Group, fails: bool) -> None:
+        if fails:
+            raise ZeroDivisionError
+        group.barrier()
+
+    with data_parallel.workers(2, work, (), processes=False) as run:
+        with pytest.raises(ZeroDivisionError):
+            run([False, True])
+        with pytest.raises(threading.BrokenBarrierError):
+            run([False, False])
+
+
+@NO_FORK
+def test_ctrl_c_while_a_worker_is_forked_does_not_make_it_a_second_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    fork = os.fork
+
+    def interrupted() -> int:
+        child = fork()
+        if child == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return child
+
+    monkeypatch.setattr("os.fork", interrupted)
+    assert asked(3, True, lambda group, rank: group.all_gather(rank)) == [0, 1, 2]
+
+
+def test_a_linux_that_hides_its_files_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.isdir", lambda path: False)
+    assert not data_parallel.forks()
+
+
 @pytest.mark.parametrize("processes", KINDS)
 @pytest.mark.parametrize("culprit", [0, 1, 2])
 @pytest.mark.parametrize("when", ["before", "after"])
