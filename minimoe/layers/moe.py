@@ -10,6 +10,7 @@ token is dropped, unless a capacity is asked for: then every expert takes at mos
 
 tokens of each sequence, first come, first served, and later ones lose that entry of the matrix. Counting by sequence
 (GShard's group) makes the result the same however a batch is split, and earlier tokens independent of later ones.
+Padding is no token: it takes no place, and loses its entries.
 
 Sorting instead of padding: Gale et al. 2022, arXiv 2211.15841. Capacity: Lepikhin et al. 2020, arXiv 2006.16668.
 Lesson: lessons/09_moe_layer.ipynb
@@ -19,7 +20,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -76,7 +77,7 @@ def forward(
     """x (B, T, D) → y (B, T, D), the router's sums, and how many of the N·K entries were dropped.
 
     ``noise`` (B, T, E) and ``capacity_factor`` belong to training; without them routing is exact and dropless.
-    ``mask`` (B, T) of 0 and 1 keeps padding out of the sums.
+    ``mask`` (B, T) of 0 and 1 keeps padding out of the sums, and out of the capacity and what it drops.
     """
     B, T, D = x.shape
     x_rows = x.reshape(-1, D)
@@ -90,13 +91,20 @@ def forward(
         mask=mask,
     )
     kept = None
+    entries: Any = B * T * config.active_experts
     if capacity_factor is not None:
-        capacity = math.ceil(capacity_factor * config.active_experts * T / config.experts)
-        kept = within_capacity(routing.experts.reshape(B, -1), config.experts, capacity)
+        chosen, K = routing.experts.reshape(B, -1), config.active_experts
+        if mask is None:
+            kept = within_capacity(chosen, config.experts, math.ceil(capacity_factor * K * T / config.experts))
+        else:
+            real = mask.astype(bool).repeat(K, axis=1)  # (B, T·K)
+            capacity = array_module(mask).ceil(capacity_factor * real.sum(1, keepdims=True) / config.experts)
+            kept = within_capacity(chosen, config.experts, capacity, real)
+            entries = real.sum()
     dispatch = sort_by_expert(routing.experts, config.experts, kept)
     y_sorted, experts_cache = swiglu.forward(params.experts, x_rows.take(dispatch.token, axis=0), dispatch.counts)
     y = combine(y_sorted, dispatch.place, routing.weights)
-    dropped = dispatch.token.shape[0] - sum(dispatch.counts)
+    dropped = 0 if kept is None else entries - sum(dispatch.counts)
     return y.reshape(B, T, D), stats, dropped, Cache(routing, dispatch, y_sorted, router_cache, experts_cache)
 
 
@@ -120,15 +128,19 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     return dx.reshape(dy.shape), MoE(drouter, dexperts)
 
 
-def within_capacity(experts: Array, count: int, capacity: int) -> Array:
+def within_capacity(experts: Array, count: int, capacity: int | Array, real: Array | None = None) -> Array:
     """experts (B, T·K), the entries of each sequence in reading order → which of them find a place, (B, T·K) bool.
 
-    An entry's place in the queue of its expert is the number of entries before it that chose the same one.
+    An entry's place in the queue of its expert is the number of entries before it that chose the same one. ``capacity``
+    is one for all sequences or (B, 1); entries that are not ``real`` (B, T·K) do not queue, and find no place.
     """
     xp = array_module(experts)
     one_hot = experts[:, :, None] == xp.arange(count)  # (B, T·K, E)
+    if real is not None:
+        one_hot &= real[:, :, None]
     queue = xp.cumsum(one_hot, axis=1)
-    return xp.take_along_axis(queue, experts[:, :, None], axis=2)[:, :, 0] <= capacity
+    kept = xp.take_along_axis(queue, experts[:, :, None], axis=2)[:, :, 0] <= capacity
+    return kept if real is None else kept & real
 
 
 def sort_by_expert(experts: Array, count: int, kept: Array | None = None) -> Dispatch:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from small_models import EVERY_LOSS, drawn_mixture, mixture, mixtures
@@ -108,6 +109,26 @@ def test_a_dropped_token_gets_nothing_from_that_expert_and_keeps_the_weight_of_t
     assert dropped == 4
     np.testing.assert_allclose(y[0, :2], whole[0, :2], atol=1e-14)
     assert (y[0, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("padding", ["before", "behind"])
+def test_padding_takes_no_place_from_tokens(padding: str, rng: np.random.Generator) -> None:
+    """Two sequences of 6 and 4 tokens, alone and in rows of 9."""
+    config = mixture()
+    params, x, noise = drawn_mixture(rng, config), rng.standard_normal((2, 9, 4)), rng.standard_normal((2, 9, 5))
+    places = [np.arange(9)[-length:] if padding == "before" else np.arange(length) for length in (6, 4)]
+    mask = np.zeros((2, 9))
+    for row, place in enumerate(places):
+        mask[row, place] = 1
+    y, stats, dropped, _ = moe.forward(params, x, config, noise=noise, capacity_factor=0.6, mask=mask)
+    alone = [
+        moe.forward(params, x[row, place][None], config, noise=noise[row, place][None], capacity_factor=0.6)
+        for row, place in enumerate(places)
+    ]
+    for row, place in enumerate(places):
+        np.testing.assert_allclose(y[row, place], alone[row][0][0], rtol=0, atol=1e-12)
+    assert dropped == sum(one[2] for one in alone) > 0
+    np.testing.assert_allclose(stats.assignments, sum(one[1].assignments for one in alone))
 
 
 def test_capacity_gives_the_same_however_a_batch_is_split(rng: np.random.Generator) -> None:
