@@ -73,8 +73,8 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     """
     model, recipe = chosen.model, chosen.train
     where, threads = select_device(device), workers.count(threads)
-    accounting.check_memory(model, recipe, threads)
     at_work = 1 if where == "gpu" else min(threads, recipe.batch)
+    accounting.check_memory(model, recipe, at_work)
     rng = np.random.default_rng(recipe.seed)
     params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, model, recipe.dtype))
 

@@ -103,7 +103,9 @@ def save_config(folder: Path, run: RunConfig) -> None:
         "source": run.source._asdict(),
     }
     values["sha256"] = _checksum(values)
-    files.write_atomically(folder / CONFIG, (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode())
+    written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    # a path that is not UTF-8 reaches Python with surrogates in it, which JSON can only write as escapes
+    files.write_atomically(folder / CONFIG, written.encode(errors="backslashreplace"))
 
 
 def load_config(folder: str | Path) -> RunConfig:

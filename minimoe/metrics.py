@@ -36,6 +36,8 @@ def read(folder: str | Path, up_to: int | None = None) -> list[Row]:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder.") from None
+    if not lines:  # begun anew after it was removed, and left before its first line
+        return []
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         row = _parse(line)

@@ -60,10 +60,11 @@ def train(
     """
     chosen = config.preset(preset) if isinstance(preset, str) else preset
     where, threads = select_device(device), workers.count(threads)
-    accounting.check_memory(chosen.model, chosen.train, threads)
+    at_work = 1 if where == "gpu" else min(threads, chosen.train.batch)
+    accounting.check_memory(chosen.model, chosen.train, at_work)
     data, source, codec = texts.prepare(corpus or chosen.corpus, chosen.train, chosen.model.context)
     model = dataclasses.replace(chosen.model, vocab_size=codec.vocab_size)
-    accounting.check_memory(model, chosen.train, threads)
+    accounting.check_memory(model, chosen.train, at_work)
     run = RunConfig(model, chosen.train, codec, source)
     folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
     with checkpoint.locked(folder):

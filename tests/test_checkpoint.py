@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked to the last bit, and open to any program that reads safetensors."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -100,6 +101,13 @@ def test_a_config_survives(tmp_path: Path) -> None:
     checkpoint.save_config(tmp_path, run)
     assert checkpoint.load_config(tmp_path) == run
     assert "ç" in (tmp_path / "config.json").read_text(encoding="utf-8"), "a person can read which characters it knows"
+
+
+def test_a_text_whose_name_is_not_utf8_is_found_again(tmp_path: Path) -> None:
+    source = Source("", [os.fsdecode(b"/texts/caf\xe9 \xc3\xa9.txt")], "0" * 64)
+    run = small_run()._replace(source=source)
+    checkpoint.save_config(tmp_path, run)
+    assert checkpoint.load_config(tmp_path).source == source
 
 
 def test_there_is_nothing_to_resume_before_the_first_checkpoint(tmp_path: Path) -> None:

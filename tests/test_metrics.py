@@ -1,6 +1,7 @@
 """metrics.jsonl: a crash costs the line it cut short, and any other damage is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,24 @@ def test_a_line_that_is_no_row_is_named(folder: Path, line: bytes) -> None:
 def test_lines_that_end_before_the_checkpoint_are_noticed(folder: Path) -> None:
     with pytest.raises(UserError, match="ends at step 6, but the checkpoint stands at step 8: restore it, or remove"):
         metrics.read(folder, up_to=8)
-    (folder / "metrics.jsonl").write_bytes(b"")
+    (folder / "metrics.jsonl").write_bytes(b"{")  # half a line, which a crash may leave
     with pytest.raises(UserError, match="ends at step 0"):
         metrics.read(folder, up_to=8)
+
+
+def test_metrics_that_were_removed_are_missed_neither_at_once_nor_later(folder: Path) -> None:
+    (folder / "metrics.jsonl").unlink()
+    metrics.write(folder, metrics.read(folder, up_to=6))
+    assert metrics.read(folder, up_to=6) == []
+
+
+def test_what_was_appended_is_on_the_disk_before_a_checkpoint_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: forced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("only Linux says which file a descriptor is")
+    metrics.sync(folder)
+    assert forced == [str(folder / "metrics.jsonl")]
 
 
 def test_what_cannot_be_read_or_written_is_named(tmp_path: Path) -> None:

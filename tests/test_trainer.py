@@ -15,6 +15,7 @@ from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
 from minimoe import (
+    accounting,
     checkpoint,
     config,
     corpus,
@@ -184,6 +185,20 @@ def test_the_dropped_share_is_that_of_all_entries(tmp_path: Path) -> None:
     """With one seat for each expert, 4 of the K · T = 16 entries of a sequence find one at most."""
     trained = train(tmp_path / "run", steps=3, capacity_factor=0.01)
     assert all(0.75 <= share < 1 for row in trained.metrics for share in row["dropped"])
+
+
+def test_more_threads_than_sequences_are_as_many_as_sequences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted, check = [], accounting.check_memory
+
+    def check_memory(model: Any, recipe: Any, threads: int) -> None:
+        counted.append(threads)
+        check(model, recipe, threads)
+
+    monkeypatch.setattr(accounting, "check_memory", check_memory)
+    assert train(tmp_path / "run", threads=9).finished
+    assert set(counted) == {4}
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:
