@@ -11,7 +11,7 @@ import sys
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from minimoe.errors import UserError
 
@@ -44,14 +44,6 @@ def to_device(x: Array, device: Device) -> Array:
 def like(x: Array, host: NDArray[Any]) -> Array:
     """A host array moved to where ``x`` lives."""
     return host if isinstance(x, np.ndarray) else cast(Array, array_module(x).asarray(host))
-
-
-def float_dtype(name: DTypeLike) -> np.dtype[Any]:
-    """The dtype called ``name``; raises ``UserError`` unless it is float32 or float64."""
-    dtype = np.dtype(name)
-    if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
-        raise UserError(f"dtype {dtype} is not supported: choose float32 (training) or float64 (gradient checks).")
-    return dtype
 
 
 def select_device(wish: str = "auto") -> Device:

@@ -173,7 +173,7 @@ def orthogonalize(m: Array, steps: int = 3) -> Array:
 
 
 def squared_norm(gradient: Any) -> Any:
-    """Σ of all squares over every array of the tree, a 0-d array in float64."""
+    """Σ of all squares over every array of the tree, a 0-d array in float64; each array's in its own dtype."""
     squares: Iterable[Any] = (array_module(leaf).vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
     return sum(squares)
 

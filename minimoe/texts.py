@@ -1,7 +1,8 @@
 """A corpus made ready for training: encoded, split, and read in sequences.
 
 A run reads in epochs. Each epoch cuts every document into sequences from another place on, shuffles them and reads
-each once, so that no piece of text comes a second time before all others have come once. Sequences drawn at random
+each once, so that nothing comes twice in an epoch. Up to two sequences' worth of each document, where it is cut, waits
+for another epoch: little of a long text, much of documents that are a few sequences long. Sequences drawn at random
 instead leave out a share of e⁻ᵗ of a text after as many tokens as t texts are long: a fifth of it at t = 1.5.
 """
 

@@ -124,11 +124,3 @@ def test_moving_to_where_an_array_is_already_costs_nothing(monkeypatch: pytest.M
     on_gpu = type("ndarray", (), {"__module__": "cupy", "get": lambda self: x})()
     assert arrays.to_host(on_gpu) is x
     assert arrays.like(on_gpu, x) == ("on the GPU", x)
-
-
-def test_training_dtypes_are_known_and_others_refused() -> None:
-    assert arrays.float_dtype("float32") == np.float32
-    assert arrays.float_dtype(np.float64) == np.float64
-    for name in ("float16", "int32"):
-        with pytest.raises(UserError, match=f"dtype {name} is not supported"):
-            arrays.float_dtype(name)

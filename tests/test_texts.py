@@ -69,7 +69,7 @@ def test_each_start_is_equally_likely(rng: np.random.Generator) -> None:
     assert np.abs(counts - expected).max() < 5 * np.sqrt(expected)
 
 
-def test_a_run_reads_all_of_its_text_once_before_any_of_it_twice() -> None:
+def test_an_epoch_reads_nothing_twice_and_is_cut_and_shuffled_anew() -> None:
     """Of each document up to two sequences' worth is left over where it is cut; what is read is read once."""
     read = numbered(200, 120)
     per_epoch = (180 - 5) // 5 + (108 - 5) // 5

@@ -51,7 +51,7 @@ class RouterStats(NamedTuple):
     assignments: Array  # (E,)  how often each expert was chosen; a count, which has no gradient
     probability: Array  # (E,)  Σ_t softmax(c_t), the full softmax of the clean logits
     importance: Array  # (E,)  Σ_t w_t, zero where not chosen
-    load: Array  # (E,)  Σ_t P(t, ·) with noise, the assignments without
+    load: Array  # (E,)  Σ_t P(t, ·); the assignments where P was not asked for, or has no noise, or K = E
     squared_lse: Array  # ()    Σ_t (log Σ_e exp c_te)²
     entropy: Array  # ()    Σ_t −Σ_e p log p of softmax(c_t), in nats; reported, not trained
 
