@@ -39,6 +39,8 @@ CONFIG, MODEL, RESUME = "config.json", "model.safetensors", "resume.safetensors"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
 FORMAT = 2
 
+STRANGERS = "the two are not of one run; restore the one that was here, or train again."
+
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
 """Settings that a resumed run may change; with any other, it would not be the same run."""
 
@@ -117,7 +119,11 @@ def load_config(folder: str | Path) -> RunConfig:
         raise UserError(
             f"{folder} is not a run: it has no {CONFIG}. Give the folder that `minimoe train` named."
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
+    except NotADirectoryError:
+        raise UserError(f"{folder} is a file: give the folder of a run, {Path(folder).parent} perhaps.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or train again.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a run's config but a {type(values).__name__}: restore it, or train again.")
@@ -184,6 +190,11 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     """What a run needs to continue; None if it saved nothing yet."""
     path = folder / RESUME
     if not path.exists():
+        if (folder / MODEL).exists() and (steps := files.read_tensors(folder / MODEL)[1].get("step", "0")) != "0":
+            raise UserError(
+                f"{path} is missing, though {MODEL} has taken {steps} steps: restore it to go on, or train anew with "
+                "another --out."
+            )
         return None
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
@@ -251,7 +262,7 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
     if other is not None:
         raise UserError(
             f"{path} was made with another {other} than {CONFIG} says ({made_with[other]!r:.30}, not "
-            f"{mine[other]!r:.30}): the two are not of one run."
+            f"{mine[other]!r:.30}): {STRANGERS}"
         )
 
 
@@ -264,7 +275,7 @@ def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
     asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
     if asked > held:
         raise UserError(
-            f"{path} holds {held:,} numbers, but {CONFIG} asks for a model of {asked:,}: the two are not of one run."
+            f"{path} holds {held:,} numbers, but {CONFIG} asks for a model of {asked:,}: {STRANGERS}"
         )
     return decoder.init(np.random.default_rng(0), run.model, run.train.dtype)
 
@@ -279,7 +290,7 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
         if values.shape != leaf.shape or values.dtype != leaf.dtype:
             raise UserError(
                 f"{path} holds {prefix + name} as {values.dtype} {values.shape}, but {CONFIG} asks for "
-                f"{leaf.dtype} {leaf.shape}: the two are not of one run."
+                f"{leaf.dtype} {leaf.shape}: {STRANGERS}"
             )
         filled.append(values)
     return tree.rebuild(blank, filled)
@@ -288,5 +299,5 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
 def _refuse_surplus(tensors: Tensors, path: Path) -> None:
     if tensors:
         raise UserError(
-            f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: the two are not of one run."
+            f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: {STRANGERS}"
         )

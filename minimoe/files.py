@@ -44,6 +44,19 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise unwritable(path, error) from None
 
 
+def chosen_place(path: str | Path) -> Path:
+    """Where a file goes whose name the person gave: behind a link, to what it names.
+
+    Raises:
+        UserError: there is a folder, a device or a pipe, which a file cannot take the place of.
+    """
+    place = Path(os.path.realpath(path))
+    if place.exists() and not place.is_file():
+        kind = "a folder" if place.is_dir() else "no regular file"
+        raise UserError(f"{path} is {kind}: give the name of a file, new or old.")
+    return place
+
+
 LARGEST_TEXT = 100_000_000
 """Bytes of a file that describes something: more is read into memory for nobody."""
 
@@ -86,11 +99,13 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist.") from None
+    except FileNotFoundError:  # also if it may not be read
+        problem = "cannot be read: check its permissions" if path.exists() else "does not exist: restore it"
+        raise UserError(f"{path} {problem}, or train again.") from None
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a type that NumPy lacks
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}): it was cut short or is something else."
+            f"{path} is not a whole safetensors file ({error}), but cut short or something else: use another copy, or "
+            "train again."
         ) from None
     if metadata.pop("sha256", None) != checksum(tensors, metadata):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")

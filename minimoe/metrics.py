@@ -36,8 +36,6 @@ def read(folder: str | Path, up_to: int | None = None) -> list[Row]:
         return []
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder.") from None
-    if not lines:  # begun anew after it was removed, and left before its first line
-        return []
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
         row = _parse(line)
@@ -66,8 +64,10 @@ def append(folder: Path, row: Row) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Forces to disk what was appended; raises ``UserError`` if that fails."""
+    """Forces to disk what was appended, if there is anything; raises ``UserError`` if that fails."""
     path = folder / FILE
+    if not path.exists():
+        return
     try:
         with path.open("ab") as file:
             os.fsync(file.fileno())
@@ -76,8 +76,13 @@ def sync(folder: Path) -> None:
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:
-    """Writes the file anew, atomically; raises ``UserError`` if it cannot be written."""
-    write_atomically(folder / FILE, b"".join(map(_line, rows)))
+    """Writes the file anew, atomically; raises ``UserError`` if it cannot be written.
+
+    Where there is no file and no row, none is begun: an empty one would later be missed its rows.
+    """
+    content = b"".join(map(_line, rows))
+    if content or (folder / FILE).exists():
+        write_atomically(folder / FILE, content)
 
 
 def _line(row: Row) -> bytes:

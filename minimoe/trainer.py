@@ -275,7 +275,8 @@ def _is_due(step: int, every: int) -> bool:
 def _diverged(folder: Path, step: int, kept: int) -> str:
     return (
         f"the loss or its gradient is not a finite number at step {step + 1}; the checkpoint of step {kept} in "
-        f"{folder} is untouched: train anew with a lower --learning-rate or a --clip."
+        f"{folder} is untouched: train anew, into another --out, with a lower --learning-rate or smaller loss "
+        "coefficients, or a --clip."
     )
 
 

@@ -103,6 +103,23 @@ def test_a_config_survives(tmp_path: Path) -> None:
     assert "ç" in (tmp_path / "config.json").read_text(encoding="utf-8"), "a person can read which characters it knows"
 
 
+def test_a_run_that_has_lost_its_file_to_resume_from_is_not_begun_anew(run: Path) -> None:
+    (run / "resume.safetensors").unlink()
+    before = (run / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"resume\.safetensors is missing, though model\.safetensors has taken 6 steps"):
+        checkpoint.load_progress(run, checkpoint.load_config(run))
+    assert (run / "model.safetensors").read_bytes() == before
+
+
+def test_a_model_that_may_not_be_read_is_not_said_to_be_missing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(path: Path, **_: Any) -> Any:  # as the library says it
+        raise FileNotFoundError(f"No such file or directory: {path}")
+
+    monkeypatch.setattr("safetensors.safe_open", forbidden)
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be read: check its permissions"):
+        checkpoint.load_model(run)
+
+
 def test_a_text_whose_name_is_not_utf8_is_found_again(tmp_path: Path) -> None:
     source = Source("", [os.fsdecode(b"/texts/caf\xe9 \xc3\xa9.txt")], "0" * 64)
     run = small_run()._replace(source=source)
@@ -126,7 +143,7 @@ def test_there_is_nothing_to_resume_before_the_first_checkpoint(tmp_path: Path) 
         (lambda path: path.write_bytes(b""), "cut short"),
         (lambda path: flip(path, -1), "does not match|do not match its checksum"),
         (lambda path: flip(path, 300), "cut short|checksum"),
-        (lambda path: (path.unlink(), path.mkdir()), "cut short or is something else"),
+        (lambda path: (path.unlink(), path.mkdir()), "cut short or something else"),
     ],
     ids=["cut", "foreign", "empty", "last byte", "header", "folder"],
 )
@@ -357,8 +374,11 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(f"{folder} is not a run")):
             checkpoint.load_config(folder)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'file'} is a file: give the folder of a run, {tmp_path} perhaps"):
         checkpoint.load_config(tmp_path / "file")
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(it is no regular file\)"):
+        checkpoint.load_config(tmp_path)
 
 
 # Writing
