@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import numpy as np
 from minimoe import accounting, blueprint, generation, handicaps, optimizer, step, stopwatch, tree, workers
 from minimoe.arrays import Array, array_module, select_device, to_device, to_host
 from minimoe.config import ModelConfig, Preset, TrainConfig
+from minimoe.errors import UserError
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 
@@ -69,8 +71,11 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     """Measures a model and a recipe; each part takes about ``seconds``.
 
     Raises:
-        UserError: the device or the number of threads cannot be had, or the memory does not suffice.
+        UserError: the device or the number of threads cannot be had, the memory does not suffice, or ``seconds`` is
+            negative or not finite.
     """
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"seconds {seconds} is no time to measure for: choose a number above 0, such as 3.")
     model, recipe = chosen.model, chosen.train
     where, threads = select_device(device), workers.count(threads)
     at_work = 1 if where == "gpu" else min(threads, recipe.batch)

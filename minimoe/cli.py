@@ -13,10 +13,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from minimoe import config, options
 from minimoe.errors import UserError, printable
+from minimoe.options import number, whole_number
 from minimoe.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -24,11 +25,15 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # a closed one is None
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that know fewer characters than the texts
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    os.environ["MPLBACKEND"] = "agg"  # all figures go to files; one that does not exist would stop matplotlib
+    chosen, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        chosen.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
+        _refuse_empty(chosen)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused, and that in words
             code: int = chosen.run(chosen)
@@ -41,11 +46,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         _drop_output()
-        return 0
+        if chosen.run is not _train:
+            return 0
+        _refuse("nobody reads the output any more, and the training stops: go on with --resume.")
+        return INTERRUPTED
     except OSError as error:
         _drop_output()
         return _refuse(f"the system refuses ({error}): free space, or choose another path.")
     return code
+
+
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def _refuse_empty(chosen: argparse.Namespace) -> None:
+    """An empty word is most likely a variable of the shell that was never set; only a prompt may be empty."""
+    for name, value in vars(chosen).items():
+        if name != "prompt" and (value == "" or (isinstance(value, list) and "" in value)):
+            what = name.upper() if name in ("folder", "model", "name") else f"--{name.replace('_', '-')}"
+            raise UserError(f"{what} is empty, expected a value: give one, or leave it out.")
 
 
 def _refuse(sentence: str) -> int:
@@ -82,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Callable[[argparse.Namespace], int], doc: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=doc, description=doc, allow_abbrev=False)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, parser=sub)
         return sub
 
     options.of_training(command("train", _train, "train a model, or continue a training"))
@@ -103,15 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("generate", _generate, "let a model continue a prompt")
     sub.add_argument("folder", metavar="RUN", help="folder of a run")
     sub.add_argument("--prompt", required=True, help="the text to continue")
-    sub.add_argument("--tokens", type=int, default=300, help="how many tokens to write (300)")
+    sub.add_argument("--tokens", type=whole_number, default=300, help="how many tokens to write (300)")
     sub.add_argument(
-        "--temperature", type=float, default=0.8, help="0 takes the likeliest token, 1 the model's own odds (0.8)"
+        "--temperature", type=number, default=0.8, help="0 takes the likeliest token, 1 the model's own odds (0.8)"
     )
-    sub.add_argument("--top-k", type=int, help="choose among the K likeliest tokens only")
+    sub.add_argument("--top-k", type=whole_number, help="choose among the K likeliest tokens only")
     sub.add_argument(
-        "--top-p", type=float, help="choose among the likeliest tokens that together have this probability"
+        "--top-p", type=number, help="choose among the likeliest tokens that together have this probability"
     )
-    sub.add_argument("--seed", type=int, default=0, help="the same seed writes the same text (0)")
+    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed writes the same text (0)")
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
 
     sub = command("routing", _routing, "look at what the experts do on one or several texts")
@@ -125,11 +145,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("gradcheck", _gradcheck, "prove every gradient by finite differences in float64")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    sub.add_argument("--seed", type=int, default=0, help="of the random parameters and inputs (0)")
+    sub.add_argument("--seed", type=whole_number, default=0, help="of the random parameters and inputs (0)")
 
     sub = command("params", _params, "count what a model is made of, and what it costs to run, to keep and to train")
     sub.add_argument("model", metavar="MODEL", help="a preset, a published model (mistral-7b, ...) or a folder")
-    sub.add_argument("--shared", type=float, default=0.0, help="rumour-8x220b: the fraction that all experts share (0)")
+    sub.add_argument("--shared", type=number, default=0.0, help="rumour-8x220b: the fraction all experts share (0)")
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -248,7 +268,7 @@ def _generate(chosen: argparse.Namespace) -> int:
 def _routing(chosen: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minimoe import corpus, microscope, microscope_page, models, workers
+    from minimoe import corpus, files, microscope, microscope_page, models, workers
     from minimoe.arrays import select_device
 
     model = models.load(chosen.folder).to(select_device(chosen.device))
@@ -256,7 +276,7 @@ def _routing(chosen: argparse.Namespace) -> int:
     with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
         seen = microscope.look(model, tokens, pool)
     if chosen.html:
-        microscope_page.write(chosen.html, seen, f"Routing of {Path(chosen.folder).resolve().name}")
+        microscope_page.write(files.chosen_place(chosen.html), seen, f"Routing of {Path(chosen.folder).resolve().name}")
     if chosen.json:
         print(microscope.to_json(seen))
     elif chosen.html:
@@ -285,9 +305,9 @@ def _params(chosen: argparse.Namespace) -> int:
         plan = blueprint.named(chosen.model, chosen.shared)
     found = costs.of(plan)
     if chosen.figure:
-        from minimoe import cost_plot, plots
+        from minimoe import cost_plot, files, plots
 
-        plots.save(cost_plot.parameters(found), Path(chosen.figure))
+        plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))
     print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
     return 0
 

@@ -71,8 +71,8 @@ class ModelConfig:
         if self.active_experts == 1 and self.experts > 1 and self.renormalize:
             raise UserError(
                 "active_experts 1 with renormalize on gives every chosen expert the constant weight 1, so the router "
-                "gets no gradient from the language-model loss: set renormalize to false (as Switch does) or "
-                "active_experts to 2 or more."
+                "gets no gradient from the language-model loss: set renormalize to false (as Switch does; "
+                "--no-renormalize) or active_experts to 2 or more."
             )
 
 

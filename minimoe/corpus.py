@@ -205,7 +205,9 @@ def download(
             written, or what arrived is not the expected file.
     """
     if name != "shakespeare":
-        raise UserError(f"The corpus {name!r} is not downloaded; only 'shakespeare' is, use load for the others.")
+        if name in NAMES:
+            raise UserError(f"The corpus {name!r} is here already: train on it with --corpus {name}.")
+        raise UserError(f"The corpus {name!r} is unknown; the one that is downloaded is 'shakespeare'.")
     url = url or os.environ.get("MINIMOE_SHAKESPEARE_URL") or SHAKESPEARE_URL
     folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
     target = folder / "shakespeare.txt"

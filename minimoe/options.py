@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from minimoe import config
@@ -34,7 +34,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
     """What to measure, and every setting that changes how long a step takes."""
     sub.add_argument("--preset", default="toy", help=f"what to measure: {', '.join(config.PRESETS)} (toy)")
-    sub.add_argument("--seconds", type=float, default=3.0, help="for each of four measurements, about (3)")
+    sub.add_argument("--seconds", type=number, default=3.0, help="for each of four measurements, about (3)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig)
@@ -71,29 +71,52 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
         help="loss by document, unseen sums, Python that parses, brackets closed, with confidence intervals",
     )
     group.add_argument("--against", metavar="RUN", help="another run on the same text, to be shown beside it")
-    group.add_argument("--samples", type=int, metavar="N", help="texts that a model writes (100)")
-    group.add_argument("--questions", type=int, metavar="N", help="sums of each kind (200)")
-    group.add_argument("--tokens", type=int, metavar="N", help="tokens of a text (256)")
-    group.add_argument("--temperature", type=float, metavar="X", help="at which it writes (0.8)")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same numbers (0)")
+    group.add_argument("--samples", type=whole_number, metavar="N", help="texts that a model writes (100)")
+    group.add_argument("--questions", type=whole_number, metavar="N", help="sums of each kind (200)")
+    group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens of a text (256)")
+    group.add_argument("--temperature", type=number, metavar="X", help="at which it writes (0.8)")
+    group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same numbers (0)")
     group.add_argument("--json", action="store_true", default=None, help="print JSON instead of a table")
 
 
 def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
     """How argparse reads one field of a config; left out, it stays as the preset has it."""
-    doc = f"{field.metadata['doc']} (toy: {'none' if field.default is None else field.default})".replace("%", "%%")
-    common: dict[str, Any] = {"help": doc, "default": argparse.SUPPRESS}
+    toy = config.PRESETS["toy"]
+    usual = getattr(toy.model, field.name) if hasattr(toy.model, field.name) else getattr(toy.train, field.name)
+    choices = field.metadata["choices"]
+    doc = field.metadata["doc"] + (f": {' or '.join(choices)}" if choices else "")
+    common: dict[str, Any] = {
+        "help": f"{doc} (toy: {'none' if usual is None else usual})".replace("%", "%%"),
+        "default": argparse.SUPPRESS,
+    }
     if kind is bool:
         return common | {"action": argparse.BooleanOptionalAction}
+    read: Callable[[str], Any] = {int: whole_number, float: number}.get(kind, kind)
 
-    def read(text: str) -> Any:
-        return None if optional and text == "none" else kind(text)
+    def read_or_none(text: str) -> Any:
+        return None if text == "none" else read(text)
 
-    read.__name__ = {int: "whole number", float: "number"}.get(kind, "text")  # argparse names it in its errors
-    return common | {"type": read, "metavar": {int: "N", float: "X"}.get(kind, "NAME")}
+    read_or_none.__name__ = read.__name__
+    return common | {
+        "type": read_or_none if optional else read,
+        "metavar": {int: "N", float: "X"}.get(kind, "NAME"),
+    }
+
+
+def whole_number(text: str) -> int:
+    """For argparse, which names the type in its errors."""
+    return int(text)
+
+
+def number(text: str) -> float:
+    """For argparse, which names the type in its errors."""
+    return float(text)
+
+
+whole_number.__name__ = "whole number"
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:
     """What to compute with."""
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
-    sub.add_argument("--threads", type=int, metavar="N", help="CPU cores to use (all)")
+    sub.add_argument("--threads", type=whole_number, metavar="N", help="CPU cores to use (all)")

@@ -50,11 +50,16 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
     counts = accounting.parameters(run.model)
     held_out = sum(len(ids) for ids in data.validation)
     begin = f"continues at step {first} of" if first else "takes"
+    steps = f"{run.train.steps:,} step{'s' * (run.train.steps != 1)}"
+    kind = (
+        "A dense model"
+        if run.model.experts == 1
+        else f"A mixture of {run.model.experts} experts, {run.model.active_experts} at work for each token"
+    )
     return (
-        f"A mixture of {run.model.experts} experts, {run.model.active_experts} at work for each token: "
-        f"{counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
+        f"{kind}: {counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
         f"It reads {', '.join(data.names)}: {len(data.train):,} tokens to learn from, {held_out:,} held out.\n"
-        f"Training {begin} {run.train.steps:,} steps of {run.train.batch * run.model.context:,} tokens "
+        f"Training {begin} {steps} of {run.train.batch * run.model.context:,} tokens "
         f"on {'the GPU' if device == 'gpu' else f'{threads} CPU core' + 's' * (threads > 1)} and writes to {folder}."
     )
 

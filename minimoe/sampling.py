@@ -82,6 +82,8 @@ def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
             "own odds, or any number at least 0."
         )
     if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-        raise UserError(f"top_k {top_k} keeps no token: choose a whole number of at least 1, or none for all.")
+        raise UserError(f"top_k {top_k} keeps no token: choose a whole number of at least 1, or leave it out for all.")
     if top_p is not None and not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p} is no probability: choose a number above 0 and at most 1, or none for all.")
+        raise UserError(
+            f"top_p {top_p} is no probability: choose a number above 0 and at most 1, or leave it out for all."
+        )

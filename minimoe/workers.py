@@ -39,7 +39,9 @@ def count(wish: int | None) -> int:
     if wish is None:
         return cores()
     if not 1 <= wish <= 1024:
-        raise UserError(f"threads {wish} makes no sense: give a whole number from 1 up, at best the number of cores.")
+        raise UserError(
+            f"threads {wish} makes no sense: give a whole number from 1 to 1024, at best the number of cores."
+        )
     return wish
 
 

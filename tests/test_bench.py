@@ -140,7 +140,9 @@ def test_the_peak_is_that_of_the_cores_that_train(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bad_settings_get_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["--preset", "toyy"], ["--threads", "0"], ["--preset", "mixtral-8x7b"], ["--device", "tpu"]):
+    seconds = [["--seconds", wrong] for wrong in ("-1", "nan", "inf")]
+    unknown = [["--preset", "toyy"], ["--threads", "0"], ["--preset", "mixtral-8x7b"], ["--device", "tpu"]]
+    for words in seconds + unknown:
         assert cli.main(["bench", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 

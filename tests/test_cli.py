@@ -352,7 +352,18 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["evaluate", "x", "--suite", "--text", "y"], "--text cannot go with --suite"),
         (["evaluate", "x", "--suite", "--samples", "0"], "samples 0 leaves nothing to measure"),
         (["generate", "/nowhere", "--prompt", "a"], "/nowhere is not a run"),
-        (["corpus", "bible"], "'bible' is not downloaded"),
+        (["corpus", "bible"], "'bible' is unknown"),
+        (["train", "--resume", ""], "--resume is empty, expected a value"),
+        (["train", "--out", ""], "--out is empty"),
+        (["train", "--text", "a", ""], "--text is empty"),
+        (["train", "--dense-twin", ""], "--dense-twin is empty"),
+        (["evaluate", ""], "FOLDER is empty"),
+        (["params", ""], "MODEL is empty"),
+        (["params", "toy", "--figure", ""], "--figure is empty"),
+        (["generate", "x", "--prompt", "a", "--temprature", "1"], "--temprature 1 (see minimoe generate --help)"),
+        (["generate", "x", "--prompt", "a", "--tokens", "1.5"], "invalid whole number value: '1.5'"),
+        (["train", "--threads", "1e3"], "invalid whole number value: '1e3'"),
+        (["params", "toy", "--figure", "/"], "/ is a folder: give the name of a file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
@@ -537,7 +548,53 @@ def test_a_figure_shows_names_as_they_are(run: Path, tmp_path: Path) -> None:
     assert (tmp_path / "sizes.png").exists()
 
 
+def test_help_shows_what_the_toy_really_has_and_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, value in (vars(config.preset("toy").model) | vars(config.preset("toy").train)).items():
+        if name != "vocab_size":
+            shown = re.split(rf" --{name.replace('_', '-')}[ ,]", said)[-1]
+            assert shown.partition("(toy: ")[2].startswith(f"{'none' if value is None else value})"), name
+    assert "units of text: char or byte (toy: char)" in said
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege on Windows")
+def test_a_page_is_written_through_a_link_and_into_no_folder_or_device(
+    run: Path, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
+    assert cli.main(["routing", str(run), "--html", str(tmp_path / "link.html")]) == 0
+    assert (tmp_path / "link.html").is_symlink() and (tmp_path / "page.html").read_text().startswith("<!")
+    capsys.readouterr()
+    os.mkfifo(tmp_path / "pipe")
+    for place, says in ((tmp_path, "is a folder"), (".", "is a folder"), (tmp_path / "pipe", "is no regular file")):
+        assert f"{place} {says}: give the name of a file" in refused("routing", run, "--html", place)
+
+
 # Real processes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
+def test_a_training_without_a_reader_stops_and_says_so(tmp_path: Path, text: Path) -> None:
+    words = ["train", "--text", text, "--out", tmp_path / "run", *options(steps=3)]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "minimoe", *words], stdout=write, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    os.close(write)
+    assert done.returncode == 130
+    assert "nobody reads the output any more, and the training stops: go on with --resume" in done.stderr
+    assert checkpoint.load_progress(tmp_path / "run", checkpoint.load_config(tmp_path / "run")) is not None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes a stream as only a POSIX shell does")
+def test_closed_streams_and_a_wrong_backend_are_no_reason_to_fail(tmp_path: Path) -> None:
+    words = f"{sys.executable} -m minimoe params toy --figure {tmp_path / 'parts.png'}"
+    done = subprocess.run(["sh", "-c", f"{words} >&- 2>&-"], env=os.environ | {"MPLBACKEND": "nonsense"})
+    assert done.returncode == 0
+    assert (tmp_path / "parts.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

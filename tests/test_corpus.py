@@ -581,8 +581,10 @@ def test_urls_that_are_none(cache: Path, url: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_only_shakespeare_is_downloaded() -> None:
-    with pytest.raises(UserError, match="'fables' is not downloaded"):
+    with pytest.raises(UserError, match="'fables' is here already: train on it with --corpus fables"):
         download("fables")
+    with pytest.raises(UserError, match="'bible' is unknown; the one that is downloaded is 'shakespeare'"):
+        download("bible")
 
 
 def test_a_cache_that_cannot_be_a_folder(tmp_path: Path) -> None:

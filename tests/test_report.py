@@ -1,5 +1,6 @@
 """What a person sees of a training: words, a progress bar, figures and a sample."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,10 @@ def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> Non
     said = report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
     assert "Training continues at step 4 of 6 steps" in said
     assert "on the GPU" in said
+    run = model.run._replace(model=dataclasses.replace(model.config, experts=1, active_experts=1))
+    run = run._replace(train=dataclasses.replace(run.train, steps=1))
+    said = report.opening(Path("runs/x"), run, data, "cpu", threads=1, first=0)
+    assert said.startswith("A dense model: ") and "takes 1 step of 32 tokens on 1 CPU core and" in said
 
 
 def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
