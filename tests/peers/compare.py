@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def missing(device: str) -> str | None:
     """What keeps the comparison from running, in a sentence."""
+    if not Path("/proc/self/statm").exists():
+        return "this system does not tell the memory of a process in /proc, as Linux does: compare there."
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
             return f'{name} is not installed: run `pip install "minimoe[peers]"`.'
@@ -156,6 +158,14 @@ def page(found: Sequence[Row], plan: Plan) -> str:
     return "\n".join(lines) + "\n"
 
 
+def command(words: list[str]) -> str:
+    """How to measure the same; where someone kept the rows is of no interest to others."""
+    if "--keep" in words:
+        kept = words.index("--keep")
+        words = words[:kept] + words[kept + 2 :]
+    return shlex.join(["python", "tests/peers/compare.py", *words])
+
+
 def machine(plan: Plan) -> list[str]:
     """Where, with what and when."""
     from threadpoolctl import threadpool_info
@@ -168,7 +178,7 @@ def machine(plan: Plan) -> list[str]:
         f"Python {platform.python_version()}, {versions}",
         *(f"BLAS of NumPy: {one['internal_api']} {one['version']}, {one.get('architecture')} kernels" for one in blas),
         f"float32, {plan.threads} threads each",
-        f"`{shlex.join(['python', 'tests/peers/compare.py', *sys.argv[1:]])}` on {datetime.date.today()}",
+        f"`{command(sys.argv[1:])}` on {datetime.date.today()}",
     ]
     if plan.device == "gpu":
         import cupy

@@ -61,6 +61,11 @@ def test_without_a_gpu_one_sentence_says_so(
     assert capsys.readouterr().err == "compare: There is no GPU here.\n"
 
 
+def test_the_command_that_is_told_holds_no_path_of_this_machine() -> None:
+    assert compare.command(["--rounds", "5", "--keep", "/tmp/x"]) == "python tests/peers/compare.py --rounds 5"
+    assert compare.command([]) == "python tests/peers/compare.py"
+
+
 def test_ratios_are_of_medians_with_the_range_of_the_rounds() -> None:
     assert rows.ratio([4.0, 6.0, 50.0], [2.0, 2.0, 5.0]) == (3.0, "3.00× (2.00–10.00)")
 
