@@ -5,8 +5,9 @@
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
     resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
 
-At every moment each name holds a whole file (see ``files``), and all that must agree is in one of them. It is written
-last: if a crash comes before it, the steps since the one before are taken again, and the model is written again.
+At every moment each name holds a whole file (see ``files``), but for the last line of the metrics, and all that must
+agree is in one of them. It is written last: if a crash comes before it, the steps since the one before are taken again,
+and the model is written again.
 
 Every file carries a checksum, a line of the metrics each its own, so damage is named and never computed with. The two
 safetensors files also say which settings, characters and text they were made with: files of two runs are not mixed up.

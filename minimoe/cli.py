@@ -64,8 +64,9 @@ def _refuse_empty(chosen: argparse.Namespace) -> None:
     """An empty word is most likely a variable of the shell that was never set; only a prompt may be empty."""
     for name, value in vars(chosen).items():
         if name != "prompt" and (value == "" or (isinstance(value, list) and "" in value)):
-            what = name.upper() if name in ("folder", "model", "name") else f"--{name.replace('_', '-')}"
-            raise UserError(f"{what} is empty, expected a value: give one, or leave it out.")
+            if name in ("folder", "model", "name"):
+                raise UserError(f"the {name} is empty, expected a value: give one.")
+            raise UserError(f"--{name.replace('_', '-')} is empty, expected a value: give one, or leave it out.")
 
 
 def _refuse(sentence: str) -> int:
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         "loss over the validation split of a run, or over another text, as one JSON line; with --suite, what the model "
         "can do beside that, alone or against another one",
     )
-    sub.add_argument("folder", metavar="RUN", help="folder of a run")
+    sub.add_argument("folder", metavar="RUN", help="folder of a run, or with --text of a model of Hugging Face's kind")
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     options.of_the_machine(sub)
 
     sub = command("generate", _generate, "let a model continue a prompt")
-    sub.add_argument("folder", metavar="RUN", help="folder of a run")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a model of Hugging Face's kind")
     sub.add_argument("--prompt", required=True, help="the text to continue")
     sub.add_argument("--tokens", type=whole_number, default=300, help="how many tokens to write (300)")
     sub.add_argument(

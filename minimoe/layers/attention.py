@@ -78,7 +78,7 @@ def init(
     output_std: float | None = None,
     dtype: DTypeLike = np.float32,
 ) -> Attention:
-    """Projections drawn from N(0, 1/D); ``output_std`` sets another spread for the output projection."""
+    """Projections drawn from N(0, 1/inputs); ``output_std`` sets another spread for the output projection."""
     return Attention(
         query=linear.init(rng, width, heads * head_width, dtype=dtype),
         key=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
@@ -156,10 +156,10 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
 def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]:
     """do (B, T, H, C) → dq (B, T, H, C), dk and dv (B, S, G, C).
 
-    With S = q kᵀ/√C and A = softmax(S), a row's softmax sends back dS = A ⊙ (dA − Σ_j A_j dA_j), and since
+    With Z = q kᵀ/√C and A = softmax(Z), a row's softmax sends back dZ = A ⊙ (dA − Σ_j A_j dA_j), and since
     dA = do vᵀ that sum is do · o, so that no row of A·dA is ever summed:
 
-        dv = Aᵀ do,    dS = A ⊙ (do vᵀ − do·o),    dq = dS k/√C,    dk = dSᵀ q/√C
+        dv = Aᵀ do,    dZ = A ⊙ (do vᵀ − do·o),    dq = dZ k/√C,    dk = dZᵀ q/√C
 
     dk and dv add over the H/G query heads that share them.
     """

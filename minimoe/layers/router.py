@@ -88,7 +88,7 @@ def init(
     std: float = 0.02,
     dtype: DTypeLike = np.float32,
 ) -> Router:
-    """W_gate drawn from N(0, std²), W_noise zero, so that every σ starts at softplus(0) ≈ 0.69."""
+    """W_gate drawn from N(0, std²), W_noise zero, so that every σ starts at softplus(0) + 0.01 ≈ 0.70."""
     w_gate = (std * rng.standard_normal((width, experts))).astype(dtype)
     return Router(w_gate, np.zeros((width, experts), dtype) if noisy else None)
 
