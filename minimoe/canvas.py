@@ -46,9 +46,20 @@ def expert_key(figure: Figure, experts: int) -> None:
         ncols=columns,
         frameon=False,
         fontsize=11,
-        handlelength=1.4 if experts <= columns else 2.6,
-        columnspacing=1.2,
+        handlelength=1.4 if experts <= columns else 2.2,
+        columnspacing=1.2 if experts <= columns else 0.9,
     )
+
+
+def width_of(panels: int, experts: int) -> float:
+    """Inches for so many panels side by side, and for the key of the experts above them."""
+    return max(3.3 * panels + 0.9, 6 if experts <= len(palette.COLOURS) else 7.5)
+
+
+def short(name: str) -> str:
+    """A name as a label, its middle left out if it is long: what is told apart stands at the ends."""
+    shown = plain(name)
+    return shown if len(shown) <= 28 else f"{shown[:13]}…{shown[-14:]}"
 
 
 def dash(expert: int) -> Line:

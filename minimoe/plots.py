@@ -39,14 +39,19 @@ REACH = 0.01
 
 
 def loss_curves(metrics: Rows) -> Figure:
-    """Training and validation loss in nats per token over the tokens seen; below, the auxiliary losses.
+    """Training and validation loss in nats per token over the tokens seen; below, a mixture's auxiliary losses.
 
     Raises:
         UserError: there are no rows.
     """
     tokens, loss = _column(metrics, "tokens"), _column(metrics, "loss")
-    figure = canvas.figure(8, 6)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
+    if len(metrics[0]["load"][0]) > 1:
+        figure = canvas.figure(8, 6)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
+        _draw_auxiliary(bottom, tokens, metrics)
+    else:  # dense: no router, and nothing to balance
+        figure = canvas.figure(8, 4.2)
+        top = bottom = figure.subplots()
 
     top.plot(tokens, loss, color=TRAINING, alpha=0.3, linewidth=0.8)
     smoothed = smooth(loss)
@@ -57,23 +62,25 @@ def loss_curves(metrics: Rows) -> Figure:
         x, y = _column(evaluated, "tokens"), _column(evaluated, "val_loss")
         top.plot(x, y, "o-", color=VALIDATION, linewidth=1, markersize=6, label=f"validation: {y[-1]:.2f} at the end")
     top.set_ylabel("loss (nats per token)")
-    top.legend(frameon=False, loc="upper right")
-
-    for name, place in AUXILIARY.items():
-        mean = np.array([np.mean(row["auxiliary"][name]) for row in metrics])
-        colour = palette.COLOURS[place]
-        bottom.plot(tokens, smooth(mean), color=colour, linewidth=2, marker=canvas.dot(mean), label=name)
-    bottom.set_yscale("symlog", linthresh=0.1, linscale=0.5)
-    bottom.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
-    bottom.set_ylim(bottom=0)
-    bottom.set_ylabel("auxiliary losses\n(mean of layers)")
-    bottom.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
+    top.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
     bottom.set_xlabel("tokens seen")
     bottom.xaxis.set_major_formatter(canvas.in_thousands)
     for axes in (top, bottom):
         canvas.quieten(axes)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     return figure
+
+
+def _draw_auxiliary(axes: Axes, tokens: Array, metrics: Rows) -> None:
+    for name, place in AUXILIARY.items():
+        mean = np.array([np.mean(row["auxiliary"][name]) for row in metrics])
+        colour = palette.COLOURS[place]
+        axes.plot(tokens, smooth(mean), color=colour, linewidth=2, marker=canvas.dot(mean), label=name)
+    axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
+    axes.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("auxiliary losses\n(mean of layers)")
+    axes.legend(frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
 
 
 def expert_load(load: Array, title: str = "Load of each expert, relative to its fair share") -> Figure:
@@ -119,7 +126,7 @@ def load_over_time(metrics: Rows) -> Figure:
     """
     steps, shares = _shares(metrics)
     layers = _some(shares.shape[1])
-    figure = canvas.figure(max(3.3 * len(layers) + 0.9, 6), 3.6)
+    figure = canvas.figure(canvas.width_of(len(layers), shares.shape[2]), 3.6)
     panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     _draw_shares(panels, steps, shares, layers)
     panels[0].set_ylabel("share of assignments")
@@ -140,7 +147,10 @@ def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
         raise UserError("There is no domain to draw: give at least one text by name.")
     steps, shares = _shares(metrics)
     layers = _some(shares.shape[1])
-    figure = canvas.figure(max(3.3 * len(layers) + 0.9, 6), 6.8)
+    width = canvas.width_of(len(layers), shares.shape[2])
+    longest = max(len(canvas.short(name)) for name in load_by_domain)
+    columns = min(len(load_by_domain), max(1, int(width / (0.6 + 0.1 * longest))))
+    figure = canvas.figure(width, 6.8 + 0.25 * (math.ceil(len(load_by_domain) / columns) - 1))
     above, below = figure.subplots(2, len(layers), sharey="row", squeeze=False)
     _draw_shares(above, steps, shares, layers)
     above[0].set_ylabel("share of assignments\nin training")
@@ -148,7 +158,7 @@ def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
     below[0].set_ylabel("share of assignments\nby text")
     canvas.expert_key(figure, shares.shape[2])
     names = below[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=len(layers) + 2, frameon=False, fontsize=11)
+    figure.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
     return figure
 
 
@@ -219,7 +229,8 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
     for axes, layer in zip(panels, layers, strict=True):
         canvas.guide(axes, fair / 2, "half", "--", "top")
         canvas.guide(axes, fair, "fair")
-        canvas.guide(axes, fair * 2, "double", "--")
+        if 2 * fair < 1:
+            canvas.guide(axes, fair * 2, "double", "--")
         for expert in range(shares.shape[2]):
             axes.plot(
                 steps,
@@ -231,10 +242,12 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
             )
         axes.set_title(f"layer {layer}", fontsize=13)
         axes.set_xlabel("step")
-        axes.set_ylim(0, max(2.4 * fair, 1.05 * float(shares.max())))
+        axes.set_ylim(0, min(1.02, max(2.4 * fair, 1.05 * float(shares.max()))))
         axes.yaxis.set_major_formatter(canvas.in_percent)
         axes.xaxis.set_major_formatter(canvas.in_thousands)
-        axes.locator_params(axis="x", nbins=4)
+        axes.locator_params(axis="x", nbins=4, integer=True)
+        if len(steps) == 1:
+            axes.set_xticks(steps)
         canvas.quieten(axes)
 
 
@@ -249,7 +262,7 @@ def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], l
         for place, (name, load) in enumerate(load_by_domain.items()):
             experts = load.shape[1]
             x = np.arange(experts) + (place + 0.5) * width - 0.42
-            axes.bar(x, load[layer], width, color=colours[place], label=canvas.plain(name))
+            axes.bar(x, load[layer], width, color=colours[place], label=canvas.short(name))
         canvas.guide(axes, 1 / experts, "fair")
         axes.set_xlabel("expert")
         axes.set_xticks(range(0, experts, 1 + experts // 10))

@@ -79,13 +79,14 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
 
 
 def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]) -> None:
-    """Leaves loss.png, experts.png and sample.txt in the folder."""
-    domains = {name: ids for name, ids in zip(data.names, data.validation, strict=True)}
-    by_domain = routing.load_by_domain(model.params, model.config, domains)
+    """Leaves loss.png, experts.png (of a mixture) and sample.txt in the folder."""
     files.write_atomically(folder / SAMPLE, sample(model, data).encode())
     if metrics:
         plots.save(plots.loss_curves(metrics), folder / LOSS)
-        plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
+        if model.config.experts > 1:
+            domains = dict(zip(data.names, data.validation, strict=True))
+            by_domain = routing.load_by_domain(model.params, model.config, domains)
+            plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
 
 
 def sample(model: Model, data: Texts) -> str:

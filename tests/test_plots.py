@@ -74,6 +74,36 @@ def test_auxiliary_losses_are_means_of_the_layers():
     )
 
 
+def test_a_dense_run_has_no_auxiliary_losses_to_draw():
+    (top,) = plots.loss_curves(run_of(100, experts=1)).axes
+    assert top.get_xlabel() == "tokens seen"
+
+
+def test_no_share_beyond_the_whole_is_drawn_or_marked():
+    for axes in plots.load_over_time(run_of(20, experts=2)).axes:
+        assert guides(axes) == [0.25, 0.5]
+        assert axes.get_ylim()[1] <= 1.02
+
+
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_the_names_of_many_long_texts_stay_on_the_sheet(layers):
+    names = [f"the_{n}_of_{n}_books_with_a_long_name.txt" for n in range(9)]
+    loads = dict(zip(names, domains(9, layers, 32).values(), strict=True))
+    figure = plots.experts(run_of(3, layers, 32), loads)
+    FigureCanvasAgg(figure).draw()
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+    shown = [text.get_text() for text in figure.legends[1].get_texts()]
+    assert len(set(shown)) == 9 and max(map(len, shown)) == 28
+
+
+def test_the_steps_of_a_short_run_are_whole():
+    for steps in (1, 2):
+        for axes in plots.load_over_time(run_of(steps)).axes:
+            assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_a_run_without_validation_is_drawn_too():
     rows = [{name: value for name, value in row.items() if name != "val_loss"} for row in run_of(10)]
     assert len(labelled(plots.loss_curves(rows).axes[0])) == 1
