@@ -25,8 +25,9 @@ from minimoe.tokenizer import ByteTokenizer, CharTokenizer
 
 AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer
 
-HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through")
-TERMINAL_MARKS = ("", ";4", ";1", ";1;4", ";3", ";3;4", ";1;3")
+HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through",
+              "underline overline")  # fmt: skip
+TERMINAL_MARKS = ("", ";4", ";1", ";1;4", ";3", ";3;4", ";1;3", ";1;3;4")
 """What sets experts of one colour apart: the first eight have no mark, the next eight an underline, and so on."""
 
 STYLE = """

@@ -27,6 +27,9 @@ from minimoe.huggingface import Pretrained
 from minimoe.routing import Choice, Trace
 from minimoe.workers import Run
 
+LINE = 100
+"""Characters of a line of the tables, at most."""
+
 FAVOURITES = 8
 """How many favourite tokens are listed for each expert."""
 
@@ -239,7 +242,10 @@ def _layer_table(seen: Seen, number: int) -> Iterator[str]:
     sure = [[f"{entropy:.3f}", f"{gap:.3f}"] for entropy, gap in zip(layer.entropy, layer.margin, strict=True)]
     yield from _columns("how sure", ("entropy/nats", "margin/logits"), names, sure)
     if seen.active > 1:
-        yield from _columns("of its tokens, also to", experts, experts, _percent(shared(layer.co_activation)))
+        others = _percent(shared(layer.co_activation))
+        for itself, row in enumerate(others):
+            row[itself] = "-"
+        yield from _columns("of its tokens, also to", experts, experts, others)
     chosen = list(layer.choices.values())[-1]
     yield "\ntakes most, times its base rate"
     for expert, favourites in zip(experts, chosen.favourites, strict=True):
@@ -255,12 +261,15 @@ def shared(co_activation: Array) -> Array:
 
 
 def _columns(title: str, heads: Sequence[str], names: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A title and heads of columns, then one line a name."""
+    """A title and heads of columns, then one line a name; columns that do not fit into ``LINE`` follow below."""
     left = max(len(title), *(len(name) + 2 for name in names)) + 1
     width = max(len(cell) for cells in (heads, *rows) for cell in cells) + 2
-    yield "\n" + title.ljust(left) + "".join(head.rjust(width) for head in heads)
-    for name, row in zip(names, rows, strict=True):
-        yield ("  " + name).ljust(left) + "".join(cell.rjust(width) for cell in row)
+    count = max(1, (LINE - left) // width)
+    for start in range(0, len(heads), count):
+        some = slice(start, start + count)
+        yield "\n" + title.ljust(left) + "".join(head.rjust(width) for head in heads[some])
+        for name, row in zip(names, rows, strict=True):
+            yield ("  " + name).ljust(left) + "".join(cell.rjust(width) for cell in row[some])
 
 
 def _in_line(text: str) -> str:

@@ -73,6 +73,7 @@ def _expert_rules(experts: int) -> list[str]:
         mark = coloured_text.HTML_MARKS[expert // len(palette.COLOURS) % len(coloured_text.HTML_MARKS)]
         rules.append(f".e{expert} {{ background: {ground}; color: {palette.ink(ground)}; text-decoration: {mark}; }}")
         rules.append(f".also{expert} {{ box-shadow: 0 4px {ground}; }}")
+        rules.append(f".chosen button.e{expert}:not([aria-pressed=true]) {{ box-shadow: inset 0 -4px {ground}; }}")
     return rules
 
 

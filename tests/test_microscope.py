@@ -202,6 +202,17 @@ def test_table_says_what_the_json_says(seen):
         assert f"'{best.text.strip()}' {best.lift:.1f}" in block.replace("\t", "")
 
 
+def test_a_table_of_many_experts_is_cut_into_lines_that_can_be_read(small):
+    config = dataclasses.replace(small, experts=64)
+    model = model_of(config, TEXTS["pyramid"])
+    said = microscope.table(microscope.look(model, tokens_of(model, {"pyramid": TEXTS["pyramid"]})))
+    shares = [line for line in said.splitlines() if "%" in line]
+    assert max(map(len, shares)) <= microscope.LINE
+    heads = " ".join(re.findall(r"of its tokens, also to (.*)", said.split("LAYER ")[1]))
+    assert heads.split() == [str(expert) for expert in range(64)]
+    assert re.search(r"^  63 .* -$", said, re.MULTILINE), "itself"
+
+
 def test_columns_of_a_table_line_up(seen):
     blocks = [block.splitlines() for block in microscope.table(seen).split("\n\n") if "%" in block]
     assert len(blocks) == 2 * 7

@@ -194,10 +194,10 @@ def test_hostile_text_is_only_data(look):
 
 
 def test_every_expert_has_its_colour_a_legible_ink_and_a_mark(look):
-    style = Page(microscope_page.page(look({"story": STORY}, experts=20))).style
+    style = Page(microscope_page.page(look({"story": STORY}, experts=64))).style
     rules = re.findall(r"^\.e(\d+) \{ background: (\S+); color: (\S+); text-decoration: (.+); \}$", style, re.MULTILINE)
-    assert [int(expert) for expert, *_ in rules] == list(range(20))
-    assert len({(ground, mark) for _, ground, _, mark in rules}) == 20
+    assert [int(expert) for expert, *_ in rules] == list(range(64))
+    assert len({(ground, mark) for _, ground, _, mark in rules}) == 64
     for expert, ground, ink, _ in rules:
         assert ground == palette.colour(int(expert))
         assert palette.contrast(ground, ink) >= 4.5

@@ -56,6 +56,8 @@ function drawText() {
   }
   fill("tokens", drawn);
   $("tokens").classList.toggle("either", state.choice === "either");
+  $("tokens").classList.toggle("two-digits", data.experts > 10 && data.experts <= 100);
+  $("tokens").classList.toggle("three-digits", data.experts > 100);
   $("page").value = state.page + 1;
   $("page").max = $("pages").textContent = pages;
   $("before").disabled = state.page === 0;
@@ -225,6 +227,9 @@ function begin() {
   $("facts").textContent =
     `${data.layers} layers, ${data.active_experts} of ${data.experts} experts for each token; ` +
     `${total} tokens in ${data.names.length} ${data.names.length > 1 ? "texts" : "text"}, read in windows of ${data.context}.`;
+
+  const bar = () => document.documentElement.style.setProperty("--bar", `${$("controls").offsetHeight}px`);
+  new ResizeObserver(bar).observe($("controls")); // what sticks below the bar, or scrolls below it, knows its height
 
   const tokens = $("tokens");
   tokens.classList.add("numbered");

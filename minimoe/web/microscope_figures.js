@@ -6,14 +6,17 @@ const largest = (rows, least = 1e-9) => rows.flat().reduce((a, b) => Math.max(a,
 
 /** A table of numbers, each on a ground as strong as its value is large; a scale of 0 to `most`. */
 function heat(corner, heads, names, rows, format, most, now = {}) {
-  const head = heads.map((name, i) => make("th", { scope: "col", class: now.column === i ? "now" : "" }, name));
+  const whole = (name) => (typeof name === "string" ? { title: name } : {}); // where there is no room for all of it
+  const head = heads.map((name, i) =>
+    make("th", { scope: "col", class: now.column === i ? "now" : "", ...whole(name) }, name),
+  );
   const body = rows.map((row, i) => {
     const cells = row.map((value) => {
       const cell = make("td", {}, value === null ? "–" : format(value));
       cell.style.setProperty("--value", value === null ? 0 : Math.min(value / most, 1) || 0);
       return cell;
     });
-    return make("tr", {}, make("th", { scope: "row", class: now.row === i ? "now" : "" }, names[i]), ...cells);
+    return make("tr", {}, make("th", { scope: "row", class: now.row === i ? "now" : "", ...whole(names[i]) }, names[i]), ...cells);
   });
   const corners = make("th", { scope: "col" }, corner);
   const table = make(
@@ -42,7 +45,7 @@ function drawLoad(chosen) {
     });
     return make("tr", {}, make("th", { scope: "row" }, chip(expert)), ...cells);
   });
-  const heads = ["expert", ...data.names].map((name) => make("th", { scope: "col" }, name));
+  const heads = ["expert", ...data.names].map((name) => make("th", { scope: "col", title: name }, name));
   const bars = make(
     "table",
     { class: "bars" },
