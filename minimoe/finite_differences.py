@@ -74,8 +74,8 @@ def check(
 
     ``forward(params, x)`` → (y, cache) and ``backward(params, cache, dy)`` → (dx, dparams). ``params``, ``x`` and ``y``
     may each be an array, a tree of arrays (``minimoe.tree``) or None; dy comes in the shape of y. Floating point is
-    turned into float64; integers have no gradient and get no row. ``routing(params, cache)`` names what top-k ranks,
-    one ``Ranked`` for every layer that chooses experts.
+    turned into float64; integers have no gradient and get no row, unless ``backward`` says otherwise.
+    ``routing(params, cache)`` names what top-k ranks, one ``Ranked`` for every layer that chooses experts.
 
     A tensor of at most ``entries`` numbers is checked entry by entry. Of a larger one ``entries`` are drawn, and
     ``directions`` random directions reach all of them together.
@@ -83,24 +83,37 @@ def check(
     An error is relative to the largest gradient of the *tensor*. Relative to each entry it would say more about
     rounding than about the formula: an entry that happens to be 10⁻⁹ of its neighbours cannot be known to nine digits.
 
-    Raises ``UserError`` if ``forward`` does not compute in float64.
+    Raises:
+        UserError: there is nothing to check: x and params hold no floating-point numbers, or one that is not finite;
+            ``forward`` or ``backward`` does not return a pair; ``forward`` does not compute in float64, gives numbers
+            that are not finite, or others each time; a setting makes no sense.
     """
+    _check_settings(step, entries, directions, seed)
     rng = np.random.default_rng(seed)
-    x, params = tree.map(_float64, x), tree.map(_float64, params)
-    names, leaves = zip(*_named(x, params), strict=True)
+    x, params = tree.map(_own, x), tree.map(_own, params)
+    names, leaves = _named(x, params)
+    _check_point(names, leaves)
     originals = [leaf.copy() for leaf in leaves]
-    y, cache = forward(params, x)
+    y, cache = _pair(forward(params, x), "forward returns", "y, cache")
     dy = tree.map(lambda leaf: _random_weight(rng, leaf), y)
+    if not tree.leaves(dy):
+        raise UserError("the y that forward returns holds no floating-point numbers, so there is nothing to check.")
     negligible = NEGLIGIBLE * _inner_product(tree.map(abs, y), tree.map(abs, dy))
     margin = None if routing is None else _margin(routing(params, cache))
-    gradients = dict(_named(*backward(params, cache, tree.map(lambda leaf: leaf.copy(), dy))))
+    returned = backward(params, cache, tree.map(lambda leaf: leaf.copy(), dy))
+    gradients = dict(zip(*_named(*_pair(returned, "backward returns", "dx, dparams")), strict=True))
 
     def evaluate(leaves: Sequence[Array]) -> tuple[float, bytes]:
         x_there, params_there = tree.rebuild((x, params), list(leaves))
         y, cache = forward(params_there, x_there)
         return _inner_product(y, dy), b"" if routing is None else _signature(routing(params_there, cache))
 
-    centre = evaluate(leaves)[1]
+    changed = [not bool((leaf == original).all()) for leaf, original in zip(leaves, originals, strict=True)]
+    value, centre = evaluate(leaves)
+    if not any(changed) and value != evaluate(leaves)[0]:
+        if not np.isfinite(value):
+            raise UserError("forward gives numbers that are not finite here: choose another point.")
+        raise UserError("forward gives another result each time: fix its random numbers, or pass them in.")
 
     def loss(i: int, moved: Array) -> float | None:
         """The loss with the i-th tensor replaced; None where that ranks the experts otherwise."""
@@ -109,8 +122,8 @@ def check(
 
     rows = []
     for i, (name, leaf) in enumerate(zip(names, leaves, strict=True)):
-        gradient = gradients.pop(name, None)
-        if leaf.dtype.kind != "f":
+        gradient = None if (given := gradients.pop(name, None)) is None else _as_array(given)
+        if leaf.dtype.kind != "f" and not changed[i] and not _misfit(name, leaf, gradient):
             continue
         row = Row(component, name, leaf.shape, bound, margin, problem=_misfit(name, leaf, gradient))
         if gradient is not None and row.passed:
@@ -119,12 +132,12 @@ def check(
                 numeric = _slope(partial(loss, i), leaf, direction, step)
                 probes.append(Probe(place, float((gradient * direction).sum()), numeric))
             row = _judged(row, probes, float(abs(gradient).max()), negligible)
-        if (leaf != originals[i]).any():
+        if changed[i] or not bool((leaf == originals[i]).all()):
             row = row._replace(problem=f"forward or backward changed {name} in place: work on a copy")
         rows.append(row)
     for name, gradient in gradients.items():
         problem = f"backward returns a gradient for {name}, which is not among the parameters"
-        rows.append(Row(component, name, gradient.shape, bound, margin, problem=problem))
+        rows.append(Row(component, name, np.shape(gradient), bound, margin, problem=problem))
     return rows
 
 
@@ -142,10 +155,45 @@ def gradient(loss: Callable[[Array], Any], x: Array, step: float = STEP) -> Arra
     return result
 
 
+def _check_settings(step: float, entries: int, directions: int, seed: int) -> None:
+    if not 0 < step < np.inf:
+        raise UserError(f"step {step} is no distance to look at: choose a number above 0, such as {STEP}.")
+    if entries < 0 or directions < 0 or entries + directions < 1:
+        raise UserError(f"entries {entries} and directions {directions} check nothing: choose at least 1 of either.")
+    if seed < 0:
+        raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
+
+
+def _check_point(names: Sequence[str], leaves: Sequence[Array]) -> None:
+    """Raises ``UserError`` unless there is something to check, and it can be."""
+    if not any(leaf.dtype.kind == "f" for leaf in leaves):
+        raise UserError("x and params hold no floating-point numbers, so there is no gradient to check: give floats.")
+    for name, leaf in zip(names, leaves, strict=True):
+        if leaf.dtype.kind not in "fiub":
+            raise UserError(f"{name} holds {leaf.dtype}, expected numbers: give real ones.")
+        if not leaf.size:
+            raise UserError(f"{name} is empty, of shape {leaf.shape}: give it at least one number.")
+        if not array_module(leaf).isfinite(leaf).all():
+            raise UserError(f"{name} holds numbers that are not finite: choose another point.")
+
+
+def _pair(returned: Any, who: str, what: str) -> tuple[Any, Any]:
+    """What a learner's function returned, if it is the pair that was asked for."""
+    if isinstance(returned, tuple | list) and len(returned) == 2:
+        return returned[0], returned[1]
+    many = f"{len(returned)} things" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
+    raise UserError(f"{who} {many}, expected a pair: {what}.")
+
+
 def _misfit(name: str, leaf: Array, gradient: Array | None) -> str:
     """What is wrong with a gradient before any number is compared; empty if nothing is."""
+    if leaf.dtype.kind != "f":
+        nothing = gradient is None or (gradient.shape == leaf.shape and not gradient.any())
+        return "" if nothing else f"{name} holds integers, which have no gradient: return None or zeros, or give floats"
     if gradient is None:
         return f"backward returns no gradient for {name}"
+    if gradient.dtype.kind not in "fiub":
+        return f"the gradient of {name} holds {gradient.dtype}, expected real numbers"
     if gradient.shape != leaf.shape:
         return f"{name} has shape {leaf.shape}, but its gradient has shape {gradient.shape}"
     if not array_module(gradient).isfinite(gradient).all():
@@ -219,14 +267,18 @@ def _margin(routing: Sequence[Ranked]) -> float | None:
     return min(gaps, default=None)
 
 
-def _named(x: Any, params: Any) -> list[tuple[str, Array]]:
-    """The input, called x, then the parameters by their own names."""
-    return [*tree.named_leaves(x, "x"), *((name or "params", leaf) for name, leaf in tree.named_leaves(params))]
+def _named(x: Any, params: Any) -> tuple[list[str], list[Array]]:
+    """Names and tensors: the input, called x, then the parameters by their own names."""
+    found = list(tree.named_leaves(x, "x"))
+    of_input = {name for name, _ in found}
+    for name, leaf in tree.named_leaves(params):
+        found.append((f"params.{name}" if name in of_input else name or "params", leaf))
+    return [name for name, _ in found], [leaf for _, leaf in found]
 
 
 def _random_weight(rng: np.random.Generator, y: Array) -> Array | None:
     """dy for one tensor of the result; None for integers."""
-    y = np.asarray(y) if isinstance(y, int | float) else y
+    y = _as_array(y)
     if y.dtype.kind != "f":
         return None
     if y.dtype != np.float64:
@@ -243,8 +295,15 @@ def _inner_product(y: Any, dy: Any) -> float:
     return float(sum(tree.leaves(terms)))
 
 
-def _float64(leaf: Array) -> Array:
-    return leaf.astype(np.float64) if leaf.dtype.kind == "f" else leaf
+def _as_array(number: Any) -> Array:
+    """Arrays as they are; plain numbers, and lists of them that stand where an array should, as arrays."""
+    return number if hasattr(number, "dtype") else np.asarray(number)
+
+
+def _own(leaf: Any) -> Array:
+    """A copy that the check may move: in float64 if it is floating-point."""
+    array = _as_array(leaf)
+    return array.astype(np.float64) if array.dtype.kind == "f" else array.copy()
 
 
 def _root_mean_square(leaf: Array) -> float:

@@ -1,4 +1,4 @@
-"""Trees: nested NamedTuples, tuples and lists of arrays, walked in one fixed order.
+"""Trees: nested NamedTuples, tuples, lists and dictionaries of arrays, walked in one fixed order.
 
 Parameters, gradients and optimiser state are such trees. A leaf is an array; ``None`` is an absent branch, skipped
 everywhere. The path to a leaf, ``blocks[2].moe.experts.w_up``, is its name in code, in a checkpoint and on a plot.
@@ -21,6 +21,9 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
     if isinstance(tree, list):
         for i, branch in enumerate(tree):
             yield from named_leaves(branch, f"{prefix}[{i}]")
+    elif isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield from named_leaves(branch, f"{prefix}[{key!r}]")
     elif isinstance(tree, tuple):
         for field, branch in zip(_fields(tree), tree, strict=True):
             yield from named_leaves(branch, f"{prefix}.{field}" if prefix else field)
@@ -39,6 +42,11 @@ def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
         return tree
     if isinstance(tree, list):
         return [map(function, *branches) for branches in zip(tree, *others, strict=True)]  # type: ignore[return-value]
+    if isinstance(tree, dict):
+        for other in others:
+            if not isinstance(other, dict) or other.keys() != tree.keys():
+                raise ValueError(f"a dictionary with the keys {list(tree)} meets {other!r:.80}")
+        return {key: map(function, branch, *(other[key] for other in others)) for key, branch in tree.items()}  # type: ignore[return-value]
     if isinstance(tree, tuple):
         branches = (map(function, *branches) for branches in zip(tree, *others, strict=True))
         return type(tree)(*branches) if hasattr(tree, "_fields") else tuple(branches)  # type: ignore[return-value]

@@ -1,7 +1,7 @@
 """The checker checked: right gradients pass, wrong ones do not, and a flip of the routing is neither."""
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -141,6 +141,105 @@ def test_integers_have_no_gradient_and_no_row() -> None:
 
     rows = check("embedding", embedding.forward, backward, embedding.Embedding(np.eye(3)), np.array([2, 0, 2]))
     assert [(row.tensor, row.passed) for row in rows] == [("table", True)]
+
+
+WEIGHT, INPUT = np.arange(1.0, 7).reshape(3, 2), np.arange(1.0, 13).reshape(4, 3)
+
+
+def product(p: Any, x: Any) -> Any:
+    return x @ p, x
+
+
+def product_backward(p: Any, x: Any, dy: Any) -> Any:
+    return dy @ p.T, x.T @ dy
+
+
+def test_a_gradient_for_integers_is_refused_and_integers_are_not_touched() -> None:
+    whole = INPUT.astype(int)
+    rows = check("m", product, lambda p, x, dy: (np.ones((9, 9)), x.T @ dy), WEIGHT, whole)
+    assert [row.tensor for row in failed(rows)] == ["x"] and "holds integers" in rows[0].problem
+
+    def in_place(p: Any, x: Any) -> Any:
+        x %= 3
+        return x @ p, x
+
+    rows = check("m", in_place, lambda p, x, dy: (None, x.T @ dy), WEIGHT, whole)
+    assert "changed x in place" in failed(rows)[0].problem
+    np.testing.assert_array_equal(whole, INPUT, "the caller's own array")
+
+
+def test_dictionaries_and_plain_numbers_are_parameters_too() -> None:
+    rows = check(
+        "affine",
+        lambda p, x: (x @ p["w"] + p["b"], x),
+        lambda p, x, dy: (dy @ p["w"].T, {"w": x.T @ dy, "b": dy.sum()}),
+        {"w": WEIGHT, "b": 2.0},
+        INPUT,
+    )
+    assert [row.tensor for row in rows] == ["x", "['w']", "['b']"] and not failed(rows)
+    rows = check("affine", lambda p, x: (p * x, x), lambda p, x, dy: (float(dy * p), float(2 * dy * x)), 2.0, 3.0)
+    assert [row.tensor for row in failed(rows)] == ["params"]
+
+
+def test_a_parameter_called_x_is_not_the_input() -> None:
+    class Shift(NamedTuple):
+        x: Any
+        w: Any
+
+    rows = check(
+        "shift",
+        lambda p, x: (x @ p.w + p.x, x),
+        lambda p, x, dy: (dy @ p.w.T, Shift(dy.sum(0), x.T @ dy)),
+        Shift(np.ones(2), WEIGHT),
+        INPUT,
+    )
+    assert [row.tensor for row in rows] == ["x", "params.x", "w"] and not failed(rows)
+
+
+@pytest.mark.parametrize(
+    ("forward", "backward", "params", "x", "words"),
+    [
+        (lambda p, x: x @ p, product_backward, WEIGHT, INPUT, "forward returns a ndarray, expected a pair: y, cache"),
+        (lambda p, x: (x @ p, x, 0), product_backward, WEIGHT, INPUT, "forward returns 3 things, expected a pair"),
+        (product, lambda p, x, dy: dy @ p.T, WEIGHT, INPUT, "backward returns a ndarray, expected a pair: dx, dparams"),
+        (product, lambda p, x, dy: None, WEIGHT, INPUT, "backward returns a NoneType, expected a pair"),
+        (lambda p, x: (None, x), product_backward, WEIGHT, INPUT, "y that forward returns holds no floating-point"),
+        (lambda p, x: ((x @ p).astype(int), x), product_backward, WEIGHT, INPUT, "holds no floating-point numbers"),
+        (product, product_backward, WEIGHT, INPUT[:0], r"x is empty, of shape \(0, 3\)"),
+        (product, product_backward, WEIGHT, INPUT + 1j, "x holds complex128, expected numbers"),
+        (product, product_backward, WEIGHT.astype(int), INPUT.astype(int), "no gradient to check: give floats"),
+        (product, product_backward, None, None, "no gradient to check: give floats"),
+        (product, product_backward, WEIGHT * np.nan, INPUT, "params holds numbers that are not finite"),
+        (lambda p, x: (x @ p * np.nan, x), product_backward, WEIGHT, INPUT, "gives numbers that are not finite"),
+    ],
+)
+def test_what_cannot_be_checked_is_told_in_words(forward: Any, backward: Any, params: Any, x: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check("m", forward, backward, params, x)
+
+
+@pytest.mark.parametrize("setting", [{"step": 0}, {"step": np.nan}, {"entries": 0, "directions": 0}, {"seed": -1}])
+def test_settings_that_check_nothing_are_refused(setting: dict[str, Any]) -> None:
+    (name,) = list(setting)[:1]
+    with pytest.raises(UserError, match=f"^{name} "):
+        check("m", product, product_backward, WEIGHT, INPUT, **setting)
+
+
+def test_a_forward_with_random_numbers_of_its_own_is_found_out() -> None:
+    rng = np.random.default_rng(0)
+
+    def dropout(p: Any, x: Any) -> Any:
+        kept = x * (rng.random(x.shape) < 0.5)
+        return kept @ p, kept
+
+    with pytest.raises(UserError, match="another result each time: fix its random numbers"):
+        check("m", dropout, product_backward, WEIGHT, INPUT)
+
+
+@pytest.mark.parametrize("wrong", [lambda right: right + 0j, lambda right: right.astype(object)])
+def test_a_gradient_that_is_no_real_number_fails(wrong: Any) -> None:
+    rows = check("m", product, lambda p, x, dy: (dy @ p.T, wrong(x.T @ dy)), WEIGHT, INPUT)
+    assert "expected real numbers" in failed(rows)[0].problem
 
 
 def test_trees_go_in_and_come_out_and_a_result_may_hold_integers() -> None:

@@ -92,3 +92,11 @@ def test_zeros_like_and_size() -> None:
     assert [leaf.shape for leaf in tree.leaves(zeros)] == [leaf.shape for leaf in tree.leaves(branch())]
     assert tree.size(branch()) == 2 + 2 + 1 + 3 + 1
     assert tree.size(None) == 0
+
+
+def test_dictionaries_are_branches_with_their_keys_for_names() -> None:
+    params = {"w": np.ones(2), "layers": [{"b": np.zeros(1)}]}
+    assert [name for name, _ in tree.named_leaves(params)] == ["['w']", "['layers'][0]['b']"]
+    np.testing.assert_array_equal(tree.add(params, params)["w"], [2, 2])
+    with pytest.raises(ValueError, match=r"keys \['w', 'layers'\] meets"):
+        tree.add(params, {"w": np.ones(2)})
