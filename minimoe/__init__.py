@@ -49,15 +49,17 @@ _ELSEWHERE = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ELSEWHERE:
-        module, attribute = _ELSEWHERE[name]
-        value = getattr(import_module(f"minimoe.{module}"), attribute)
-        globals()[name] = value
-        return value
-    if find_spec(f"minimoe.{name}") is None:
-        raise AttributeError(f"module 'minimoe' has no attribute {name!r}")
-    return import_module(f"minimoe.{name}")
+if not TYPE_CHECKING:  # to which every name would be known
+
+    def __getattr__(name: str) -> Any:
+        if name in _ELSEWHERE:
+            module, attribute = _ELSEWHERE[name]
+            value = getattr(import_module(f"minimoe.{module}"), attribute)
+            globals()[name] = value
+            return value
+        if "." in name or find_spec(f"minimoe.{name}") is None:
+            raise AttributeError(f"module 'minimoe' has no attribute {name!r}")
+        return import_module(f"minimoe.{name}")
 
 
 def __dir__() -> list[str]:

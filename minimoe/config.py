@@ -163,6 +163,9 @@ def _check_fields(config: Any) -> None:
         value = getattr(config, field.name)
         if value is None and optional:
             continue
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            value = value.item()  # a number of NumPy's, which this module need not import to know
+            object.__setattr__(config, field.name, value)
         if kind is float and type(value) is int:
             value = float(value) if abs(value) < 2**1023 else math.inf
             object.__setattr__(config, field.name, value)

@@ -93,6 +93,10 @@ class Corpus:
         if not self.documents:
             raise UserError(f"The corpus {self.name!r} has no documents; give it at least one text.")
         for document, text in self.documents.items():
+            if not (isinstance(document, str) and isinstance(text, str)):
+                raise UserError(
+                    f"The document {document!r:.40} of the corpus {self.name!r} is {text!r:.40}; give text by a name."
+                )
             if not text:
                 raise UserError(f"The document {document!r} of the corpus {self.name!r} is empty; give it a text.")
 

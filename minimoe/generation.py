@@ -53,9 +53,9 @@ def generate(
     if prompt.ndim != 1:
         raise UserError(f"The prompt has shape {prompt.shape}, expected one row of ids: give one prompt at a time.")
     _check_ids(prompt, config.vocab_size)
-    if tokens < 0:
-        raise UserError(f"tokens {tokens} cannot be written: choose a number of at least 0.")
-    if seed < 0:
+    if not isinstance(tokens, int | np.integer) or tokens < 0:
+        raise UserError(f"tokens {tokens} cannot be written: choose a whole number of at least 0.")
+    if not isinstance(seed, int | np.integer) or seed < 0:
         raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
     sampling.check(temperature, top_k, top_p)
 
@@ -139,6 +139,8 @@ def stream(
     Prompt and continuation go through one decoder, since some tokenizers write a token differently at the beginning of
     a text. Raises ``UserError`` as ``generate`` does, or if the prompt cannot be encoded.
     """
+    if not hasattr(model, "tokenizer"):
+        raise UserError(f"a {type(model).__name__} is no model: give minimoe.load's, or the .model of a training.")
     ids = model.tokenizer.encode(prompt).tolist()
     written = generate(
         model.params,

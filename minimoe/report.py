@@ -80,7 +80,7 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
 
 def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]) -> None:
     """Leaves loss.png, experts.png (of a mixture) and sample.txt in the folder."""
-    files.write_atomically(folder / SAMPLE, sample(model, data).encode())
+    files.write_atomically(folder / SAMPLE, sample(model, data).encode(errors="backslashreplace"))
     if metrics:
         plots.save(plots.loss_curves(metrics), folder / LOSS)
         if model.config.experts > 1:

@@ -69,7 +69,10 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
         UserError: ``tokens`` has another shape, no token, or one that is not in the vocabulary; or a router's logits
             are no finite numbers.
     """
-    ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
+    try:
+        ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
+    except ValueError:
+        raise UserError("Tokens to trace come in rows of different lengths; trace one after the other.") from None
     if ids.ndim not in (1, 2) or ids.size == 0 or ids.dtype.kind not in "iu":
         raise UserError(
             f"Tokens to trace have shape {ids.shape} and type {ids.dtype}; give one row or several equal rows of "
@@ -188,6 +191,8 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
         shares: Array = _meet(before, after).mean(1)
         return shares
 
+    if shuffles < 1 or seed < 0:
+        raise UserError(f"shuffles {shuffles} from seed {seed} are none: give at least 1, from a seed of at least 0.")
     rng = np.random.default_rng(seed)
     # Sorted by window and a random fraction: every window has its tokens in random order, where it was.
     orders = (np.argsort(trace.window + rng.random(len(trace.window))) for _ in range(shuffles))

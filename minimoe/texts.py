@@ -70,10 +70,22 @@ class Texts(NamedTuple):
 
 def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Texts, Source, Tokenizer]:
     """Reads, encodes and splits a corpus; raises ``UserError`` if a document is too short for one sequence."""
-    read = corpora.load(corpus) if isinstance(corpus, str) else corpus
+    read = _as_corpus(corpus)
     codec = tokenizer.build(recipe.tokenizer, read.text)
     texts, digest = _encode(read, codec, context)
     return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
+
+
+def _as_corpus(corpus: str | Corpus) -> Corpus:
+    """A corpus by its name, or as it is; raises ``UserError`` for anything else."""
+    if isinstance(corpus, str):
+        return corpora.load(corpus)
+    if not isinstance(corpus, Corpus):
+        raise UserError(
+            f"{corpus!r:.60} is no corpus: give the name of one, or a minimoe.corpus.Corpus, which "
+            "minimoe.corpus.read_files makes of the paths of texts."
+        )
+    return corpus
 
 
 def read_source(source: Source) -> Corpus:
@@ -82,14 +94,21 @@ def read_source(source: Source) -> Corpus:
     for path in source.paths:
         if os.path.exists(path) and not os.path.isfile(path):
             raise UserError(f"{path}, which the run names as its text, is no file: restore the text, or train anew.")
+    if not source.paths and source.corpus not in corpora.NAMES:
+        raise UserError(f"the corpus {source.corpus!r} was made in Python: go on there, and pass it again as corpus=.")
     return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
 
 
-def reload(source: Source, codec: Tokenizer, context: int, corpus: Corpus | None = None) -> Texts:
+def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus | None = None) -> Texts:
     """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
-    read = corpus or read_source(source)
+    read = read_source(source) if corpus is None else _as_corpus(corpus)
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
     changed = UserError(f"{named} has changed since this run began: restore the text, or train anew.")
+    if corpus is None and not source.paths:
+        changed = UserError(
+            f"{named} has changed since this run began, or another one of that name was made in Python: pass that "
+            "again as corpus=, or train anew."
+        )
     try:
         texts, digest = _encode(read, codec, context)
     except UserError:  # it holds a character that it did not hold, or is now too short

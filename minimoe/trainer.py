@@ -59,10 +59,12 @@ def train(
     cores at hand. Raises ``UserError`` for anything that cannot work, before anything is written where possible.
     """
     chosen = config.preset(preset) if isinstance(preset, str) else preset
+    if not isinstance(chosen, Preset):
+        raise UserError(f"{chosen!r:.60} is no preset: give the name of one, or a minimoe.config.Preset.")
     where, threads = select_device(device), workers.count(threads)
     at_work = 1 if where == "gpu" else min(threads, chosen.train.batch)
     accounting.check_memory(chosen.model, chosen.train, at_work)
-    data, source, codec = texts.prepare(corpus or chosen.corpus, chosen.train, chosen.model.context)
+    data, source, codec = texts.prepare(chosen.corpus if corpus is None else corpus, chosen.train, chosen.model.context)
     model = dataclasses.replace(chosen.model, vocab_size=codec.vocab_size)
     accounting.check_memory(model, chosen.train, at_work)
     run = RunConfig(model, chosen.train, codec, source)
@@ -123,7 +125,7 @@ def train_dense_twin(
     """
     run = checkpoint.load_config(folder)
     twin = config.dense_twin(Preset("", run.model, run.train))
-    read = corpus or texts.read_source(run.source)
+    read = texts.read_source(run.source) if corpus is None else corpus
     texts.reload(run.source, run.tokenizer, run.model.context, read)
     return train(
         config.override(twin, changes or {}),

@@ -11,8 +11,10 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +40,9 @@ def count(wish: int | None) -> int:
     """``wish``, or every core if it is None; raises ``UserError`` for a number that makes no sense."""
     if wish is None:
         return cores()
-    if not 1 <= wish <= 1024:
+    if type(wish) is not int or not 1 <= wish <= 1024:
         raise UserError(
-            f"threads {wish} makes no sense: give a whole number from 1 to 1024, at best the number of cores."
+            f"threads {wish!r} makes no sense: give a whole number from 1 to 1024, at best the number of cores."
         )
     return wish
 
@@ -94,8 +96,38 @@ def one_blas_thread_each() -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     _keep_freed_memory()
-    with threadpool_limits(1, user_api="blas"):
+    with _SINGLE.held(lambda: threadpool_limits(1, user_api="blas").restore_original_limits):
         yield
+
+
+class _ForAll:
+    """A setting of the whole process: the first who needs it makes it, and the last who leaves takes it back.
+
+    Trainings may run beside each other in threads, and end in another order than they began in.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.undo: Callable[[], Any] = lambda: None
+
+    @contextlib.contextmanager
+    def held(self, make: Callable[[], Callable[[], Any]]) -> Iterator[None]:
+        """``make`` makes the setting, and returns what takes it back."""
+        with self.lock:
+            if not self.users:
+                self.undo = make()
+            self.users += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.users -= 1
+                if not self.users:
+                    self.undo()
+
+
+_SINGLE, _QUICK = _ForAll(), _ForAll()
 
 
 @contextlib.contextmanager
@@ -106,12 +138,14 @@ def _handing_over_quickly() -> Iterator[None]:
     one has woken up, and so starve it for the usual 5 ms. The gain is small: on 2 quiet cores, a step of 768 tokens
     took 70.2 ms with it and 72.4 ms without (medians of 5 alternating rounds).
     """
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(HAND_OVER)
-    try:
+
+    def shorten() -> Callable[[], None]:
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(HAND_OVER)
+        return partial(sys.setswitchinterval, usual)
+
+    with _QUICK.held(shorten):
         yield
-    finally:
-        sys.setswitchinterval(usual)
 
 
 def _keep_freed_memory() -> None:

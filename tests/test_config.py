@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
 from minimoe import config
@@ -117,3 +118,11 @@ def test_override_sends_each_setting_to_the_config_that_has_it() -> None:
     assert chosen.train == dataclasses.replace(PRESETS["tiny"].train, steps=3)
     with pytest.raises(UserError, match="heads 4 cannot share"):
         config.override(config.preset("tiny"), {"kv_heads": 3})
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    chosen = config.override(config.preset("tiny"), {"learning_rate": np.float64(0.5), "width": np.int64(32)})
+    assert (chosen.train.learning_rate, chosen.model.width) == (0.5, 32)
+    assert type(chosen.train.learning_rate) is float and type(chosen.model.width) is int
+    with pytest.raises(UserError, match=r"width array\(.*\) is not a whole number"):
+        config.override(config.preset("tiny"), {"width": np.array([32])})

@@ -143,6 +143,12 @@ def test_python_docs_missing_from_this_python(monkeypatch: pytest.MonkeyPatch) -
         load("python-docs")
 
 
+@pytest.mark.parametrize("documents", [{1: "text"}, {"a": b"bytes"}, {"a": None}])
+def test_documents_are_texts_by_names(documents: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="give text by a name"):
+        Corpus("mine", documents)
+
+
 def test_an_unknown_name_lists_the_names_and_suggests_one() -> None:
     with pytest.raises(UserError) as caught:
         load("shakespear")

@@ -7,6 +7,8 @@ agree; behind it they are excused.
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from minimoe.config import ModelConfig
 from minimoe.errors import UserError
 from minimoe.layers import decoder
 from minimoe.sampling import sample
+from minimoe.tokenizer import ByteTokenizer
 
 BASE = ModelConfig(
     vocab_size=11, width=16, layers=3, heads=4, kv_heads=2, head_width=6, context=8, experts=5, expert_width=7
@@ -279,6 +282,27 @@ def test_tokens_that_do_not_fit_leave_the_cache_alone(tokens, named):
         generation.extend(params, cache, tokens)
     assert cache.position == 0
     assert [layer.length for layer in cache.layers] == [0] * BASE.layers
+
+
+def test_writing_ends_at_an_end_token_and_leaves_out_the_prompt_as_the_tokenizer_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class WithoutSpaces(ByteTokenizer):
+        def encode(self, text: str) -> Any:
+            return super().encode(text.replace(" ", ""))
+
+    model = SimpleNamespace(params=None, config=None, tokenizer=WithoutSpaces(), end_tokens=(ord("!"),))
+    monkeypatch.setattr(generation, "generate", lambda *_, **__: iter(b"ab!c"))
+    assert generation.write(model, "x y z") == "ab"
+
+
+def test_what_is_no_model_or_no_whole_number_is_refused() -> None:
+    with pytest.raises(UserError, match="a SimpleNamespace is no model: give minimoe.load's"):
+        generation.write(SimpleNamespace(), "x")
+    params = decoder.init(np.random.default_rng(0), BASE)
+    for wrong in ("tokens", "seed"):
+        with pytest.raises(UserError, match=f"^{wrong} 1.5 .*whole number"):
+            generation.generate(params, BASE, [1], **{"tokens": 3, wrong: 1.5})
 
 
 @pytest.mark.parametrize("prompt", [[1], [1, 2]])

@@ -85,7 +85,18 @@ def test_few_or_many_tokens_at_once_give_the_same_trace(params, small, rng, monk
         assert_allclose(field, other)
 
 
+def test_a_context_longer_than_the_tokens_read_at_once_is_read_too(params, small, rng, monkeypatch):
+    tokens = rng.integers(0, small.vocab_size, 2 * small.context + 3)
+    whole = routing.trace(params, small, tokens)
+    monkeypatch.setattr(routing, "TOKENS_AT_ONCE", small.context - 1)
+    for field, other in zip(routing.trace(params, small, tokens), whole, strict=True):
+        assert_allclose(field, other)
+
+
 def test_a_list_of_tokens_will_do(params, small):
+    assert routing.trace(params, small, np.array([1, 2, 3], np.uint8)).tokens.tolist() == [1, 2, 3]
+    with pytest.raises(UserError, match="rows of different lengths"):
+        routing.trace(params, small, [[1], [1, 2]])
     assert routing.trace(params, small, [1, 2, 3]).experts.shape == (2, 3, 2)
 
 
@@ -115,6 +126,12 @@ def test_load_counts_the_first_the_second_or_all_choices():
     assert_allclose(routing.load(seen, "first"), [[3 / 4, 1 / 4, 0]])
     assert_allclose(routing.load(seen, "second"), [[0, 2 / 4, 2 / 4]])
     assert_allclose(routing.load(seen), [[3 / 8, 3 / 8, 2 / 8]])
+
+
+@pytest.mark.parametrize("setting", [{"shuffles": 0}, {"seed": -1}])
+def test_no_shuffles_are_refused(example, setting):
+    with pytest.raises(UserError, match="give at least 1, from a seed of at least 0"):
+        routing.repetition(example, **setting)
 
 
 def test_a_choice_that_does_not_exist_is_refused(example):

@@ -1,5 +1,6 @@
 """Texts: every sequence lies in one document, none reaches what is held out, and all of them are drawn."""
 
+import os
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import CORPUS
 
-from minimoe import texts
+from minimoe import corpus, texts, tokenizer
+from minimoe.checkpoint import Source
 from minimoe.config import TrainConfig
 from minimoe.corpus import Corpus, read_files
 from minimoe.errors import UserError
@@ -164,3 +166,24 @@ def test_where_one_document_ends_and_the_next_begins_is_part_of_the_text() -> No
     _, source, codec = texts.prepare(Corpus("c", {"a": one, "b": two}), BYTES, 4)
     with pytest.raises(UserError, match="has changed"):
         texts.reload(source, codec, 4, Corpus("c", {"a": one + two[:4], "b": two[4:]}))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
+def test_a_pipe_that_a_run_names_as_its_text_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="which the run names as its text, is no file"):
+        texts.read_source(Source("x", [str(tmp_path / "pipe")], "0"))
+
+
+def test_a_corpus_made_in_python_has_to_be_passed_again() -> None:
+    with pytest.raises(UserError, match="'mine' was made in Python: go on there, and pass it again as corpus="):
+        texts.read_source(Source("mine", [], "0"))
+    codec = tokenizer.build("char", corpus.load("fables").text)
+    with pytest.raises(UserError, match="another one of that name was made in Python: pass that again as corpus="):
+        texts.reload(Source("fables", [], "0"), codec, 8)
+
+
+@pytest.mark.parametrize("wrong", [Path("a.txt"), ["a.txt"], {"a": "text"}, 3])
+def test_what_is_no_corpus_is_refused(wrong: object) -> None:
+    with pytest.raises(UserError, match="is no corpus: give the name of one, or a minimoe.corpus.Corpus"):
+        texts.prepare(wrong, TrainConfig(), 8)  # type: ignore[arg-type]

@@ -514,6 +514,17 @@ def test_a_text_too_short_for_the_context_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_no_preset_or_no_corpus_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for preset, corpus, says in (
+        (SMALL.model, CORPUS, "is no preset: give the name of one"),
+        (SMALL, "", "The corpus '' is unknown"),
+        (SMALL, Path("text.txt"), "is no corpus: give the name of one"),
+    ):
+        with pytest.raises(UserError, match=says):
+            trainer.train(preset, corpus=corpus, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("threads", [0, -1, 10**6])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
     with pytest.raises(UserError, match=f"threads {threads} makes no sense"):

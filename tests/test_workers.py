@@ -1,5 +1,6 @@
 """What a machine has to work with, and a pool of threads for what is only read."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,9 @@ def test_every_core_is_used_unless_told_otherwise() -> None:
     assert workers.count(3) == 3
 
 
-@pytest.mark.parametrize("wish", [0, -2, 1025])
+@pytest.mark.parametrize("wish", [0, -2, 1025, 1.5, "2"])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(wish: int) -> None:
-    with pytest.raises(UserError, match=f"threads {wish} makes no sense"):
+    with pytest.raises(UserError, match=f"threads {wish!r} makes no sense"):
         workers.count(wish)
 
 
@@ -83,3 +84,15 @@ def test_a_pool_keeps_the_order_and_holds_blas_to_one_thread_each(threads: int) 
 def test_a_failure_in_a_thread_reaches_the_caller() -> None:
     with workers.pool(2) as pool, pytest.raises(ZeroDivisionError):
         list(pool(lambda n: 1 // n, [1, 0, 1]))
+
+
+def test_settings_of_the_process_stay_until_the_last_one_has_gone() -> None:
+    """Of two trainings in threads, the first to begin may be the first to end."""
+    before = sys.getswitchinterval()
+    one, other = workers.pool(2), workers.pool(2)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert sys.getswitchinterval() == pytest.approx(workers.HAND_OVER)
+    other.__exit__(None, None, None)
+    assert sys.getswitchinterval() == before
