@@ -301,7 +301,7 @@ def _params(chosen: argparse.Namespace) -> int:
     from minimoe import blueprint, costs, models
 
     if Path(chosen.model).is_dir():
-        plan = blueprint.of_config(Path(chosen.model).name, models.shape(chosen.model))
+        plan = blueprint.of_config(Path(chosen.model).resolve().name, models.shape(chosen.model))
     else:
         plan = blueprint.named(chosen.model, chosen.shared)
     found = costs.of(plan)

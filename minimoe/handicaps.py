@@ -16,7 +16,7 @@ WITHOUT_AVX2 = {"generic", "prescott", "core2", "penryn", "dunnington", "nehalem
 
 _KERNEL = (
     "import numpy, threadpoolctl; "
-    "print(*(one.get('architecture', '') for one in threadpoolctl.threadpool_info() if one['user_api'] == 'blas'))"
+    "print(*(one.get('architecture') or '' for one in threadpoolctl.threadpool_info() if one['user_api'] == 'blas'))"
 )
 
 
@@ -30,7 +30,7 @@ def kernel() -> str:
     """The kernels that NumPy's BLAS runs, as it names them; empty where it does not say."""
     from threadpoolctl import threadpool_info
 
-    return next((one.get("architecture", "") for one in threadpool_info() if one["user_api"] == "blas"), "")
+    return next((one.get("architecture") or "" for one in threadpool_info() if one["user_api"] == "blas"), "")
 
 
 def own_kernel() -> str:

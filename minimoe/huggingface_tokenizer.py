@@ -73,8 +73,9 @@ class PretrainedTokenizer:
             yield rest
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """How many bytes of UTF-8 the ids, of any shape, stand for."""
-        return len(self.decode(np.asarray(ids).reshape(-1)).encode())
+        """How many bytes of UTF-8 the ids, of any shape, stand for; of a character that is cut, what is there."""
+        text = self.decode(np.asarray(ids).reshape(-1))
+        return len(text.replace("\ufffd", "?").encode())  # which stands for each byte without a character
 
 
 def load(folder: str | Path) -> PretrainedTokenizer:

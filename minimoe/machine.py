@@ -23,7 +23,7 @@ def describe() -> str:
     ]
     for library in threadpool_info():
         if library["user_api"] == "blas":
-            kernel = library.get("architecture", "unknown")
+            kernel = library.get("architecture") or "unknown"
             lines.append(
                 f"BLAS      {library['internal_api']} {library['version']}, {kernel} kernels, {library['num_threads']} "
                 "threads; training gives each of its workers one"

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
+import small_runs
 
 from minimoe import blueprint, config, costs
 from minimoe.cli import main
@@ -112,3 +114,34 @@ def test_the_command_prints_a_table_or_json_and_draws(tmp_path, capsys):
 def test_an_unknown_name_gets_a_suggestion(capsys):
     assert main(["params", "mixtral-8x7"]) == 2
     assert "did you mean 'mixtral-8x7b'" in capsys.readouterr().err
+
+
+def test_published_caches_and_the_attention_of_deepseek():
+    published = {"deepseek-moe-16b": (28, 2048), "switch-base-8": (24, 768), "olmoe-1b-7b": (16, 2048)}
+    for name, (layers, numbers) in published.items():
+        assert costs.of(blueprint.named(name)).cache_bytes_per_token == 2 * layers * 2 * numbers
+    found = blueprint.deepseek_moe_16b()
+    blind = costs.of(found._replace(attention_width=0))
+    assert costs.of(found).forward_operations - blind.forward_operations == 4 * 28 * 2048 * 4097 // 2
+
+
+def test_training_keeps_four_numbers_for_each_and_a_tied_table_is_multiplied_too():
+    shape = config.preset("tiny").model
+    found = costs.of(blueprint.of_config("tiny", shape))
+    assert found.training_bytes == 4 * 4 * found.total
+    tied = costs.of(blueprint.of_config("tied", dataclasses.replace(shape, tied_embeddings=True)))
+    assert tied.forward_operations == found.forward_operations
+
+
+def test_sizes_and_lengths_are_those_that_a_person_expects():
+    assert costs._size(10**9) == "1.00 GB" and costs._size(10**6) == "1.000 MB"
+    assert costs._lengths(3) == [1, 3]
+
+
+def test_the_command_knows_what_experts_share_and_where_it_stands(capsys, monkeypatch, tmp_path):
+    assert main(["params", "rumour-8x220b", "--shared", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["total"] == 220_000_000_000
+    folder = shutil.copytree(small_runs.finished(), tmp_path / "here")
+    monkeypatch.chdir(folder)
+    assert main(["params", "."]) == 0
+    assert capsys.readouterr().out.startswith("here")

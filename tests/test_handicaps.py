@@ -7,7 +7,8 @@ import pytest
 
 from minimoe import handicaps, workers
 
-read_quota = handicaps._quota  # before a test replaces it
+# before a fixture replaces them
+read_quota, read_kernel, read_avx2 = handicaps._quota, handicaps.kernel, handicaps._has_avx2
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +92,25 @@ def test_blas_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.undo()
     monkeypatch.setenv(handicaps.FORCED_KERNEL, "Prescott")
     assert handicaps.own_kernel() != "Prescott"
+
+
+def test_each_variable_that_holds_blas_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in handicaps.THREADS:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        monkeypatch.setenv(name, "0")
+        assert handicaps._short_blas(4) is None
+        monkeypatch.setenv(name, "1")
+        assert str(handicaps._short_blas(4)).startswith(f"{name}=1 ")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("flags", "has"), [("flags : fpu avx avx2 bmi2", True), ("flags : fpu avx avx512f", False)])
+def test_avx2_is_read_where_linux_tells(monkeypatch: pytest.MonkeyPatch, flags: str, has: bool) -> None:
+    monkeypatch.setattr(handicaps.Path, "read_text", lambda path: flags + "\n")
+    assert read_avx2() is has
+
+
+def test_a_blas_that_does_not_name_its_kernels_is_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadpoolctl.threadpool_info", lambda: [{"user_api": "blas", "architecture": None}])
+    assert read_kernel() == ""

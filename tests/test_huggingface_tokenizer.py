@@ -111,6 +111,15 @@ def test_half_a_character_at_the_end_is_shown_as_damaged(mixtral: PretrainedToke
 
 
 @needs_library
+def test_bytes_of_a_text_and_of_its_parts(tmp_path: Path) -> None:
+    huggingface_tokenizer.write(tmp_path, tokenizer.build("byte", ""))
+    bytewise = huggingface_tokenizer.load(tmp_path)
+    ids = bytewise.encode("étés à côté")
+    assert bytewise.bytes_of(ids) == len(ids) == 16
+    assert [bytewise.bytes_of(ids[:n]) for n in (1, 2, 3)] == [1, 2, 3]
+
+
+@needs_library
 @pytest.mark.parametrize("ids", [[-1], [0.5], [[1, 2]]])
 def test_what_are_no_ids_is_refused(mixtral: PretrainedTokenizer, ids: Any) -> None:
     with pytest.raises(UserError, match="whole numbers from 0 up"):

@@ -46,6 +46,7 @@ def wrong_shape(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
 
 def wrong_values(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     """A sentence on an array of the right shape whose values are wrong; empty if there is no pattern to be seen."""
+    got, want = got.astype(np.float64), want.astype(np.float64)  # integers would wrap around in squares
     if not np.isfinite(got).all():
         return "it holds numbers that are not finite."
     if not got.any():
