@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import small_runs
 import strict_cupy
 
 from minimoe import bench, blueprint, cli, config, costs, optimizer, stopwatch
 from minimoe.config import ModelConfig
-from minimoe.layers import linear, swiglu
+from minimoe.layers import linear, moe, swiglu
 
 TINY = config.override(config.preset("tiny"), {"batch": 4, "optimizer": "adamw"})
 
@@ -68,6 +69,59 @@ def test_matrix_operations_are_those_of_the_accounting() -> None:
     found = costs.of(blueprint.of_config("toy", model))
     a_token = found.forward_operations + found.backward_operations
     assert bench.matrix_operations(model, batch=1) == a_token * model.context
+
+
+def test_the_peak_is_measured_in_the_numbers_that_are_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "GEMM", 8)
+    monkeypatch.setattr(bench, "measure", lambda work, seconds: work() or [0.5, 0.25])
+    matmul, seen = np.matmul, []
+    monkeypatch.setattr(np, "matmul", lambda a, b, out: seen.append((a.dtype, out.dtype)) or matmul(a, b, out=out))
+    assert bench.matrix_peak(np.zeros(1, np.float32), 1, lambda: None, 0) == 2 * 8**3 / 0.25
+    assert seen == [(np.float32, np.float32)]
+
+
+def test_decoding_counts_what_is_written_and_not_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(bench.generation, "generate", lambda *_, tokens, **__: asked.append(tokens) or iter(()))
+    monkeypatch.setattr(bench, "measure", lambda work, seconds: work() or [2.0])
+    model = config.preset("tiny").model
+    assert bench._decoding(None, model, 1, 0) == asked[0] / 2  # type: ignore[arg-type]
+    assert asked == [min(bench.WRITTEN, model.context - bench.PROMPT)]
+
+
+def test_the_table_has_the_slowest_layer_first_forward_beside_backward(report: bench.Report) -> None:
+    layers = [bench.Component("fast", 1, 2), bench.Component("slow", 3, 4.5)]
+    lines = bench.table(dataclasses.replace(report, components=layers)).splitlines()
+    head = lines.index(next(line for line in lines if line.startswith("ms a step")))
+    assert [line.split() for line in lines[head + 1 : head + 3]] == [["slow", "3.00", "4.50"], ["fast", "1.00", "2.00"]]
+
+
+def test_a_layer_is_waited_for_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(linear, "forward", lambda: log.append("work"))
+    with stopwatch.watch(lambda: log.append("wait")):
+        linear.forward()
+    assert log == ["wait", "work", "wait"]
+
+
+def test_a_layer_is_charged_with_no_more_than_the_layers_that_it_calls_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spends(seconds: float, then: Any = lambda: None) -> Any:
+        def forward() -> None:
+            nonlocal now
+            now += seconds
+            then()
+
+        return forward
+
+    monkeypatch.setattr(stopwatch.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(linear, "forward", spends(4.0))
+    monkeypatch.setattr(swiglu, "forward", spends(2.0, lambda: linear.forward()))
+    monkeypatch.setattr(moe, "forward", spends(1.0, lambda: swiglu.forward()))
+    with stopwatch.watch(lambda: None) as spent:
+        moe.forward()
+    assert [spent[layer, "forward"] for layer in ("moe", "swiglu", "linear")] == [1.0, 2.0, 4.0]
 
 
 def test_a_layers_time_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_huggingface_tokenizer import mixtral_like
 
-from minimoe import huggingface_tokenizer, palette, tokenizer
+from minimoe import coloured_text, huggingface_tokenizer, palette, tokenizer
 from minimoe.coloured_text import ColouredText, token_texts, visible
 from minimoe.errors import UserError
 from minimoe.routing import Trace
@@ -240,3 +240,10 @@ def test_what_cannot_be_shown_is_refused():
         coloured("ab", limit=0)
     with pytest.raises(UserError, match="vocabulary of 2"):
         ColouredText(coloured("abc").trace, tokenizer.build("char", "ab"))
+
+
+def test_ink_in_the_terminal_is_legible_and_a_text_of_just_the_limit_is_whole():
+    for expert in range(8):
+        ((ink, ground),) = re.findall(r"38;5;(\d+);48;5;(\d+)", coloured_text._in_colour("x", expert))
+        assert {"16": "#000000", "231": "#FFFFFF"}[ink] == palette.ink(palette.COLOURS[expert]).upper()
+    assert "(4 tokens;" in repr(coloured("word", limit=4))

@@ -77,6 +77,15 @@ def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> No
     assert sorted(ALONE.share(params)) == sorted(sizes)
 
 
+def test_the_largest_parameters_are_given_away_first() -> None:
+    params = [np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(3)]
+    for rank in (0, 1):
+        group = Group()
+        group.rank, group.size = rank, 2
+        sizes = {name: leaf.size for name, leaf in tree.named_leaves(params)}
+        assert sum(sizes[name] for name in group.share(params)) == 3
+
+
 @pytest.mark.parametrize("processes", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_reduce_scatter_gives_each_owner_the_sum_of_its_arrays(size: int, processes: bool) -> None:

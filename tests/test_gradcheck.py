@@ -264,6 +264,11 @@ def test_a_bare_array_of_parameters_is_called_params() -> None:
     assert [(row.tensor, row.passed) for row in rows] == [("x", True), ("params", True)]
 
 
+def test_a_tensor_of_zeros_is_checked_with_a_step_of_its_own() -> None:
+    (row,) = check("triple", lambda p, x: (3 * x, None), lambda p, c, dy: (3 * dy, None), None, np.zeros(3))
+    assert row.passed and row.checked == 3
+
+
 def test_a_gradient_that_is_truly_zero_passes_and_says_so() -> None:
     (row,) = check("shift", lambda p, x: (x - x, None), lambda p, c, dy: (0 * dy, None), None, np.ones(3))
     assert row.passed

@@ -180,6 +180,17 @@ def test_trainable_noise_stays_behind_and_the_logits_are_the_same(tmp_path: Path
     assert close(decoder.forward(loaded, tokens, config)[0], decoder.forward(params, tokens, small)[0])
 
 
+def test_the_gate_of_a_mistral_is_its_gate(small: ModelConfig) -> None:
+    params, _ = model(small, experts=1, active_experts=1)
+    tensors = dict(huggingface.layout(params, dense=True))
+    for name, matrix in zip(("gate", "up", "down"), params.blocks[0].moe.experts, strict=True):
+        np.testing.assert_array_equal(tensors[f"model.layers.0.mlp.{name}_proj.weight"], matrix[0].T)
+
+
+def test_every_token_that_ends_a_text_is_written() -> None:
+    assert huggingface_config.to_dict(ModelConfig(), (2, 7))["eos_token_id"] == [2, 7]
+
+
 def test_half_precision_is_widened(tmp_path: Path, small: ModelConfig) -> None:
     folder = folder_of(tmp_path / "saved", small)
     halves = {name: t.astype(np.float16) for name, t in load_file(folder / "model.safetensors").items()}

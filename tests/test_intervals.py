@@ -91,6 +91,23 @@ def test_student_has_the_published_values(freedom: int, published: float) -> Non
     assert intervals._student(freedom) == pytest.approx(published, rel=3e-3)
 
 
+def test_the_bounds_of_few_pieces_are_moved_apart_by_students_t() -> None:
+    n, parts = 5, np.array([1.0, 2, 3, 4, 6])
+    value, low, high = ratio(parts, np.ones(n))
+    rng = np.random.default_rng(0)
+    means = np.concatenate([parts[rng.integers(n, size=(100, n))].mean(1) for _ in range(20)])
+    below, above = np.percentile(means, [2.5, 97.5])
+    wider = intervals._student(n - 1) / intervals.Z * math.sqrt(n / (n - 1))
+    assert (low, high) == pytest.approx((value - wider * (value - below), value + wider * (above - value)))
+
+
+def test_answers_that_never_agree_are_as_far_apart_as_can_be() -> None:
+    one, other = (np.repeat(marks, (6, 4)) for marks in ([True, False], [False, True]))
+    first, second = wilson(6, 10), wilson(4, 10)  # φ = −1: the distances add up
+    low = 0.2 - (first.value - first.low) - (second.high - second.value)
+    assert answers_apart(one, other).low == pytest.approx(low)
+
+
 def test_the_bootstrap_is_as_wide_as_the_central_limit_theorem_says(rng: np.random.Generator) -> None:
     bits, sizes = pieces(rng, 400)
     value, low, high = ratio(bits, sizes)

@@ -202,6 +202,22 @@ def test_table_says_what_the_json_says(seen):
         assert f"'{best.text.strip()}' {best.lift:.1f}" in block.replace("\t", "")
 
 
+def test_a_long_text_is_shuffled_once_at_least(monkeypatch):
+    monkeypatch.setattr(microscope, "SHUFFLED_TOKENS", 25)
+    logits = np.random.default_rng(0).standard_normal((1, 30, 4))
+    trace = routing.Trace(
+        np.zeros(30, int), np.zeros(30, int), np.argsort(-logits)[..., :1], np.ones((1, 30, 1)), logits
+    )
+    assert microscope._rates(trace, "first")[0, 3] == routing.repetition(trace, shuffles=1).shuffled[0]
+
+
+def test_the_table_shows_the_shares_of_an_experts_own_tokens(seen):
+    said = microscope.table(seen).split("\nLAYER 0")[1].split("of its tokens, also to")[1].split("\n\n")[0]
+    shares = microscope.shared(seen.layers[0].co_activation)
+    others = shares[~np.eye(len(shares), dtype=bool)]
+    assert re.findall(r"[\d.]+%", said) == [f"{share:.1%}" for share in others]
+
+
 def test_a_table_of_many_experts_is_cut_into_lines_that_can_be_read(small):
     config = dataclasses.replace(small, experts=64)
     model = model_of(config, TEXTS["pyramid"])

@@ -307,3 +307,11 @@ plots.load_over_time([{"step": 1, "load": [[0.5, 0.5]]}])
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_collapsed_load_is_inside_its_panel_and_said_to_be_beyond_the_colours():
+    load = [[0.9] + [0.1 / 7] * 7]
+    (axes,) = plots.load_over_time([{"step": step, "load": load} for step in (1, 2)]).axes
+    assert axes.get_ylim()[1] > 0.9
+    for shown, extend in ((load, "max"), (np.full((1, 8), 0.125), "neither")):
+        assert plots.expert_load(np.array(shown)).axes[1]._colorbar.extend == extend

@@ -11,7 +11,19 @@ import numpy as np
 import pytest
 import small_runs
 
-from minimoe import checkpoint, config, evaluation, generation, suite, suite_table, sums, texts, trainer, well_formed
+from minimoe import (
+    checkpoint,
+    config,
+    evaluation,
+    generation,
+    intervals,
+    suite,
+    suite_table,
+    sums,
+    texts,
+    trainer,
+    well_formed,
+)
 from minimoe.config import ModelConfig
 from minimoe.corpus import Corpus
 from minimoe.errors import UserError
@@ -154,6 +166,19 @@ def test_by_chance_is_what_was_written_in_disorder(runs: dict[str, Path], writes
         assert found.reachable is not None and found.reachable > 0.5
 
 
+def test_another_seed_shares_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(generation, "write", lambda *_, temperature, seed: seeds.append(seed) or "")
+    for seed in range(3):
+        suite._write(None, "x", FEW._replace(samples=6, seed=seed), map)  # type: ignore[arg-type]
+    assert len(set(seeds)) == 18
+
+
+def test_trained_tokens_are_those_of_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suite.metrics, "read", lambda folder: [{"tokens": 32}, {"tokens": 64}])
+    assert suite._trained_tokens(Path()) == 64
+
+
 def test_a_shuffled_text_keeps_its_brackets_and_quotes(runs: dict[str, Path], writes: Any) -> None:
     """Wherever its line end has gone."""
     text = "()" + 40 * "x" + "\n"
@@ -290,6 +315,26 @@ def test_rows_set_two_models_side_by_side() -> None:
     assert addition.difference is not None and addition.difference.value == pytest.approx(0.4)
     assert addition.difference.low > 0.2
     assert python.cells == (None, None) and python.note == "not measured: no Python"
+
+
+def test_sums_are_compared_in_pairs_and_written_texts_are_not() -> None:
+    one, other = np.arange(50) < 30, np.arange(50) < 25
+
+    def measured(right: np.ndarray) -> Measured:
+        losses = {"fables": Losses(np.arange(40.0) * 10, np.full(40, 100), 4.5)}
+        marks = {"unseen sums, addition": Marks(right, 0.04), suite.PYTHON: Marks(right, 0.25, 0.9)}
+        return Measured("x", 1000, 3000, 5000, losses, marks)  # type: ignore[arg-type]
+
+    results = Results(FEW, (measured(one), measured(other)))
+    _, addition, python = suite_table.rows(results)
+    assert addition.difference == intervals.answers_apart(one, other)
+    assert python.difference == intervals.shares_apart(intervals.wilson(30, 50), intervals.wilson(25, 50))
+    row = json.loads(suite_table.to_json(results))["rows"][-1]
+    assert row["reachable"] == 0.9 and row["difference"]["value"] == pytest.approx(0.1)
+    (line,) = (line for line in suite_table.table(results).splitlines() if line.startswith("  Python that parses"))
+    assert line.split()[-2:] == ["25.0%", "90.0%"]
+    loss, again = (suite_table.rows(Results(FEW._replace(seed=seed), results.models))[0].cells[0] for seed in (0, 1))
+    assert loss is not None and again is not None and loss.number.low != again.number.low
 
 
 def test_a_comparison_that_is_less_than_fair_says_so() -> None:

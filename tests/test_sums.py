@@ -73,3 +73,7 @@ def test_a_text_without_such_lines_is_known() -> None:
     assert not sums.are_in("The box holds 3 + 4 = 7")
     for name in ("fables", "dialogues", "contes"):
         assert not sums.are_in(corpus.load(name).documents[name])
+
+
+def test_the_tokens_of_an_answer_end_the_longest_number() -> None:
+    assert max(sums.A) + max(sums.B) < 10 ** (sums.ANSWER_TOKENS - 1)

@@ -96,3 +96,9 @@ def test_whole_lines_leave_out_a_last_one_without_end() -> None:
     assert whole_lines("a\nb\nc") == "a\nb\n"
     assert whole_lines("a\n") == "a\n"
     assert whole_lines("abc") == "abc"
+
+
+@pytest.mark.parametrize(("opening", "closing"), ["[]", "{}", "()"])
+def test_a_closing_bracket_at_the_margin_still_belongs_to_the_definition(opening: str, closing: str) -> None:
+    code = f"def f(x):\n    return {opening}\n{closing}\n"
+    assert first_definition(f"\n\n\n{code}x = 1\n") == code
