@@ -515,13 +515,13 @@ def test_a_text_too_short_for_the_context_is_refused_before_anything_is_written(
 
 
 def test_what_is_no_preset_or_no_corpus_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    for preset, corpus, says in (
+    for preset, text, says in (
         (SMALL.model, CORPUS, "is no preset: give the name of one"),
         (SMALL, "", "The corpus '' is unknown"),
         (SMALL, Path("text.txt"), "is no corpus: give the name of one"),
     ):
         with pytest.raises(UserError, match=says):
-            trainer.train(preset, corpus=corpus, out=tmp_path / "run")  # type: ignore[arg-type]
+            trainer.train(preset, corpus=text, out=tmp_path / "run")  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
