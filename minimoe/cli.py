@@ -323,9 +323,13 @@ def _bench(chosen: argparse.Namespace) -> int:
 
 
 def _corpus(chosen: argparse.Namespace) -> int:
-    from minimoe import corpus
+    from minimoe import corpus, shakespeare
 
-    print(printable(str(corpus.download(chosen.name))))
+    if chosen.name != "shakespeare":
+        if chosen.name in corpus.NAMES:
+            raise UserError(f"The corpus {chosen.name!r} is here already: train on it with --corpus {chosen.name}.")
+        raise UserError(f"The corpus {chosen.name!r} is unknown; the one that is downloaded is 'shakespeare'.")
+    print(printable(str(shakespeare.download())))
     return 0
 
 

@@ -10,7 +10,6 @@ experts prefer fables and which prefer sums:
 Only 'shakespeare' ever needs the network, and only once.
 """
 
-import os
 import sysconfig
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from minimoe import shakespeare
 from minimoe.errors import UserError
-
-# Everything that a download needs (urllib, hashlib, tqdm) is imported where it is used: importing them costs more than
-# the rest of this module together, and most runs never download.
 
 DATA = ("fables", "dialogues", "contes", "sums")
 NAMES = ("data", *DATA, "python-docs", "python-code", "shakespeare")
@@ -64,10 +61,6 @@ PYTHON_MODULES = (
     "tokenize",
     "weakref",
 )
-
-SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-TIMEOUT = 30.0  # seconds without a single byte before a download gives up
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -125,7 +118,7 @@ def load(name: str) -> Corpus:
     if name == "python-code":
         return Corpus(name, {name: _python_code()})
     if name == "shakespeare":
-        return Corpus(name, {name: _read(download(name))})
+        return Corpus(name, {name: _read(shakespeare.download())})
 
     from difflib import get_close_matches
 
@@ -184,127 +177,6 @@ def split(
         train.append(ids[:cut])
         validation.append(ids[cut:])
     return train, validation
-
-
-def download(
-    name: str = "shakespeare",
-    *,
-    url: str | None = None,
-    cache_dir: str | Path | None = None,
-    progress: bool = True,
-) -> Path:
-    """The path of tiny Shakespeare (1.1 MB), fetched if the cache does not hold it yet.
-
-    What arrives is collected in a ``.part`` file, which an interrupted download leaves behind and the next one
-    continues. The file takes its final name only once its SHA-256 is the expected one.
-
-    Args:
-        name: only 'shakespeare' is downloaded; every other corpus is already here.
-        url: where to fetch it, instead of ``$MINIMOE_SHAKESPEARE_URL`` or else ``SHAKESPEARE_URL``.
-        cache_dir: where to keep it, instead of ``$MINIMOE_CACHE``, ``$XDG_CACHE_HOME/minimoe`` or ``~/.cache/minimoe``.
-        progress: show a progress bar on standard error.
-
-    Raises:
-        UserError: the name is not 'shakespeare', the server cannot be reached or breaks off, the cache cannot be
-            written, or what arrived is not the expected file.
-    """
-    if name != "shakespeare":
-        if name in NAMES:
-            raise UserError(f"The corpus {name!r} is here already: train on it with --corpus {name}.")
-        raise UserError(f"The corpus {name!r} is unknown; the one that is downloaded is 'shakespeare'.")
-    url = url or os.environ.get("MINIMOE_SHAKESPEARE_URL") or SHAKESPEARE_URL
-    folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
-    target = folder / "shakespeare.txt"
-    part = folder / "shakespeare.txt.part"
-    try:
-        if _sha256(target) == SHAKESPEARE_SHA256:
-            return target
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"The cache folder {folder} cannot be used ({error}); set MINIMOE_CACHE to a folder that can be written, "
-            "or train on any local file with --text PATH."
-        ) from error
-
-    try:
-        for _ in range(2):
-            continued = part.exists()
-            if (digest := _sha256(part)) != SHAKESPEARE_SHA256:
-                _fetch(url, part, progress)
-                digest = _sha256(part)
-            if digest == SHAKESPEARE_SHA256:
-                os.replace(part, target)
-                return target
-            part.unlink(missing_ok=True)
-            if not continued:  # a continued file may only have begun wrongly, which deserves a second, fresh attempt
-                break
-    except (OSError, ValueError) as error:  # every network error is an OSError; a malformed URL is a ValueError
-        raise UserError(
-            f"The download of {name!r} from {url} failed ({error}); check the network and run again, which continues "
-            "where this stopped, or train on any local file with --text PATH."
-        ) from error
-    raise UserError(
-        f"The file at {url} is not {name!r}: expected SHA-256 {SHAKESPEARE_SHA256}, got {digest}. "
-        "Nothing was kept; run again, or train on any local file with --text PATH."
-    )
-
-
-def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Bring the rest of ``url`` into ``part``; what has arrived stays there when the connection breaks.
-
-    When the server has no such rest, ``part`` is left as it was: its digest will tell whether it is already complete.
-
-    Raises:
-        OSError: the server cannot be reached, refuses, breaks off, or the disk is full.
-        ValueError: the URL is malformed.
-    """
-    from http.client import HTTPException
-    from urllib.error import HTTPError
-    from urllib.request import Request, urlopen
-
-    from tqdm import tqdm
-
-    start = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-    try:
-        with urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != 206:  # only a 206 is the rest that was asked for, anything else the whole file
-                start = 0
-            length = response.headers.get("Content-Length")
-            total = None if length is None else start + int(length)
-            bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=not progress)
-            with open(part, "ab" if start else "wb") as file, bar:
-                # read1 hands over whatever has arrived; read would wait for a full block and lose it when cut off.
-                while chunk := response.read1(1 << 16):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                received = file.tell()
-            if total is not None and received < total:
-                raise OSError(f"the connection closed after {received:,} of {total:,} bytes")
-    except HTTPError as error:
-        error.close()
-        if error.code != 416 or not start:  # 416: the file has no bytes from ``start`` on
-            raise
-    except HTTPException as error:  # unlike every other network error, not an OSError
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _sha256(path: Path) -> str | None:
-    """The SHA-256 of a file in hexadecimal, or None where there is no file."""
-    import hashlib
-
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except FileNotFoundError:
-        return None
-
-
-def _cache_folder() -> Path:
-    if own := os.environ.get("MINIMOE_CACHE"):
-        return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "minimoe"
-    return Path.home() / ".cache" / "minimoe"
 
 
 def _read(path: Path) -> str:

@@ -17,7 +17,7 @@ import small_runs
 from small_runs import finished, metrics, options
 
 import minimoe
-from minimoe import checkpoint, cli, config, corpus, evaluation, report, trainer, workers
+from minimoe import checkpoint, cli, config, corpus, evaluation, report, shakespeare, trainer, workers
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import printable
 
@@ -282,7 +282,7 @@ def test_info_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_corpus_says_where_the_file_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(corpus, "download", lambda name: Path("/cache") / f"{name}.txt")
+    monkeypatch.setattr(shakespeare, "download", lambda: Path("/cache") / "shakespeare.txt")
     assert cli.main(["corpus", "shakespeare"]) == 0
     assert capsys.readouterr().out == "/cache/shakespeare.txt\n"
 
@@ -352,7 +352,8 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["evaluate", "x", "--suite", "--text", "y"], "--text cannot go with --suite"),
         (["evaluate", "x", "--suite", "--samples", "0"], "samples 0 leaves nothing to measure"),
         (["generate", "/nowhere", "--prompt", "a"], "/nowhere is not a run"),
-        (["corpus", "bible"], "'bible' is unknown"),
+        (["corpus", "bible"], "'bible' is unknown; the one that is downloaded is 'shakespeare'"),
+        (["corpus", "fables"], "'fables' is here already: train on it with --corpus fables"),
         (["train", "--resume", ""], "--resume is empty, expected a value"),
         (["train", "--out", ""], "--out is empty"),
         (["train", "--text", "a", ""], "--text is empty"),
@@ -524,7 +525,7 @@ def test_names_that_are_printed_cannot_steer_a_terminal(
     shutil.copytree(run, evil)
     text = str(tmp_path / f"{EVIL}.txt")
     Path(text).write_text(small_runs.PYRAMID, encoding="utf-8")
-    monkeypatch.setattr(corpus, "download", lambda name: evil)
+    monkeypatch.setattr(shakespeare, "download", lambda: evil)
     for words in (
         ["params", str(evil)],
         ["routing", str(evil), "--text", text],

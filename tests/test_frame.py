@@ -96,7 +96,7 @@ FLOORS = (
     {"layers.decoder", "data_parallel"},
     {"layers"},  # layers/__init__.py
     {"objective"},
-    {"files", "finite_differences", "verdict", "accounting", "metrics", "safetensors_file", "handicaps"},
+    {"files", "finite_differences", "verdict", "accounting", "metrics", "safetensors_file", "handicaps", "shakespeare"},
     {"gradcheck", "optimizer", "corpus", "tokenizer", "checkpoint", "texts", "machine", "huggingface_config"},
     {"huggingface_tokenizer", "huggingface", "evaluation", "blueprint", "canvas", "step", "stopwatch"},
     {"sampling", "kv_cache", "one_token", "routing"},
