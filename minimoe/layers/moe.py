@@ -90,21 +90,13 @@ def forward(
         estimate_load=estimate_load,
         mask=mask,
     )
-    kept = None
-    entries: Any = B * T * config.active_experts
+    kept, asked = None, 0
     if capacity_factor is not None:
-        chosen, K = routing.experts.reshape(B, -1), config.active_experts
-        if mask is None:
-            kept = within_capacity(chosen, config.experts, math.ceil(capacity_factor * K * T / config.experts))
-        else:
-            real = mask.astype(bool).repeat(K, axis=1)  # (B, T·K)
-            capacity = array_module(mask).ceil(capacity_factor * real.sum(1, keepdims=True) / config.experts)
-            kept = within_capacity(chosen, config.experts, capacity, real)
-            entries = real.sum()
+        kept, asked = seat(routing.experts.reshape(B, T, -1), config.experts, capacity_factor, mask)
     dispatch = sort_by_expert(routing.experts, config.experts, kept)
     y_sorted, experts_cache = swiglu.forward(params.experts, x_rows.take(dispatch.token, axis=0), dispatch.counts)
     y = combine(y_sorted, dispatch.place, routing.weights)
-    dropped = 0 if kept is None else entries - sum(dispatch.counts)
+    dropped = 0 if kept is None else asked - sum(dispatch.counts)
     return y.reshape(B, T, D), stats, dropped, Cache(routing, dispatch, y_sorted, router_cache, experts_cache)
 
 
@@ -126,6 +118,17 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     dx_router, drouter = router.backward(params.router, router_cache, dweights_sorted[dispatch.place], dstats)
     dx += dx_router
     return dx.reshape(dy.shape), MoE(drouter, dexperts)
+
+
+def seat(experts: Array, count: int, factor: float, mask: Array | None) -> tuple[Array, Any]:
+    """experts (B, T, K) → which entries find a place in the capacity, (B, T·K) bool, and how many asked for one."""
+    B, T, K = experts.shape
+    entries = experts.reshape(B, T * K)
+    if mask is None:
+        return within_capacity(entries, count, math.ceil(factor * K * T / count)), B * T * K
+    real = mask.astype(bool).repeat(K, axis=1)  # (B, T·K)
+    capacity = array_module(mask).ceil(factor * real.sum(1, keepdims=True) / count)  # (B, 1)
+    return within_capacity(entries, count, capacity, real), real.sum()
 
 
 def within_capacity(experts: Array, count: int, capacity: int | Array, real: Array | None = None) -> Array:
