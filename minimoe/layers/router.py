@@ -125,7 +125,7 @@ def forward(
         noise = None
 
     # one beyond the chosen: its logit is the threshold that a chosen expert must stay above
-    ranking = xp.argsort(-noisy, axis=1, kind="stable")[:, : top_k + 1]
+    ranking = _largest(noisy, min(top_k + 1, experts))
     chosen = ranking[:, :top_k]
     if renormalize:
         weights = gate = _softmax(xp.take_along_axis(noisy, chosen, axis=1))[0]
@@ -229,6 +229,21 @@ def _probability_of_being_chosen(
     threshold = xp.where(chosen, noisy[rows, first_out][:, None], noisy[rows, last_in][:, None])
     z = (clean - threshold) / sigma
     return normal.cumulative(z), LoadCache(z, chosen, last_in, first_out)
+
+
+def _largest(z: Array, count: int) -> Array:
+    """z (N, E) → the columns of the largest of each row, largest first, the lowest of equals first: (N, count).
+
+    To look for one after the other takes an eighth of the time of sorting 64.
+    """
+    xp = array_module(z)
+    left = z.copy()
+    rows = xp.arange(len(z))
+    columns = []
+    for _ in range(count):
+        columns.append(left.argmax(1))
+        left[rows, columns[-1]] = -np.inf
+    return xp.stack(columns, axis=1)
 
 
 def _softmax(z: Array) -> tuple[Array, Array]:
