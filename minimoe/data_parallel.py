@@ -7,6 +7,7 @@ Each worker runs the same code and knows its ``group``, through which all of the
 ``all_reduce`` for small sums, ``reduce_scatter`` for gradients, after which each worker has the total of its own part
 of the parameters and updates that part for everyone (the first stage of ZeRO). Sums are always taken in the same
 order, so that their rounding repeats: small ones in the order of the workers, a gradient from its owner's part on.
+``assemble`` is for rows of tokens, which expert_parallel.py sends from worker to worker.
 
 On Linux the workers are processes: forked, so that they begin with all that the caller has, and with parameters and
 gradients in ``shared`` memory. Threads would be simpler, and are what other systems get; but Python lets only one
@@ -27,7 +28,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,29 +63,39 @@ class Group:
         """Returns when every worker has come this far."""
         self.all_gather(None)
 
-    def share(self, params: Any) -> list[str]:
+    def part(self, count: int) -> slice:
+        """This worker's of ``count`` things in a row, of which every worker has about equally many."""
+        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    def assemble(self, part: Array, start: int, total: int) -> Array:
+        """Everyone's rows (n, ...), worker below worker, this one's from ``start`` on → all of them (total, ...).
+
+        Everyone must call it. The result is for reading, until the next call.
+        """
+        return part
+
+    def share(self, params: Mapping[str, Array]) -> list[str]:
         """The names of this worker's parameters: each has one owner, and the owners about equally many numbers."""
         held = [0] * self.size
         mine = []
-        for name, leaf in sorted(tree.named_leaves(params), key=lambda named: -named[1].size):
+        for name, leaf in sorted(params.items(), key=lambda named: -named[1].size):
             owner = held.index(min(held))
             held[owner] += leaf.size
             if owner == self.rank:
                 mine.append(name)
         return mine
 
-    def reduce_scatter(self, gradient: Any, names: Collection[str]) -> dict[str, Array]:
+    def reduce_scatter(self, gradient: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
         """The sum over all workers of the arrays called ``names``, which no other worker asks for.
 
         Everyone's ``gradient`` must stay as it is until all are done, up to the arrays that are returned.
         """
-        mine = dict(tree.named_leaves(gradient))
-        for other in self.exchange(mine, names):
+        for other in self.exchange(gradient, names):
             for name in names:
-                mine[name] += other[name]
-        return {name: mine[name] for name in names}
+                gradient[name][...] += other[name]
+        return {name: gradient[name] for name in names}
 
-    def exchange(self, mine: dict[str, Array], names: Collection[str]) -> list[dict[str, Array]]:
+    def exchange(self, mine: Mapping[str, Array], names: Collection[str]) -> list[Mapping[str, Array]]:
         """Lets the others read all of ``mine`` but ``names`` → what the others have, by rank, for reading ``names``."""
         return []
 
@@ -104,24 +115,29 @@ def forks() -> bool:
 
 def shared(array: Array) -> Array:
     """A copy in memory that this process shares with those that it forks; raises ``MemoryError`` if there is none."""
-    try:
-        memory = mmap.mmap(-1, max(1, array.nbytes))
-    except OSError as error:
-        raise MemoryError(f"{array.nbytes:,} bytes to share: {error.strerror}") from None
-    copy = np.frombuffer(memory, array.dtype, array.size).reshape(array.shape)
+    copy = np.frombuffer(_shared_memory(array.nbytes), array.dtype, array.size).reshape(array.shape)
     copy[...] = array
     return copy
 
 
+def _shared_memory(size: int) -> mmap.mmap:
+    """``size`` bytes, of which the system provides those that are used."""
+    try:
+        return mmap.mmap(-1, max(1, size))
+    except OSError as error:
+        raise MemoryError(f"{size:,} bytes to share: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def workers(
-    size: int, work: Work, like: Any, processes: bool | None = None
+    size: int, work: Work, like: Mapping[str, Array], processes: bool | None = None, board: int = 0
 ) -> Iterator[Callable[[Sequence[Any]], Any]]:
-    """Opens a group of ``size`` workers for ``work(group, message)``; ``like`` is a tree in the shapes of a gradient.
+    """Opens a group of ``size`` workers for ``work(group, message)``.
 
-    What is opened is a function of ``size`` messages, one for each worker, that returns the result of worker 0. BLAS
-    has one thread in each. A failure in any worker, up to its last exchange with the others, is raised by it, and is
-    the end of the group. ``processes`` says whether workers are processes or threads; None leaves it to the system.
+    ``like`` has the shapes of the gradients that they add up, ``board`` is how many bytes they assemble at most. What
+    is opened is a function of ``size`` messages, one for each worker, that returns the result of worker 0. BLAS has one
+    thread in each. A failure in any worker, up to its last exchange with the others, is raised by it, and is the end of
+    the group. ``processes`` says whether workers are processes or threads; None leaves it to the system.
 
     Raises:
         UserError: a worker process cannot be started, or was stopped by someone else.
@@ -130,7 +146,7 @@ def workers(
         if size == 1:
             yield lambda messages: work(ALONE, messages[0])
         elif forks() if processes is None else processes:
-            with _processes(size, work, like) as run:
+            with _processes(size, work, like, board) as run:
                 yield run
         else:
             with _threads(size, work) as run:
@@ -143,10 +159,13 @@ def workers(
 class _Process(Group):
     """A worker that is a process, linked to worker 0, or as worker 0 to all others."""
 
-    def __init__(self, rank: int, links: Sequence[Connection], slots: Sequence[dict[str, Array]]) -> None:
+    def __init__(
+        self, rank: int, links: Sequence[Connection], slots: Sequence[Mapping[str, Array]], boards: Sequence[mmap.mmap]
+    ) -> None:
         self.rank, self.size = rank, len(slots)
         self.links = links  # worker 0 has one to each other, and each of them one to it
         self.slots = slots  # for each worker, room for the gradient that it lets others read
+        self.boards = list(boards)  # two, for rows of all: while one is read, someone may already fill the other
 
     def all_gather(self, mine: Tree) -> list[Tree]:
         if self.rank > 0:
@@ -169,7 +188,14 @@ class _Process(Group):
             link.send(total)
         return total
 
-    def exchange(self, mine: dict[str, Array], names: Collection[str]) -> list[dict[str, Array]]:
+    def assemble(self, part: Array, start: int, total: int) -> Array:
+        self.boards.reverse()
+        whole: Array = np.ndarray((total, *part.shape[1:]), part.dtype, self.boards[0])
+        whole[start : start + len(part)] = part
+        self.barrier()
+        return whole
+
+    def exchange(self, mine: Mapping[str, Array], names: Collection[str]) -> list[Mapping[str, Array]]:
         for name, leaf in mine.items():
             if name not in names:
                 self.slots[self.rank][name][...] = leaf
@@ -192,10 +218,13 @@ class _Failure:
 
 
 @contextlib.contextmanager
-def _processes(size: int, work: Work, like: Any) -> Iterator[Callable[[Sequence[Any]], Any]]:
+def _processes(
+    size: int, work: Work, like: Mapping[str, Array], board: int
+) -> Iterator[Callable[[Sequence[Any]], Any]]:
     from multiprocessing import Pipe
 
-    slots = [{name: shared(np.zeros_like(leaf)) for name, leaf in tree.named_leaves(like)} for _ in range(size)]
+    slots = [{name: shared(np.zeros_like(leaf)) for name, leaf in like.items()} for _ in range(size)]
+    boards = [_shared_memory(board) for _ in range(2)]
     links: list[Connection] = []
     children: list[int] = []
     try:
@@ -208,10 +237,10 @@ def _processes(size: int, work: Work, like: Any) -> Iterator[Callable[[Sequence[
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = _fork()
             if child == 0:
-                _serve(_Process(rank, [theirs], slots), theirs, work)
+                _serve(_Process(rank, [theirs], slots, boards), theirs, work)
             children.append(child)
             theirs.close()
-        group = _Process(0, links, slots)
+        group = _Process(0, links, slots, boards)
 
         def run(messages: Sequence[Any]) -> Any:
             try:
@@ -282,7 +311,10 @@ class _Thread(Group):
         self.meeting.wait()
         return everyones
 
-    def exchange(self, mine: dict[str, Array], names: Collection[str]) -> list[dict[str, Array]]:
+    def assemble(self, part: Array, start: int, total: int) -> Array:
+        return np.concatenate(self.all_gather(part))
+
+    def exchange(self, mine: Mapping[str, Array], names: Collection[str]) -> list[Mapping[str, Array]]:
         return [other for rank, other in enumerate(self.all_gather(mine)) if rank != self.rank]
 
 

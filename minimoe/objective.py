@@ -70,7 +70,14 @@ class Totals(NamedTuple):
     dstats: list[RouterStats]  # L: gradient by each layer's sums
 
 
-def forward(params: Decoder, shard: Shard, config: ModelConfig, objective: Objective, keep: bool = True) -> Forward:
+def forward(
+    params: Decoder,
+    shard: Shard,
+    config: ModelConfig,
+    objective: Objective,
+    keep: bool = True,
+    group: Group = ALONE,
+) -> Forward:
     """Phase 1 for one shard; without ``keep``, only the sums remain."""
     logits, routed, cache = decoder.forward(
         params,
@@ -80,6 +87,7 @@ def forward(params: Decoder, shard: Shard, config: ModelConfig, objective: Objec
         capacity_factor=objective.capacity_factor,
         estimate_load=objective.coefficients.load > 0,
         mask=shard.mask,
+        group=group,
     )
     loss, loss_cache = cross_entropy.forward(logits, shard.targets, shard.mask)
     return Forward(Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None)
@@ -120,17 +128,21 @@ def loss_and_gradient(
     *,
     recompute: bool = False,
     group: Group = ALONE,
+    expert_parallel: bool = False,
 ) -> tuple[Totals, Decoder]:
     """Both phases over all shards of a batch → its losses and the gradient of ``total``.
 
     ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
     shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
-    and gets the losses of the whole batch, with the part of the gradient that flows through its shards.
+    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. With
+    ``expert_parallel`` everyone must have the same number of shards, and gets of the experts' gradient its own experts,
+    but those whole.
     """
-    forwards = [forward(params, shard, config, objective, keep=not recompute) for shard in shards]
+    experts = group if expert_parallel else ALONE
+    forwards = [forward(params, shard, config, objective, keep=not recompute, group=experts) for shard in shards]
     totals = add_up(forwards, objective, group)
     gradients = (
-        backward(params, forward(params, shard, config, objective) if recompute else done, totals)
+        backward(params, forward(params, shard, config, objective, group=experts) if recompute else done, totals)
         for shard, done in zip(shards, forwards, strict=True)
     )
     total = next(gradients)

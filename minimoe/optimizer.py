@@ -74,17 +74,19 @@ def update(params: Decoder, gradient: Decoder, state: State, config: TrainConfig
 
     Weight decay is decoupled from the gradient, and for matrices only: w ← w − rate · (decay · w + direction).
     """
-    update_some(params, dict(tree.named_leaves(gradient)), state, config, step)
+    update_some(dict(tree.named_leaves(params)), dict(tree.named_leaves(gradient)), state, config, step)
 
 
-def update_some(params: Decoder, gradient: Mapping[str, Array], state: State, config: TrainConfig, step: int) -> None:
+def update_some(
+    params: Mapping[str, Array], gradient: Mapping[str, Array], state: State, config: TrainConfig, step: int
+) -> None:
     """``update`` for the parameters that ``gradient`` names, and no others."""
     rate = learning_rate(step, config)
-    for name, leaf in tree.named_leaves(params):
-        if name in gradient:
-            for rows in _pieces(leaf):
-                moments = tree.map(itemgetter(rows), state[name])
-                _update_piece(name, leaf[rows], gradient[name][rows], moments, config, step, rate)
+    for name, d in gradient.items():
+        leaf = params[name]
+        for rows in _pieces(leaf):
+            moments = tree.map(itemgetter(rows), state[name])
+            _update_piece(name, leaf[rows], d[rows], moments, config, step, rate)
 
 
 def _update_piece(

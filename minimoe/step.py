@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import data_parallel, objective, optimizer, tree
-from minimoe.arrays import like
+from minimoe import data_parallel, expert_parallel, objective, optimizer, tree
+from minimoe.arrays import Array, like
 from minimoe.config import ModelConfig, TrainConfig
-from minimoe.data_parallel import ALONE, Group
+from minimoe.data_parallel import ALONE, Group, Work
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
 from minimoe.objective import Objective, Shard, Totals
@@ -80,8 +80,20 @@ def together(
         shards, number = task
         return take(params, moments, shards, model, recipe, number, group)
 
-    with data_parallel.workers(workers, work, params) as run:
+    with opened(workers, work, params, model, recipe) as run:
         yield Team(params, moments, lambda shards, number: run([(shards[i::workers], number) for i in range(workers)]))
+
+
+def opened(
+    workers: int, work: Work, params: Decoder, model: ModelConfig, recipe: TrainConfig
+) -> contextlib.AbstractContextManager[Callable[[Sequence[Any]], Any]]:
+    """``data_parallel.workers`` with room for all that ``gradient`` moves between them."""
+    named = dict(tree.named_leaves(params))
+    if not rows_travel(model, recipe, workers):
+        return data_parallel.workers(workers, work, named)
+    added_up = {name: leaf for name, leaf in named.items() if not expert_parallel.is_an_expert(name)}
+    rows = _tokens_at_once(model, recipe, workers) * model.active_experts
+    return data_parallel.workers(workers, work, added_up, board=rows * model.width * params.norm.gain.itemsize)
 
 
 def take(
@@ -98,20 +110,48 @@ def take(
     In a ``group``, every worker takes it on its own shards and updates its own share of the parameters. Where loss or
     norm is not a finite number, everything stays as it was.
     """
+    totals, my_gradient = gradient(params, shards, model, recipe, group)
+    norm = float(optimizer.clip(list(my_gradient.values()), recipe.clip, group))
+    if is_finite(totals, norm):
+        own = group.part(model.experts) if rows_travel(model, recipe, group.size) else slice(None)
+        my_params = expert_parallel.cut(dict(tree.named_leaves(params)), own)
+        optimizer.update_some(my_params, my_gradient, expert_parallel.cut(moments, own), recipe, number)
+    group.barrier()
+    return totals, norm
+
+
+def gradient(
+    params: Decoder, shards: Sequence[Shard], model: ModelConfig, recipe: TrainConfig, group: Group = ALONE
+) -> tuple[Totals, dict[str, Array]]:
+    """The losses of a batch, and the gradients of this worker's share of the parameters, by name.
+
+    Where rows travel, its share of every stack of experts is its own experts.
+    """
     goal = Objective(
         Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
         recipe.capacity_factor,
         recipe.pooled_balance,
     )
+    travel = rows_travel(model, recipe, group.size)
     totals, through_mine = objective.loss_and_gradient(
-        params, shards, model, goal, recompute=recipe.accumulate > 1, group=group
+        params, shards, model, goal, recompute=recipe.accumulate > 1, group=group, expert_parallel=travel
     )
-    gradient = group.reduce_scatter(through_mine, group.share(params))
-    norm = float(optimizer.clip(list(gradient.values()), recipe.clip, group))
-    if is_finite(totals, norm):
-        optimizer.update_some(params, gradient, moments, recipe, number)
-    group.barrier()
-    return totals, norm
+    named = dict(tree.named_leaves(through_mine))
+    whole = {name: named.pop(name) for name in list(named) if travel and expert_parallel.is_an_expert(name)}
+    return totals, whole | group.reduce_scatter(named, group.share(named))
+
+
+def rows_travel(model: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
+    """Whether workers keep experts of their own: if that pays, and everyone has some, and equally many shards."""
+    shards = min(recipe.batch, workers * recipe.accumulate)
+    possible = 1 < workers <= model.experts and shards % workers == 0
+    return possible and expert_parallel.pays(model, _tokens_at_once(model, recipe, workers))
+
+
+def _tokens_at_once(model: ModelConfig, recipe: TrainConfig, workers: int) -> int:
+    """The most tokens that all workers together compute with at a time, each with one shard."""
+    shards = min(recipe.batch, workers * recipe.accumulate)
+    return workers * math.ceil(recipe.batch / shards) * model.context
 
 
 def is_finite(totals: Totals, norm: float) -> bool:

@@ -88,16 +88,24 @@ def gradient_in_a_group(
     goal: Objective,
     recompute: bool = False,
     processes: bool | None = None,
+    expert_parallel: bool = False,
 ) -> tuple[Totals, Decoder]:
     """``loss_and_gradient`` by ``size`` workers, whose parts are put together again."""
 
     def work(group: Group, mine: list[Shard]) -> tuple[Totals, Decoder]:
-        totals, part = loss_and_gradient(params, mine, config, goal, recompute=recompute, group=group)
-        owned = group.reduce_scatter(part, group.share(params))
+        totals, part = loss_and_gradient(
+            params, mine, config, goal, recompute=recompute, group=group, expert_parallel=expert_parallel
+        )
+        shared = dict(tree.named_leaves(part))
+        own = {name: shared.pop(name) for name in list(shared) if expert_parallel and ".experts." in name}
+        stacks = [np.concatenate(parts) for parts in zip(*group.all_gather(list(own.values())), strict=True)]
+        owned = group.reduce_scatter(shared, group.share(shared))
         named = {name: leaf for one in group.all_gather(owned) for name, leaf in one.items()}
+        named |= dict(zip(own, stacks, strict=True))
         return totals, tree.rebuild(params, [named[name] for name, _ in tree.named_leaves(params)])
 
-    with data_parallel.workers(size, work, params, processes) as run:
+    room = 8 * config.active_experts * config.width * sum(shard.tokens.size for shard in shards)
+    with data_parallel.workers(size, work, dict(tree.named_leaves(params)), processes, room) as run:
         result: tuple[Totals, Decoder] = run([shards[rank::size] for rank in range(size)])
     return result
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ MODEL = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, con
 TOKENS, TARGETS = np.random.default_rng(0).integers(MODEL.vocab_size, size=(2, 6, 5))
 
 
-def asked(size: int, processes: bool | None, work: Any, like: Any = ()) -> Any:
+def asked(size: int, processes: bool | None, work: Any, like: Any = MappingProxyType({})) -> Any:
     """What worker 0 of a group answers when everyone is told its own rank."""
     with data_parallel.workers(size, work, like, processes) as run:
         return run(range(size))
@@ -65,12 +66,12 @@ def test_no_one_passes_a_barrier_before_all_have_come(processes: bool) -> None:
 
 
 def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> None:
-    params = decoder.init(np.random.default_rng(0), config.preset("toy").model)
+    params = dict(tree.named_leaves(decoder.init(np.random.default_rng(0), config.preset("toy").model)))
     groups = [Group() for _ in range(3)]
     for rank, group in enumerate(groups):
         group.rank, group.size = rank, 3
     shares = [group.share(params) for group in groups]
-    sizes = {name: leaf.size for name, leaf in tree.named_leaves(params)}
+    sizes = {name: leaf.size for name, leaf in params.items()}
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     held = [sum(sizes[name] for name in share) for share in shares]
     assert max(held) < 1.05 * min(held)
@@ -78,29 +79,47 @@ def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> No
 
 
 def test_the_largest_parameters_are_given_away_first() -> None:
-    params = [np.zeros(1), np.zeros(1), np.zeros(1), np.zeros(3)]
+    params = {"a": np.zeros(1), "b": np.zeros(1), "c": np.zeros(1), "d": np.zeros(3)}
     for rank in (0, 1):
         group = Group()
         group.rank, group.size = rank, 2
-        sizes = {name: leaf.size for name, leaf in tree.named_leaves(params)}
+        sizes = {name: leaf.size for name, leaf in params.items()}
         assert sum(sizes[name] for name in group.share(params)) == 3
 
 
 @pytest.mark.parametrize("processes", KINDS)
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_reduce_scatter_gives_each_owner_the_sum_of_its_arrays(size: int, processes: bool) -> None:
-    like = [np.zeros((2, 3)), np.zeros(4), np.zeros(()), np.zeros(0)]
+    like = {"a": np.zeros((2, 3)), "b": np.zeros(4), "c": np.zeros(()), "d": np.zeros(0)}
 
     def work(group: Group, rank: int) -> dict[str, np.ndarray]:
-        mine = [np.full_like(leaf, 10.0**rank) for leaf in like]
+        mine = {name: np.full_like(leaf, 10.0**rank) for name, leaf in like.items()}
         found = group.all_gather(group.reduce_scatter(mine, group.share(like)))
         group.barrier()
         return {name: leaf for one in found for name, leaf in one.items()}
 
     found = asked(size, processes, work, like)
     assert len(found) == len(like)
-    for name, leaf in tree.named_leaves(like):
+    for name, leaf in like.items():
         np.testing.assert_array_equal(found[name], np.full_like(leaf, sum(10.0**rank for rank in range(size))))
+
+
+@pytest.mark.parametrize("processes", KINDS)
+def test_assembled_rows_stay_as_they_are_until_the_next_call(processes: bool) -> None:
+    """Worker 0 goes on at once, and is at its next rows while worker 1 still reads."""
+
+    def work(group: Group, rank: int) -> Any:
+        rows = np.arange(rank, rank + 2)[:, None] * np.ones(3)  # worker 0 has rows 0 and 1, worker 1 rows 2 and 3
+        seen = group.assemble(rows + rank, 2 * rank, 4)
+        if rank == 1:
+            time.sleep(0.05)
+        seen = seen.copy()
+        group.assemble(rows + 9, 2 * rank, 4)
+        return group.all_gather(seen)
+
+    with data_parallel.workers(2, work, {}, processes, board=4 * 3 * 8) as run:
+        for seen in run(range(2)):
+            np.testing.assert_array_equal(seen, np.arange(4)[:, None] * np.ones(3))
 
 
 @pytest.mark.parametrize("processes", KINDS)
@@ -171,7 +190,7 @@ def test_a_group_of_threads_that_has_ended_is_not_taken_for_one_that_works() -> 
             raise ZeroDivisionError
         group.barrier()
 
-    with data_parallel.workers(2, work, (), processes=False) as run:
+    with data_parallel.workers(2, work, {}, processes=False) as run:
         with pytest.raises(ZeroDivisionError):
             run([False, True])
         with pytest.raises(threading.BrokenBarrierError):
@@ -290,7 +309,7 @@ def work(group, rank):
     if rank == 0:
         time.sleep(60)
 
-with data_parallel.workers(3, work, ()) as run:
+with data_parallel.workers(3, work, {}) as run:
     run(range(3))
 """
 

@@ -100,9 +100,9 @@ def test_accumulation_keeps_no_activations_while_it_adds_up_the_losses(
     seen: list[bool] = []
     forward = objective.forward
 
-    def watched(*arguments: Any, keep: bool = True) -> objective.Forward:
+    def watched(*arguments: Any, keep: bool = True, **others: Any) -> objective.Forward:
         seen.append(keep)
-        return forward(*arguments, keep=keep)
+        return forward(*arguments, keep=keep, **others)
 
     monkeypatch.setattr(objective, "forward", watched)
     monkeypatch.setattr(evaluation, "evaluate", lambda *_: evaluation.Evaluation(0.0, 0, np.zeros((2, 4))))

@@ -53,7 +53,7 @@ def test_peak_memory_counts_what_a_worker_process_shares_with_no_one() -> None:
         group.barrier()
         return found, held
 
-    with data_parallel.workers(2, work, ()) as run:
+    with data_parallel.workers(2, work, {}) as run:
         run([0, 0])
         before, _ = run([0, 0])
         after, _ = run([0, 10_000_000])

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from minimoe.arrays import Array
 from minimoe.config import ModelConfig
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers import attention, moe, rmsnorm
 from minimoe.layers.attention import Attention, Past
 from minimoe.layers.moe import MoE
@@ -70,6 +71,7 @@ def forward(
     estimate_load: bool = True,
     mask: Array | None = None,
     past: Past | None = None,
+    group: Group = ALONE,
 ) -> tuple[Array, RouterStats, int, Cache]:
     """x (B, T, D) → y (B, T, D), the router's sums, how many entries were dropped; arguments as in attention, moe."""
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
@@ -84,6 +86,7 @@ def forward(
         capacity_factor=capacity_factor,
         estimate_load=estimate_load,
         mask=mask,
+        group=group,
     )
     y += h
     return y, stats, dropped, Cache(attention_norm, attended, moe_norm, mixed)

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from minimoe.arrays import Array, array_module
 from minimoe.config import ModelConfig
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers import block, embedding, linear, rmsnorm, rope
 from minimoe.layers.attention import Past
 from minimoe.layers.block import Block
@@ -73,6 +74,7 @@ def forward(
     mask: Array | None = None,
     past: Sequence[Past] | None = None,
     position: int = 0,
+    group: Group = ALONE,
 ) -> tuple[Array, Routed, Cache]:
     """tokens (B, T) of integers in [0, V) → logits (B, T, V).
 
@@ -97,6 +99,7 @@ def forward(
             estimate_load=estimate_load,
             mask=mask,
             past=None if past is None else past[layer],
+            group=group,
         )
         routed.stats.append(stats)
         routed.dropped.append(dropped)

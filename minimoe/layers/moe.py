@@ -12,6 +12,8 @@ tokens of each sequence, first come, first served, and later ones lose that entr
 (GShard's group) makes the result the same however a batch is split, and earlier tokens independent of later ones.
 Padding is no token: it takes no place, and loses its entries.
 
+Workers of a group may keep experts of their own; the sorted rows then travel to their owners and back.
+
 Sorting instead of padding: Gale et al. 2022, arXiv 2211.15841. Capacity: Lepikhin et al. 2020, arXiv 2006.16668.
 Lesson: lessons/09_moe_layer.ipynb
 """
@@ -25,8 +27,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from minimoe import expert_parallel
 from minimoe.arrays import Array, array_module, to_host
 from minimoe.config import ModelConfig
+from minimoe.data_parallel import ALONE, Group
+from minimoe.expert_parallel import Journey
 from minimoe.layers import router, swiglu
 from minimoe.layers.router import Router, RouterStats, Routing
 from minimoe.layers.swiglu import Experts
@@ -52,6 +57,7 @@ class Cache(NamedTuple):
     y_sorted: Array  # (N·K, D)  before weighting
     router: router.Cache
     experts: swiglu.Cache
+    journey: Journey
 
 
 def init(
@@ -73,11 +79,13 @@ def forward(
     capacity_factor: float | None = None,
     estimate_load: bool = True,
     mask: Array | None = None,
+    group: Group = ALONE,
 ) -> tuple[Array, RouterStats, int, Cache]:
     """x (B, T, D) → y (B, T, D), the router's sums, and how many of the N·K entries were dropped.
 
     ``noise`` (B, T, E) and ``capacity_factor`` belong to training; without them routing is exact and dropless.
-    ``mask`` (B, T) of 0 and 1 keeps padding out of the sums, and out of the capacity and what it drops.
+    ``mask`` (B, T) of 0 and 1 keeps padding out of the sums, and out of the capacity and what it drops. In a ``group``
+    everyone must pass its tokens at the same time.
     """
     B, T, D = x.shape
     x_rows = x.reshape(-1, D)
@@ -94,14 +102,20 @@ def forward(
     if capacity_factor is not None:
         kept, asked = seat(routing.experts.reshape(B, T, -1), config.experts, capacity_factor, mask)
     dispatch = sort_by_expert(routing.experts, config.experts, kept)
-    y_sorted, experts_cache = swiglu.forward(params.experts, x_rows.take(dispatch.token, axis=0), dispatch.counts)
+    journey = expert_parallel.begin(dispatch.counts, group)
+    x_sorted = x_rows.take(dispatch.token, axis=0)
+    y_own, experts_cache = swiglu.forward(journey.own(params.experts), journey.there(x_sorted), journey.counts)
+    y_sorted = journey.back(y_own, len(x_sorted))
     y = combine(y_sorted, dispatch.place, routing.weights)
     dropped = 0 if kept is None else asked - sum(dispatch.counts)
-    return y.reshape(B, T, D), stats, dropped, Cache(routing, dispatch, y_sorted, router_cache, experts_cache)
+    cache = Cache(routing, dispatch, y_sorted, router_cache, experts_cache, journey)
+    return y.reshape(B, T, D), stats, dropped, cache
 
 
 def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -> tuple[Array, MoE]:
     """dy (B, T, D), and the gradient of the losses by the router's sums → dx (B, T, D) and every gradient.
+
+    In a group, the experts' are those of this worker's own experts, for the tokens of all.
 
     y_t = Σ_k w_tk e_tk is a product of two things that learn, the weight and the expert's answer, and x_t reaches y_t
     through its router and through its K experts:
@@ -109,12 +123,12 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
         dw_tk = dy_t · e_tk,    de_tk = w_tk dy_t,    dx_t = Σ_k dx of expert S_tk + dx of the router
     """
     xp = array_module(dy)
-    routing, dispatch, y_sorted, router_cache, experts_cache = cache
+    routing, dispatch, y_sorted, router_cache, experts_cache, journey = cache
     dy_sorted = dy.reshape(-1, dy.shape[-1]).take(dispatch.token, axis=0)
     dweights_sorted = xp.einsum("md,md->m", dy_sorted, y_sorted)
     dy_sorted *= routing.weights.reshape(-1)[dispatch.order][:, None]
-    dx_sorted, dexperts = swiglu.backward(params.experts, experts_cache, dy_sorted)
-    dx = combine(dx_sorted, dispatch.place)
+    dx_own, dexperts = swiglu.backward(journey.own(params.experts), experts_cache, journey.there(dy_sorted))
+    dx = combine(journey.back(dx_own, len(dy_sorted)), dispatch.place)
     dx_router, drouter = router.backward(params.router, router_cache, dweights_sorted[dispatch.place], dstats)
     dx += dx_router
     return dx.reshape(dy.shape), MoE(drouter, dexperts)

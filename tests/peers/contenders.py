@@ -168,7 +168,7 @@ def prompt(task: Task) -> np.ndarray:
 
 
 def minimoe(task: Task, stack: ExitStack) -> Contender:
-    from minimoe import data_parallel, generation, objective, optimizer, step, tree
+    from minimoe import generation, objective, optimizer, step, tree
     from minimoe.arrays import array_module, like, to_device, to_host
     from minimoe.data_parallel import Group
     from minimoe.layers import decoder
@@ -204,12 +204,11 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
         return step.cut(rng, params, tokens, targets, task.model, task.recipe, at_work)
 
     def gradient_alone(group: Group, mine: Sequence[Shard]) -> None:
-        _, gradient = objective.loss_and_gradient(params, mine, task.model, goal, group=group)
-        group.reduce_scatter(gradient, group.share(params))
+        step.gradient(params, mine, task.model, task.recipe, group)
         group.barrier()
 
     if task.work == "gradient":
-        run_all = stack.enter_context(data_parallel.workers(at_work, gradient_alone, params))
+        run_all = stack.enter_context(step.opened(at_work, gradient_alone, params, task.model, task.recipe))
     else:
         team = stack.enter_context(step.together(params, moments, task.model, task.recipe, at_work))
 

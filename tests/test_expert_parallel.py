@@ -1,0 +1,203 @@
+"""Expert parallelism: rows travel to the owners of the experts and back, and no result depends on it."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small_models import assert_close, gradient_in_a_group, identical
+
+from minimoe import config, data_parallel, expert_parallel, objective, optimizer, step, tree
+from minimoe.config import ModelConfig, TrainConfig
+from minimoe.data_parallel import ALONE, Group
+from minimoe.layers import decoder
+from minimoe.layers.balance import Coefficients
+from minimoe.layers.decoder import Decoder
+from minimoe.objective import Objective, Shard
+
+NO_FORK = pytest.mark.skipif(not data_parallel.forks(), reason="workers are threads on this system")
+KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
+
+MODEL = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
+EVERY_LOSS = Objective(Coefficients(0.3, 0.2, 0.1, 0.05))
+
+
+def travelled(counts: Sequence[Sequence[int]], extra: int = 0) -> tuple[list[np.ndarray], list[np.ndarray], list[Any]]:
+    """Each worker's rows, what its experts got of them, and what came back when every owner answered with the same.
+
+    A row is (worker, expert, which of its rows); behind those that travel a worker has ``extra`` rows that do not.
+    """
+
+    def rows_of(worker: int) -> np.ndarray:
+        rows = [(worker, e, i) for e, count in enumerate(counts[worker]) for i in range(count)]
+        return np.array([*rows, *[(worker, -1, i) for i in range(extra)]], float).reshape(-1, 3)
+
+    def work(group: Group, rank: int) -> Any:
+        rows = rows_of(rank)
+        journey = expert_parallel.begin(list(counts[rank]), group)
+        arrived = journey.there(rows)
+        assert len(arrived) == sum(journey.counts)
+        back = journey.back(arrived.copy(), len(rows))
+        return group.all_gather((rows, arrived, back))
+
+    size = len(counts)
+    with data_parallel.workers(size, work, {}, processes=False) as run:
+        everyones = run(range(size))
+    return tuple(map(list, zip(*everyones, strict=True)))  # type: ignore[return-value]
+
+
+@given(
+    st.integers(2, 4).flatmap(
+        lambda size: st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=size, max_size=size)
+    ),
+    st.integers(0, 2),
+)
+@settings(max_examples=30, deadline=None)
+def test_rows_meet_at_the_owner_of_their_expert_and_come_home(counts: list[list[int]], extra: int) -> None:
+    sent, arrived, back = travelled(counts, extra)
+    size = len(counts)
+    for rank in range(size):
+        own = range(rank * 4 // size, (rank + 1) * 4 // size)
+        everything = [tuple(row) for rows in sent for row in rows]
+        expected = sorted((e, worker, i) for worker, e, i in everything if e in own)
+        assert [(e, worker, i) for worker, e, i in arrived[rank]] == expected
+        np.testing.assert_array_equal(back[rank], np.where(sent[rank][:, 1:2] < 0, 0, sent[rank]))
+
+
+@NO_FORK
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
+    """Twice in a row, so that a board is written again while another worker may still read the one before."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(4, size=(size, 5))
+    rows = [rng.standard_normal((of_one.sum(), 3)).astype("f") for of_one in counts]
+
+    def work(group: Group, rank: int) -> Any:
+        journey = expert_parallel.begin(counts[rank].tolist(), group)
+        seen = []
+        for turn in range(20):
+            seen.append(journey.there(rows[rank] + turn))
+            seen.append(journey.back(2 * seen[-1], len(rows[rank])))
+        return group.all_gather(seen)
+
+    found = []
+    for processes in (True, False):
+        with data_parallel.workers(size, work, {}, processes, board=int(counts.sum()) * 3 * 4) as run:
+            found.append(run(range(size)))
+    assert identical(*found)
+
+
+def test_alone_every_row_stays_where_it_is() -> None:
+    rows = np.ones((3, 2))
+    journey = expert_parallel.begin([2, 0, 1], ALONE)
+    assert journey.there(rows) is rows and journey.back(rows, 3) is rows
+    assert journey.counts == [2, 0, 1] and (journey.own(rows) == rows).all()
+
+
+def test_workers_own_about_equally_many_experts() -> None:
+    for size in (1, 2, 3, 5):
+        groups = [Group() for _ in range(size)]
+        for rank, group in enumerate(groups):
+            group.rank, group.size = rank, size
+        parts = [range(5)[group.part(5)] for group in groups]
+        assert [e for part in parts for e in part] == list(range(5))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+# Gradients
+
+
+def batch(rng: np.random.Generator, sizes: Sequence[int], masked: bool) -> list[Shard]:
+    """Shards of so many sequences."""
+    shards = []
+    for size in sizes:
+        tokens, targets = rng.integers(MODEL.vocab_size, size=(2, size, MODEL.context))
+        noise = rng.standard_normal((MODEL.layers, size, MODEL.context, MODEL.experts))
+        lengths = rng.integers(1, MODEL.context + 1, size=size)
+        mask = (np.arange(MODEL.context) < lengths[:, None]).astype(float) if masked else None
+        shards.append(Shard(tokens, targets, noise, mask))
+    return shards
+
+
+@pytest.mark.parametrize("processes", KINDS)
+@pytest.mark.parametrize(
+    ("size", "sequences", "capacity", "masked", "recompute"),
+    [
+        (2, [2, 2], None, False, False),
+        (2, [3, 1], None, False, False),  # of different sizes
+        (2, [1, 2, 2, 1], 0.7, True, True),  # two shards each, full experts, padding, forward twice
+        (3, [1, 2, 1], 0.7, False, False),
+        (5, [1, 1, 1, 1, 1], None, True, False),  # one expert each
+    ],
+)
+def test_every_gradient_is_the_one_that_a_worker_alone_would_get(
+    size: int, sequences: list[int], capacity: float | None, masked: bool, recompute: bool, processes: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    params = decoder.init(rng, MODEL, "float64")
+    params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)  # no zeros, no ones
+    shards = batch(rng, sequences, masked)
+    goal = EVERY_LOSS._replace(capacity_factor=capacity)
+    alone, expected = objective.loss_and_gradient(params, shards, MODEL, goal)
+    found, gradient = gradient_in_a_group(
+        size, params, shards, MODEL, goal, recompute=recompute, processes=processes, expert_parallel=True
+    )
+    np.testing.assert_allclose(found.total, alone.total, rtol=1e-13)
+    assert found.dropped == alone.dropped and (capacity is None or sum(alone.dropped) > 0)
+    assert_close(gradient, expected, atol=1e-13)
+
+
+# Steps
+
+
+@pytest.mark.parametrize("optimizer_name", ["adamw", "muon"])
+@pytest.mark.parametrize("processes", KINDS)
+@pytest.mark.parametrize(("workers", "accumulate"), [(2, 1), (2, 2), (3, 1), (3, 2)])
+def test_owners_of_experts_take_the_step_that_one_takes_alone(
+    workers: int, accumulate: int, processes: bool, optimizer_name: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = TrainConfig(batch=6, warmup=0, accumulate=accumulate, dtype="float64", clip=0.01, optimizer=optimizer_name)
+    alone, moments = stepped(recipe, 1, processes, monkeypatch)
+    monkeypatch.setattr(expert_parallel, "pays", lambda *_: True)
+    assert step.rows_travel(MODEL, recipe, workers)
+    together, their_moments = stepped(recipe, workers, processes, monkeypatch)
+    assert_close(together, alone, atol=1e-10)
+    assert_close(their_moments, moments, atol=1e-10)
+
+
+def stepped(
+    recipe: TrainConfig, workers: int, processes: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Decoder, optimizer.State]:
+    """A model and the optimiser's memory after three steps."""
+    monkeypatch.setattr(data_parallel, "forks", lambda: processes)
+    rng = np.random.default_rng(2)
+    params = decoder.init(rng, MODEL, "float64")
+    tokens, targets = rng.integers(MODEL.vocab_size, size=(2, recipe.batch, MODEL.context))
+    with step.together(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
+        for number in range(3):
+            team.take(step.cut(rng, team.params, tokens, targets, MODEL, recipe, workers), number)
+    return team.params, team.moments
+
+
+def test_rows_travel_where_experts_weigh_more_than_rows() -> None:
+    toy = config.preset("toy")
+    many = dataclasses.replace(toy.model, experts=64)
+    assert not step.rows_travel(toy.model, toy.train, 2)
+    assert step.rows_travel(many, toy.train, 2)
+    assert not step.rows_travel(many, toy.train, 1), "alone"
+    assert not step.rows_travel(many, toy.train, 65), "more workers than experts"
+    assert not step.rows_travel(many, dataclasses.replace(toy.train, batch=9, accumulate=3), 4), "9 shards, 4 workers"
+    rows = 4 * many.active_experts * many.width
+    weights = 3 * many.experts * many.width * many.expert_width
+    assert expert_parallel.pays(many, weights // rows // 2)
+    assert not expert_parallel.pays(many, weights // rows // 2 + 1)
+
+
+def test_what_is_called_an_expert_is_every_stack_of_experts_and_nothing_else() -> None:
+    params = decoder.init(np.random.default_rng(0), MODEL)
+    experts = {id(leaf) for block in params.blocks for leaf in block.moe.experts}
+    for name, leaf in tree.named_leaves(params):
+        assert expert_parallel.is_an_expert(name) == (id(leaf) in experts), name
