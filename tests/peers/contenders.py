@@ -33,7 +33,7 @@ GEMM = 2048
 class Task(NamedTuple):
     """What a contender is to do."""
 
-    who: str  # minimoe, loop, sorted, "loop compiled", "sorted compiled", cached, "cached compiled", transformers, peak
+    who: str  # of CONTENDERS
     work: str  # step: a training step; gradient: forward and backward alone; decode; peak
     model: ModelConfig
     recipe: TrainConfig
@@ -332,6 +332,16 @@ def peak(task: Task, _: ExitStack) -> Contender:
     return Contender(lambda: np.matmul(a, b, out=c))
 
 
+def torch_peak(task: Task, _: ExitStack) -> Contender:
+    """The same product by PyTorch, which brings a BLAS of its own."""
+    import torch
+
+    torch.set_num_threads(task.threads)
+    a, b = (torch.from_numpy(one) for one in np.random.default_rng(0).standard_normal((2, GEMM, GEMM), np.float32))
+    c = torch.empty_like(a)
+    return Contender(lambda: torch.mm(a, b, out=c))
+
+
 CONTENDERS: dict[str, Callable[[Task, ExitStack], Contender]] = {
     "minimoe": minimoe,
     "loop": twin,
@@ -342,4 +352,5 @@ CONTENDERS: dict[str, Callable[[Task, ExitStack], Contender]] = {
     "cached compiled": decoding_twin,
     "transformers": transformers,
     "peak": peak,
+    "torch peak": torch_peak,
 }
