@@ -232,18 +232,22 @@ def _probability_of_being_chosen(
 
 
 def _largest(z: Array, count: int) -> Array:
-    """z (N, E) → the columns of the largest of each row, largest first, the lowest of equals first: (N, count).
+    """Finite z (N, E) → columns of the largest of each row, largest first, the lowest of equals first: (N, count).
 
-    To look for one after the other takes an eighth of the time of sorting 64.
+    Few of many are looked for one after the other: three of 64 in an eighth of the time that sorting takes.
     """
     xp = array_module(z)
+    if count > z.shape[1] // 8:
+        ranking: Array = xp.argsort(-z, axis=1, kind="stable")
+        return ranking[:, :count]
     left = z.copy()
     rows = xp.arange(len(z))
     columns = []
     for _ in range(count):
         columns.append(left.argmax(1))
         left[rows, columns[-1]] = -np.inf
-    return xp.stack(columns, axis=1)
+    found: Array = xp.stack(columns, axis=1)
+    return found
 
 
 def _softmax(z: Array) -> tuple[Array, Array]:

@@ -233,6 +233,19 @@ def test_ties_go_to_the_lowest_index() -> None:
     assert router.forward(Router(gate, None), np.array([[0.0], [1.0]]), 2)[0].experts.tolist() == [[0, 1], [1, 2]]
 
 
+@pytest.mark.parametrize("experts", [4, 40])
+@pytest.mark.parametrize("top_k", [1, 2, 4])
+def test_few_and_many_experts_are_ranked_alike_and_the_first_one_out_behind_them(
+    experts: int, top_k: int, rng: np.random.Generator
+) -> None:
+    """Logits of few different values, so that most have an equal."""
+    logits = rng.integers(6, size=(30, experts)).astype(float)
+    _, _, cache = router.forward(Router(np.eye(experts), None), logits, top_k)
+    expected = [sorted(range(experts), key=lambda e: (-row[e], e))[: top_k + 1] for row in logits]
+    assert cache.ranking.tolist() == expected
+    assert cache.ranking.shape == (30, min(top_k + 1, experts))
+
+
 def test_experts_stand_best_first(rng: np.random.Generator) -> None:
     routing, _, _ = router.forward(drawn(rng), rng.standard_normal((20, 4)), 3)
     assert (np.diff(routing.weights, axis=1) <= 0).all()
