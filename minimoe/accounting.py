@@ -10,6 +10,7 @@ from typing import NamedTuple
 from minimoe import workers
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.errors import UserError
+from minimoe.expert_parallel import rows_travel
 
 
 class Parameters(NamedTuple):
@@ -52,14 +53,16 @@ def parameters(config: ModelConfig) -> Parameters:
 def training_bytes(model: ModelConfig, train: TrainConfig, threads: int = 1) -> int:
     """Bytes of weights, optimiser and gradients; the activations of a step come on top.
 
-    Several workers have two gradients each, their own and one that others may read.
+    Several workers have two gradients each, their own and one that others may read; but where rows of tokens travel to
+    their experts, an expert's gradient is with its owner only.
     """
     counts = parameters(model)
     every = counts.total + counts.noise
     by_muon = counts.attention + counts.experts if train.optimizer == "muon" else 0
     moments = 2 * every - by_muon
-    gradients = 1 if threads == 1 else 2 * threads
-    return _number_bytes(train) * (every * (1 + gradients) + moments)
+    once = counts.experts if rows_travel(model, train, threads) else 0
+    gradients = once + (every - once) * (1 if threads == 1 else 2 * threads)
+    return _number_bytes(train) * (every + gradients + moments)
 
 
 def activation_bytes(model: ModelConfig, train: TrainConfig) -> int:

@@ -92,6 +92,14 @@ def test_training_takes_the_bytes_that_are_foretold(settings: dict[str, Any]) ->
     assert accounting.training_bytes(chosen.model, chosen.train, threads=4) == 9 * weights + moments
 
 
+def test_where_rows_travel_there_is_one_gradient_of_the_experts() -> None:
+    toy = config.override(config.preset("toy"), {"experts": 128, "optimizer": "adamw"})
+    counts = accounting.parameters(toy.model)
+    every = counts.total + counts.noise
+    bytes_of_two = 4 * (3 * every + 4 * (every - counts.experts) + counts.experts)
+    assert accounting.training_bytes(toy.model, toy.train, threads=2) == bytes_of_two
+
+
 @pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: "-".join(settings))
 def test_what_forward_leaves_for_backward_is_foretold_from_below(settings: dict[str, Any]) -> None:
     chosen = config.override(config.preset("tiny"), settings)
