@@ -70,7 +70,7 @@ class Group:
     def assemble(self, part: Array, start: int, total: int) -> Array:
         """Everyone's rows (n, ...), worker below worker, this one's from ``start`` on → all of them (total, ...).
 
-        Everyone must call it. The result is for reading, until the next call.
+        Everyone must call it. The result is for reading, until the next call; until then everyone's rows must stay too.
         """
         return part
 

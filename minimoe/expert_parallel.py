@@ -4,14 +4,15 @@
     back     the other way
 
 An owner gets all rows of an expert, and so its whole gradient: what travels is rows, what stays at home is experts and
-their gradients, which data parallelism would have to add up. Both ways are permutations (together, an all-to-all), so
-the gradient of one is the other.
+their gradients, which data parallelism would have to add up. Each way is a permutation (an all-to-all), and the
+gradient of one is the other.
 
 Lepikhin et al. 2020, arXiv 2006.16668 (GShard).  Lesson: lessons/09_moe_layer.ipynb
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
@@ -20,10 +21,13 @@ import numpy as np
 
 from minimoe import tree
 from minimoe.arrays import Array
-from minimoe.config import ModelConfig
+from minimoe.config import ModelConfig, TrainConfig
 from minimoe.data_parallel import Group
 
 Tree = TypeVar("Tree")
+
+WAITING = 2**20
+"""Numbers that a layer could have added up while its owners wait for each other."""
 
 
 class Journey(NamedTuple):
@@ -74,27 +78,41 @@ def begin(counts: list[int], group: Group) -> Journey:
     return Journey(group, np.array(group.all_gather(counts)))
 
 
-def pays(model: ModelConfig, tokens: int) -> bool:
-    """Whether a step of so many tokens, of all workers, is quicker if rows travel.
+def rows_travel(model: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
+    """Whether workers keep experts of their own: if everyone has some, and equally many shards, and if that pays."""
+    shards = min(recipe.batch, workers * recipe.accumulate)
+    possible = 1 < workers <= model.experts and shards % workers == 0
+    return possible and pays(model, rows_at_once(model, recipe, workers))
 
-    In a layer N·K rows go there and back twice, forward and backward; at home stay the gradients of three matrices.
-    They should be twice as many numbers, since owners wait for each other in every layer. On 2 cores a gradient of the
-    toy with 64 experts (3 times as many) took 218 ms instead of 246, with its 8 (0.4 times) 183 instead of 170, and a
-    model of 8 wide experts (1.1 times) as long as before.
+
+def rows_at_once(model: ModelConfig, recipe: TrainConfig, workers: int) -> int:
+    """The most rows, K for each token, that all workers together compute with at a time, each with one shard."""
+    sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # of a shard
+    return workers * sequences * model.context * model.active_experts
+
+
+def pays(model: ModelConfig, rows: int) -> bool:
+    """Whether a step is quicker if the ``rows`` travel that are at work at once.
+
+    In each layer they go there and back, forward and backward; what stays at home are the gradients of three matrices.
+    The latter have to be at least twice as many numbers and ``WAITING`` more, since owners wait for each other in every
+    layer. On 2 cores, gradients of the toy with other numbers of experts took, in ms:
+
+        64 experts        218 where rows travel, 246 where they stay
+        64, 4 shards each 530 and 660
+        16, 4 shards each 330 and 335, so they stay, as for 8 wide experts
+        8                 183 and 170, so they stay
+        8, 8 shards each  460 and 380, so they stay
     """
-    travelling = 4 * tokens * model.active_experts * model.width
+    travelling = 4 * rows * model.width
     staying = 3 * model.experts * model.width * model.expert_width
-    return staying >= 2 * travelling
+    return staying - 2 * travelling >= WAITING
 
 
-def is_an_expert(name: str) -> bool:
-    """Whether the parameter called ``name`` is a stack of all experts."""
-    return ".moe.experts." in name
-
-
-def cut(named: Mapping[str, Tree], part: slice) -> dict[str, Tree]:
-    """Parameters, or what belongs to each, by name → the same, of stacks of experts a part only."""
-    return {name: tree.map(itemgetter(part), one) if is_an_expert(name) else one for name, one in named.items()}
+def split(named: Mapping[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Parameters, or what belongs to each, by name → stacks of experts, and all others."""
+    experts = {name: one for name, one in named.items() if ".moe.experts." in name}
+    return experts, {name: one for name, one in named.items() if name not in experts}
 
 
 def _segments(counts: Array) -> list[list[slice]]:

@@ -128,21 +128,20 @@ def loss_and_gradient(
     *,
     recompute: bool = False,
     group: Group = ALONE,
-    expert_parallel: bool = False,
+    owners: Group = ALONE,
 ) -> tuple[Totals, Decoder]:
     """Both phases over all shards of a batch → its losses and the gradient of ``total``.
 
     ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
     shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
-    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. With
-    ``expert_parallel`` everyone must have the same number of shards, and gets of the experts' gradient its own experts,
-    but those whole.
+    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. If
+    the group is also passed as ``owners``, each worker keeps experts of its own: everyone must have equally many
+    shards, and gets only its own experts' gradient, but that whole.
     """
-    experts = group if expert_parallel else ALONE
-    forwards = [forward(params, shard, config, objective, keep=not recompute, group=experts) for shard in shards]
+    forwards = [forward(params, shard, config, objective, keep=not recompute, group=owners) for shard in shards]
     totals = add_up(forwards, objective, group)
     gradients = (
-        backward(params, forward(params, shard, config, objective, group=experts) if recompute else done, totals)
+        backward(params, forward(params, shard, config, objective, group=owners) if recompute else done, totals)
         for shard, done in zip(shards, forwards, strict=True)
     )
     total = next(gradients)

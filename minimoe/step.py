@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from minimoe import data_parallel, expert_parallel, objective, optimizer, tree
 from minimoe.arrays import Array, like
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.data_parallel import ALONE, Group, Work
+from minimoe.expert_parallel import rows_at_once, rows_travel
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
 from minimoe.objective import Objective, Shard, Totals
@@ -80,20 +82,20 @@ def together(
         shards, number = task
         return take(params, moments, shards, model, recipe, number, group)
 
-    with opened(workers, work, params, model, recipe) as run:
+    with workers_for(workers, work, params, model, recipe) as run:
         yield Team(params, moments, lambda shards, number: run([(shards[i::workers], number) for i in range(workers)]))
 
 
-def opened(
+def workers_for(
     workers: int, work: Work, params: Decoder, model: ModelConfig, recipe: TrainConfig
 ) -> contextlib.AbstractContextManager[Callable[[Sequence[Any]], Any]]:
     """``data_parallel.workers`` with room for all that ``gradient`` moves between them."""
     named = dict(tree.named_leaves(params))
     if not rows_travel(model, recipe, workers):
         return data_parallel.workers(workers, work, named)
-    added_up = {name: leaf for name, leaf in named.items() if not expert_parallel.is_an_expert(name)}
-    rows = _tokens_at_once(model, recipe, workers) * model.active_experts
-    return data_parallel.workers(workers, work, added_up, board=rows * model.width * params.norm.gain.itemsize)
+    _, added_up = expert_parallel.split(named)
+    board = rows_at_once(model, recipe, workers) * model.width * params.norm.gain.itemsize
+    return data_parallel.workers(workers, work, added_up, board=board)
 
 
 def take(
@@ -113,9 +115,12 @@ def take(
     totals, my_gradient = gradient(params, shards, model, recipe, group)
     norm = float(optimizer.clip(list(my_gradient.values()), recipe.clip, group))
     if is_finite(totals, norm):
-        own = group.part(model.experts) if rows_travel(model, recipe, group.size) else slice(None)
-        my_params = expert_parallel.cut(dict(tree.named_leaves(params)), own)
-        optimizer.update_some(my_params, my_gradient, expert_parallel.cut(moments, own), recipe, number)
+        my_params, my_moments = dict(tree.named_leaves(params)), dict(moments)
+        if rows_travel(model, recipe, group.size):
+            own = itemgetter(group.part(model.experts))
+            my_params |= tree.map(own, expert_parallel.split(my_params)[0])
+            my_moments |= tree.map(own, expert_parallel.split(my_moments)[0])
+        optimizer.update_some(my_params, my_gradient, my_moments, recipe, number)
     group.barrier()
     return totals, norm
 
@@ -132,26 +137,15 @@ def gradient(
         recipe.capacity_factor,
         recipe.pooled_balance,
     )
-    travel = rows_travel(model, recipe, group.size)
+    owners = group if rows_travel(model, recipe, group.size) else ALONE
     totals, through_mine = objective.loss_and_gradient(
-        params, shards, model, goal, recompute=recipe.accumulate > 1, group=group, expert_parallel=travel
+        params, shards, model, goal, recompute=recipe.accumulate > 1, group=group, owners=owners
     )
-    named = dict(tree.named_leaves(through_mine))
-    whole = {name: named.pop(name) for name in list(named) if travel and expert_parallel.is_an_expert(name)}
-    return totals, whole | group.reduce_scatter(named, group.share(named))
-
-
-def rows_travel(model: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
-    """Whether workers keep experts of their own: if that pays, and everyone has some, and equally many shards."""
-    shards = min(recipe.batch, workers * recipe.accumulate)
-    possible = 1 < workers <= model.experts and shards % workers == 0
-    return possible and expert_parallel.pays(model, _tokens_at_once(model, recipe, workers))
-
-
-def _tokens_at_once(model: ModelConfig, recipe: TrainConfig, workers: int) -> int:
-    """The most tokens that all workers together compute with at a time, each with one shard."""
-    shards = min(recipe.batch, workers * recipe.accumulate)
-    return workers * math.ceil(recipe.batch / shards) * model.context
+    whole: dict[str, Array] = {}
+    to_add_up = dict(tree.named_leaves(through_mine))
+    if owners.size > 1:
+        whole, to_add_up = expert_parallel.split(to_add_up)
+    return totals, whole | group.reduce_scatter(to_add_up, group.share(to_add_up))
 
 
 def is_finite(totals: Totals, norm: float) -> bool:

@@ -6,7 +6,7 @@
 
 A layer reaches another by its module, ``linear.forward``, so while the stopwatch runs each module's two functions are
 replaced by timed ones. A layer's time is its own: what it spends in another layer is counted there. Where workers share
-a step, the one that opened the stopwatch is timed, and not the others.
+a step, the one that opened the stopwatch is timed, and not the others; if their rows travel, the way counts as ``moe``.
 """
 
 from __future__ import annotations

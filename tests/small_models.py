@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minimoe import data_parallel, tree
+from minimoe import data_parallel, expert_parallel, tree
 from minimoe.config import ModelConfig
-from minimoe.data_parallel import Group
+from minimoe.data_parallel import ALONE, Group
 from minimoe.layers import decoder, moe
 from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
@@ -88,20 +88,21 @@ def gradient_in_a_group(
     goal: Objective,
     recompute: bool = False,
     processes: bool | None = None,
-    expert_parallel: bool = False,
+    owners: bool = False,
 ) -> tuple[Totals, Decoder]:
     """``loss_and_gradient`` by ``size`` workers, whose parts are put together again."""
 
     def work(group: Group, mine: list[Shard]) -> tuple[Totals, Decoder]:
         totals, part = loss_and_gradient(
-            params, mine, config, goal, recompute=recompute, group=group, expert_parallel=expert_parallel
+            params, mine, config, goal, recompute=recompute, group=group, owners=group if owners else ALONE
         )
-        shared = dict(tree.named_leaves(part))
-        own = {name: shared.pop(name) for name in list(shared) if expert_parallel and ".experts." in name}
-        stacks = [np.concatenate(parts) for parts in zip(*group.all_gather(list(own.values())), strict=True)]
-        owned = group.reduce_scatter(shared, group.share(shared))
+        own, to_add_up = expert_parallel.split(dict(tree.named_leaves(part)))
+        if not owners:
+            own, to_add_up = {}, own | to_add_up
+        owned = group.reduce_scatter(to_add_up, group.share(to_add_up))
         named = {name: leaf for one in group.all_gather(owned) for name, leaf in one.items()}
-        named |= dict(zip(own, stacks, strict=True))
+        everyones = group.all_gather(own)
+        named |= {name: np.concatenate([one[name] for one in everyones]) for name in own}
         return totals, tree.rebuild(params, [named[name] for name, _ in tree.named_leaves(params)])
 
     room = 8 * config.active_experts * config.width * sum(shard.tokens.size for shard in shards)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_models import identical
 
-from minimoe import config, data_parallel, optimizer, step, tree
+from minimoe import config, data_parallel, expert_parallel, optimizer, step, tree
 from minimoe.config import ModelConfig, TrainConfig
 from minimoe.data_parallel import ALONE, Group
 from minimoe.errors import UserError
@@ -150,10 +150,12 @@ def stepped(recipe: TrainConfig, workers: int, processes: bool | None) -> tuple[
 
 
 @pytest.mark.parametrize("processes", KINDS)
+@pytest.mark.parametrize("travel", [False, True])
 def test_a_loss_that_is_no_number_changes_nothing_in_any_worker(
-    processes: bool, monkeypatch: pytest.MonkeyPatch
+    processes: bool, travel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(data_parallel, "forks", lambda: processes)
+    monkeypatch.setattr(expert_parallel, "pays", lambda *_: travel)
     recipe = TrainConfig(batch=6, warmup=0)
     params = decoder.init(np.random.default_rng(1), MODEL)
     params.norm.gain[0] = np.nan

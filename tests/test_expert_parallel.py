@@ -70,7 +70,7 @@ def test_rows_meet_at_the_owner_of_their_expert_and_come_home(counts: list[list[
 @NO_FORK
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
-    """Twice in a row, so that a board is written again while another worker may still read the one before."""
+    """Many times in a row, so that a board is written again while another worker may still read the other."""
     rng = np.random.default_rng(0)
     counts = rng.integers(4, size=(size, 5))
     rows = [rng.standard_normal((of_one.sum(), 3)).astype("f") for of_one in counts]
@@ -88,6 +88,7 @@ def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
         with data_parallel.workers(size, work, {}, processes, board=int(counts.sum()) * 3 * 4) as run:
             found.append(run(range(size)))
     assert identical(*found)
+    assert all(one.dtype == np.float32 for one in tree.leaves(found))
 
 
 def test_alone_every_row_stays_where_it_is() -> None:
@@ -143,7 +144,7 @@ def test_every_gradient_is_the_one_that_a_worker_alone_would_get(
     goal = EVERY_LOSS._replace(capacity_factor=capacity)
     alone, expected = objective.loss_and_gradient(params, shards, MODEL, goal)
     found, gradient = gradient_in_a_group(
-        size, params, shards, MODEL, goal, recompute=recompute, processes=processes, expert_parallel=True
+        size, params, shards, MODEL, goal, recompute=recompute, processes=processes, owners=True
     )
     np.testing.assert_allclose(found.total, alone.total, rtol=1e-13)
     assert found.dropped == alone.dropped and (capacity is None or sum(alone.dropped) > 0)
@@ -162,7 +163,7 @@ def test_owners_of_experts_take_the_step_that_one_takes_alone(
     recipe = TrainConfig(batch=6, warmup=0, accumulate=accumulate, dtype="float64", clip=0.01, optimizer=optimizer_name)
     alone, moments = stepped(recipe, 1, processes, monkeypatch)
     monkeypatch.setattr(expert_parallel, "pays", lambda *_: True)
-    assert step.rows_travel(MODEL, recipe, workers)
+    assert expert_parallel.rows_travel(MODEL, recipe, workers)
     together, their_moments = stepped(recipe, workers, processes, monkeypatch)
     assert_close(together, alone, atol=1e-10)
     assert_close(their_moments, moments, atol=1e-10)
@@ -182,22 +183,60 @@ def stepped(
     return team.params, team.moments
 
 
-def test_rows_travel_where_experts_weigh_more_than_rows() -> None:
+def test_rows_stay_where_that_is_quicker() -> None:
     toy = config.preset("toy")
     many = dataclasses.replace(toy.model, experts=64)
-    assert not step.rows_travel(toy.model, toy.train, 2)
-    assert step.rows_travel(many, toy.train, 2)
-    assert not step.rows_travel(many, toy.train, 1), "alone"
-    assert not step.rows_travel(many, toy.train, 65), "more workers than experts"
-    assert not step.rows_travel(many, dataclasses.replace(toy.train, batch=9, accumulate=3), 4), "9 shards, 4 workers"
-    rows = 4 * many.active_experts * many.width
-    weights = 3 * many.experts * many.width * many.expert_width
-    assert expert_parallel.pays(many, weights // rows // 2)
-    assert not expert_parallel.pays(many, weights // rows // 2 + 1)
+    assert expert_parallel.rows_travel(many, toy.train, 2)
+    assert not expert_parallel.rows_travel(many, toy.train, 1), "alone"
+    assert not expert_parallel.rows_travel(toy.model, toy.train, 2), "few experts"
+    few_rows = dataclasses.replace(toy.train, accumulate=8)
+    assert not expert_parallel.rows_travel(toy.model, few_rows, 2), "few experts, and few rows, but again and again"
+    rows = 4 * many.width
+    most = (3 * many.experts * many.width * many.expert_width - expert_parallel.WAITING) // (2 * rows)
+    assert expert_parallel.pays(many, most)
+    assert not expert_parallel.pays(many, most + 1)
 
 
-def test_what_is_called_an_expert_is_every_stack_of_experts_and_nothing_else() -> None:
+def test_rows_travel_only_where_everyone_has_experts_and_equally_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(expert_parallel, "pays", lambda model, rows: asked.append(rows) or True)
+    one, K = MODEL.context, MODEL.active_experts
+    for batch, accumulate, workers, sequences in (
+        (5, 1, 5, 5),
+        (6, 1, 6, None),  # 5 experts
+        (6, 1, 2, 6),
+        (6, 2, 2, 4),  # shards of 2, 2, 1 and 1, of which 2 are at work at once
+        (7, 1, 2, 8),
+        (6, 3, 4, None),  # 6 shards
+        (3, 1, 4, None),  # 3 shards
+    ):
+        recipe = TrainConfig(batch=batch, accumulate=accumulate)
+        assert expert_parallel.rows_travel(MODEL, recipe, workers) == (sequences is not None)
+        if sequences is not None:
+            assert asked.pop() == sequences * one * K
+        assert asked == []
+
+
+def test_where_rows_travel_no_room_is_kept_for_experts_that_others_would_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = {}
+    monkeypatch.setattr(data_parallel, "workers", lambda size, work, like, board=0: opened.update({board: like}))
     params = decoder.init(np.random.default_rng(0), MODEL)
-    experts = {id(leaf) for block in params.blocks for leaf in block.moe.experts}
-    for name, leaf in tree.named_leaves(params):
-        assert expert_parallel.is_an_expert(name) == (id(leaf) in experts), name
+    recipe = TrainConfig(batch=6)
+    step.workers_for(2, print, params, MODEL, recipe)
+    monkeypatch.setattr(expert_parallel, "pays", lambda *_: True)
+    step.workers_for(2, print, params, MODEL, recipe)
+    board = 6 * MODEL.context * MODEL.active_experts * MODEL.width * 4  # rows in single precision
+    everything = dict(tree.named_leaves(params))
+    assert opened[0].keys() == everything.keys()
+    assert opened[board].keys() == everything.keys() - expert_parallel.split(everything)[0].keys()
+
+
+def test_every_stack_of_experts_and_nothing_else_is_split_off() -> None:
+    params = decoder.init(np.random.default_rng(0), MODEL)
+    experts, others = expert_parallel.split(dict(tree.named_leaves(params)))
+    assert {id(leaf) for leaf in experts.values()} == {
+        id(leaf) for block in params.blocks for leaf in block.moe.experts
+    }
+    assert len(experts) + len(others) == len(tree.leaves(params))

@@ -269,6 +269,17 @@ def test_some_parameters_are_updated_as_they_are_among_all_and_others_not_at_all
         np.testing.assert_array_equal(now, whole if name in some else before)
 
 
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_stack_is_updated_in_pieces_as_it_is_at_once(name, monkeypatch):
+    config = dataclasses.replace(CONSTANT, optimizer=name)
+    (params, gradient), (others, _) = (a_model(np.random.default_rng(1)) for _ in range(2))
+    optimizer.update(params, gradient, optimizer.init(params, config), config, 0)
+    monkeypatch.setattr(optimizer, "PIECE", 1)  # a matrix at a time
+    optimizer.update(others, gradient, optimizer.init(others, config), config, 0)
+    for ours, theirs in zip(tree.leaves(others), tree.leaves(params), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=0)
+
+
 def test_an_expert_without_gradient_only_decays_and_harms_no_other(rng):
     config = dataclasses.replace(CONSTANT, learning_rate=0.1, weight_decay=0.5)
     params, gradient = a_model(rng, np.float32)

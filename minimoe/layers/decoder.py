@@ -80,7 +80,8 @@ def forward(
 
     Training passes ``noise`` (L, B, T, E) drawn from N(0, 1), and perhaps a ``capacity_factor``; without them the
     model is deterministic and drops nothing. ``mask`` (B, T) of 0 and 1 keeps padding out of the routers' sums.
-    ``past`` holds each layer's keys and values of the ``position`` tokens before these (fewer under a window).
+    ``past`` holds each layer's keys and values of the ``position`` tokens before these (fewer under a window). The
+    workers of a ``group`` keep experts of their own: see ``moe.forward``.
     """
     xp = array_module(params.norm.gain)
     dtype = params.norm.gain.dtype

@@ -208,7 +208,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
         group.barrier()
 
     if task.work == "gradient":
-        run_all = stack.enter_context(step.opened(at_work, gradient_alone, params, task.model, task.recipe))
+        run_all = stack.enter_context(step.workers_for(at_work, gradient_alone, params, task.model, task.recipe))
     else:
         team = stack.enter_context(step.together(params, moments, task.model, task.recipe, at_work))
 
