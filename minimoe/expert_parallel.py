@@ -27,7 +27,7 @@ from minimoe.data_parallel import Group
 Tree = TypeVar("Tree")
 
 WAITING = 2**20
-"""Numbers that a layer could have added up while its owners wait for each other."""
+"""Numbers of a layer that allow for the waiting of owners for each other: between the cases that ``pays`` names."""
 
 
 class Journey(NamedTuple):

@@ -134,9 +134,9 @@ def loss_and_gradient(
 
     ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
     shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
-    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. If
-    the group is also passed as ``owners``, each worker keeps experts of its own: everyone must have equally many
-    shards, and gets only its own experts' gradient, but that whole.
+    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. If the group is
+    also passed as ``owners``, each worker keeps experts of its own: everyone must have equally many shards, and gets
+    only its own experts' gradient, but that whole.
     """
     forwards = [forward(params, shard, config, objective, keep=not recompute, group=owners) for shard in shards]
     totals = add_up(forwards, objective, group)

@@ -12,8 +12,7 @@ tokens of each sequence, first come, first served, and later ones lose that entr
 (GShard's group) makes the result the same however a batch is split, and earlier tokens independent of later ones.
 Padding is no token: it takes no place, and loses its entries.
 
-Workers of a group may keep experts of their own; the sorted rows then travel to the owners of
-their experts and back.
+Workers of a group may keep experts of their own; the sorted rows then travel to the owners of their experts and back.
 
 Sorting instead of padding: Gale et al. 2022, arXiv 2211.15841. Capacity: Lepikhin et al. 2020, arXiv 2006.16668.
 Lesson: lessons/09_moe_layer.ipynb
