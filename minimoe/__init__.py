@@ -14,17 +14,17 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from minimoe.config import PRESETS as presets  # noqa: N811 - a name for the reader, not a constant to import
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.core.presets import PRESETS as presets  # noqa: N811 - a name for the reader, not a constant to import
 from minimoe.version import __version__
 
 if TYPE_CHECKING:
-    from minimoe import gradcheck as gradcheck
     from minimoe import layers as layers
-    from minimoe.generation import write as generate
-    from minimoe.models import load
-    from minimoe.trainer import resume, train
+    from minimoe.inference.generation import write as generate
+    from minimoe.proof import gradcheck as gradcheck
+    from minimoe.storage.open_model import load
+    from minimoe.training.trainer import resume, train
 
 __all__ = [
     "ModelConfig",
@@ -42,10 +42,11 @@ __all__ = [
 
 # What needs NumPy is imported when it is first asked for, so that `minimoe --help` need not wait for it.
 _ELSEWHERE = {
-    "generate": ("generation", "write"),
-    "load": ("models", "load"),
-    "resume": ("trainer", "resume"),
-    "train": ("trainer", "train"),
+    "generate": "inference.generation.write",
+    "gradcheck": "proof.gradcheck",
+    "load": "storage.open_model.load",
+    "resume": "training.trainer.resume",
+    "train": "training.trainer.train",
 }
 
 
@@ -53,8 +54,10 @@ if not TYPE_CHECKING:  # to which every name would be known
 
     def __getattr__(name: str) -> Any:
         if name in _ELSEWHERE:
-            module, attribute = _ELSEWHERE[name]
-            value = getattr(import_module(f"minimoe.{module}"), attribute)
+            module, _, attribute = _ELSEWHERE[name].rpartition(".")
+            value = getattr(import_module(f"minimoe.{module}"), attribute, None)
+            if value is None:  # a module, which its room has not imported yet
+                value = import_module(f"minimoe.{_ELSEWHERE[name]}")
             globals()[name] = value
             return value
         if "." in name or find_spec(f"minimoe.{name}") is None:

@@ -2,7 +2,7 @@
 
 import sys
 
-from minimoe.cli import main
+from minimoe.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

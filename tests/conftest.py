@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, settings
 
-from minimoe.config import ModelConfig
+from minimoe.core.config import ModelConfig
 
 # The learner's run repeats itself; a longer look for new cases: pytest --hypothesis-profile=thorough
 settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)

@@ -30,16 +30,20 @@ from small_models import (
     split,
 )
 
-from minimoe import arrays, data_parallel, generation, kv_cache, tree
-from minimoe.config import ModelConfig
-from minimoe.layers import attention, decoder, moe, rope, router
+from minimoe.core import arrays, tree
+from minimoe.core.config import ModelConfig
+from minimoe.inference import generation, kv_cache
+from minimoe.layers import attention, decoder, moe, rope
 from minimoe.layers.attention import Attention, KeyValues
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.experts.swiglu import Experts
 from minimoe.layers.linear import Linear
 from minimoe.layers.moe import MoE
-from minimoe.layers.router import Router, Routing
-from minimoe.layers.swiglu import Experts
-from minimoe.objective import Objective, Shard, loss_and_gradient
+from minimoe.layers.routers import noisy_top_k
+from minimoe.layers.routers.noisy_top_k import Router
+from minimoe.layers.routing import Routing
+from minimoe.losses.objective import Objective, Shard, loss_and_gradient
+from minimoe.parallel import processes
 
 WayBack = Callable[[np.ndarray], Any]
 """From the gradient of an output to those of all inputs."""
@@ -189,13 +193,13 @@ def test_a_loop_over_tokens_is_one_hot_einsum_is_sorted_dispatch(case: dict[str,
 
     rows, dy_rows = x.reshape(B * T, 4), dy.reshape(B * T, 4)
     xi = None if noise is None else noise.reshape(B * T, E)
-    routing, _, router_cache = router.forward(params.router, rows, K, renormalize=config.renormalize, noise=xi)
+    routing, _, router_cache = noisy_top_k.gate(params.router, rows, K, renormalize=config.renormalize, noise=xi)
     capacity = math.inf if factor is None else math.ceil(factor * K * T / E)
     kept = first_come_first_served(routing.experts.reshape(B, T, K), capacity).reshape(B * T, K)
     assert dropped == (~kept).sum()
     for way in (by_loop, by_einsum):
         its_y, its_dx, dweights, dexperts = way(params.experts, rows, routing, kept, dy_rows)
-        dx_router, drouter = router.backward(params.router, router_cache, dweights, None)
+        dx_router, drouter = noisy_top_k.gate_backward(params.router, router_cache, dweights, None)
         assert_close((y.reshape(B * T, 4), dx.reshape(B * T, 4)), (its_y, its_dx + dx_router))
         assert_close(grads, MoE(drouter, dexperts))
 
@@ -379,7 +383,7 @@ def test_noise_of_scale_zero_is_no_noise(rng: np.random.Generator, small: ModelC
 
 # A batch, and the machine
 
-KINDS = [False, True] if data_parallel.forks() else [False]
+KINDS = [False, True] if processes.can_fork() else [False]
 """Workers that are threads, and processes where there can be any."""
 
 

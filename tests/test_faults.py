@@ -17,8 +17,9 @@ import pytest
 import small_runs
 from small_runs import lasting, metrics, options, resume, train
 
-from minimoe import checkpoint, report
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.storage import checkpoint
+from minimoe.training import run_report
 
 FEW = {"steps": 2, "save_every": 1, "evaluate_every": 0, "layers": 1}
 
@@ -80,7 +81,7 @@ class File:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(run_report, "write", lambda *_: None)
 
 
 @pytest.fixture
@@ -176,7 +177,7 @@ SLOW_STEPS = "from minimoe import report; import time; report.Bar.show = lambda 
 
 def reference(tmp_path: Path, text: Path, **settings: Any) -> dict[str, Any]:
     """What the run ends with if nothing happens to it."""
-    from minimoe import corpus
+    from minimoe.text import corpus
 
     train(tmp_path / "whole", corpus.read_files(text), **settings)
     return lasting(tmp_path / "whole")
@@ -301,11 +302,11 @@ def test_a_full_disk_is_said_in_one_sentence_and_the_last_checkpoint_stays(
     tmp_path: Path, text: Path, limit: int, file: str
 ) -> None:
     """The limit on the size of a file stands for a disk that is full while something is being written."""
-    from minimoe import corpus
+    from minimoe.text import corpus
 
     out = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda *_: None)
+        patch.setattr(run_report, "write", lambda *_: None)
         train(out, corpus.read_files(text), steps=2)
     before = (out / "resume.safetensors").read_bytes()
     limit = limit or max((out / name).stat().st_size for name in ("config.json", "metrics.jsonl")) + 50
@@ -319,7 +320,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_the_last_checkpoint_stays(
     if file != "png":
         assert (out / "resume.safetensors").read_bytes() == before
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda *_: None)
+        patch.setattr(run_report, "write", lambda *_: None)
         assert resume(out, None).finished
 
 
@@ -380,7 +381,7 @@ def read_only(folder: Path) -> Iterator[None]:
 def test_a_run_that_may_not_be_written_to_can_be_used_but_not_continued(
     tmp_path: Path, no_figures: None, text: Path
 ) -> None:
-    from minimoe import corpus
+    from minimoe.text import corpus
 
     home = tmp_path / "home"
     train(home / "run", corpus.read_files(text), **FEW)
@@ -435,7 +436,7 @@ def test_a_training_that_began_and_ended_before_the_lock_was_ours_is_not_overwri
     monkeypatch.setattr(checkpoint, "locked", late)
     with pytest.raises(UserError, match="already holds a run: continue it with --resume"):
         train(tmp_path / "run", **{**FEW, "seed": 1})
-    assert checkpoint.load_config(tmp_path / "run").train.seed == 0
+    assert checkpoint.load_config(tmp_path / "run").recipe.seed == 0
 
 
 LIFE = 20

@@ -23,23 +23,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_runs import CORPUS, SMALL, lasting
 
-from minimoe import (
-    checkpoint,
-    cli,
-    config,
-    corpus,
-    generation,
-    huggingface,
-    models,
-    report,
-    tokenizer,
-    trainer,
-    tree,
-    workers,
-)
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
+from minimoe.core import resources
+from minimoe.cli import main
+from minimoe.core import config, presets, tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.inference import generation
 from minimoe.layers import decoder
+from minimoe.storage import checkpoint, huggingface, open_model
+from minimoe.text import corpus, tokenizer
+from minimoe.training import run_report, trainer
 
 FUEL = 30.0  # seconds of processor time after which a case hangs
 
@@ -48,7 +41,7 @@ FUEL = 30.0  # seconds of processor time after which a case hangs
 def swift() -> Iterator[None]:
     """No figures, and no waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+        patch.setattr(run_report, "write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
         patch.setattr(os, "fsync", lambda _: None)
         yield
 
@@ -81,7 +74,7 @@ def minimoe(*words: str | Path) -> str | None:
     """What a command prints, or None if it refuses with exit code 2 and one sentence."""
     said, complained = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained), no_hang():
-        code = cli.main(list(map(str, words)))
+        code = main.main(list(map(str, words)))
     if code == 0:
         return said.getvalue()
     assert code == 2, complained.getvalue()
@@ -93,7 +86,7 @@ def minimoe(*words: str | Path) -> str | None:
 # Settings
 
 
-def live(preset: config.Preset) -> None:
+def live(preset: presets.Preset) -> None:
     """init, step, save, load, generate, and resume with one step more: all of it works, or one sentence says why not.
 
     Raises ``UserError`` if the settings are refused.
@@ -104,15 +97,15 @@ def live(preset: config.Preset) -> None:
         loaded = checkpoint.load_model(out)
         for mine, other in zip(tree.leaves(trained.model.params), tree.leaves(loaded.params), strict=True):
             np.testing.assert_array_equal(mine, other)
-        assert [row["step"] for row in trained.metrics] == list(range(1, preset.train.steps + 1))
+        assert [row["step"] for row in trained.metrics] == list(range(1, preset.recipe.steps + 1))
         assert all(math.isfinite(row["total"]) for row in trained.metrics)
         written = generation.write(loaded, "4 s", 12)
         assert written == generation.write(trained.model, "4 s", 12)
         if loaded.config.vocab_size < 256:
             assert len(written) == 12
-        resumed = small_runs.resume(out, steps=preset.train.steps + 1)
+        resumed = small_runs.resume(out, steps=preset.recipe.steps + 1)
         assert resumed.finished
-        assert len(resumed.metrics) == preset.train.steps + 1
+        assert len(resumed.metrics) == preset.recipe.steps + 1
 
 
 def powers(most: int) -> st.SearchStrategy[float]:
@@ -121,7 +114,7 @@ def powers(most: int) -> st.SearchStrategy[float]:
 
 
 @st.composite
-def sensible(draw: st.DrawFn) -> config.Preset:
+def sensible(draw: st.DrawFn) -> presets.Preset:
     """Settings that must work."""
     kv_heads, experts = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     active = draw(st.integers(1, experts))
@@ -163,11 +156,11 @@ def sensible(draw: st.DrawFn) -> config.Preset:
         "save_every": draw(st.integers(0, 2)),
         "dtype": draw(st.sampled_from(["float32", "float64"])),
     }
-    return config.override(SMALL, chosen)
+    return presets.override(SMALL, chosen)
 
 
 @given(preset=sensible())
-def test_settings_that_make_sense_train_save_load_write_and_resume(preset: config.Preset) -> None:
+def test_settings_that_make_sense_train_save_load_write_and_resume(preset: presets.Preset) -> None:
     live(preset)
 
 
@@ -191,9 +184,9 @@ FIELDS = sorted({*ModelConfig.__dataclass_fields__, *TrainConfig.__dataclass_fie
 @example(wild={"capacity_factor": 1e308}, steps=1)  # times K·T is infinite
 def test_settings_of_any_kind_work_or_are_refused_in_a_sentence(wild: dict[str, Any], steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "memory_bytes", lambda: 4 * 10**6)  # so that what passes is small enough to be tried
+        patch.setattr(resources, "memory_bytes", lambda: 4 * 10**6)  # so that what passes is small enough to be tried
         try:
-            live(config.override(SMALL, {**wild, "steps": steps}))
+            live(presets.override(SMALL, {**wild, "steps": steps}))
         except UserError as error:
             assert_is_a_sentence(str(error))
 
@@ -366,7 +359,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     """A folder in the Hugging Face layout, its weights behind an index."""
     folder = tmp_path_factory.mktemp("hf") / "model"
     characters = tokenizer.build("char", CORPUS.text)
-    chosen = config.override(SMALL, {"vocab_size": characters.vocab_size, "noisy_gating": False}).model
+    chosen = presets.override(SMALL, {"vocab_size": characters.vocab_size, "noisy_gating": False}).config
     huggingface.save(folder, decoder.init(np.random.default_rng(0), chosen), chosen, characters)
     (folder / "model.safetensors").rename(folder / "part.safetensors")
     tensors = huggingface.safetensors_file.describe(folder / "part.safetensors")
@@ -383,7 +376,7 @@ def open_a_strangers(folder: Path, whole: dict[str, bytes], name: str, content: 
     (folder / name).write_bytes(content)
     minimoe("generate", folder, "--prompt", "4 s", "--tokens", "3")
     with contextlib.suppress(UserError):
-        models.shape(folder)
+        open_model.shape(folder)
 
 
 @given(name=st.sampled_from(["config.json", "part.safetensors", "model.safetensors.index.json"]), damage=DAMAGE)

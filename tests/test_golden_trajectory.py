@@ -8,7 +8,7 @@ import pytest
 from golden_trajectory import DTYPES, losses, preset, told
 from small_runs import lasting
 
-from minimoe import report, trainer
+from minimoe.training import run_report, trainer
 
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 """Relative. With OpenBLAS's kernels for Haswell, SkylakeX, Prescott and Zen, NumPy with and without AVX-512 and AVX2,
@@ -20,7 +20,7 @@ reach 5e-4."""
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures and no waiting for the disk."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(run_report, "write", lambda *_: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 

@@ -15,10 +15,14 @@ import pytest
 import strict_cupy
 from on_devices import WHOLE, assert_equal, cases, mover
 
-from minimoe import cli, generation, objective, optimizer, report
-from minimoe.config import TrainConfig
-from minimoe.kv_cache import init as empty_cache
-from minimoe.objective import Objective
+from minimoe.cli import main
+from minimoe.core.config import TrainConfig
+from minimoe.inference import generation
+from minimoe.inference.kv_cache import init as empty_cache
+from minimoe.losses import objective
+from minimoe.losses.objective import Objective
+from minimoe.optim import clipping, optimizer
+from minimoe.training import run_report
 
 DTYPES = (np.float64, np.float32)
 ROUNDING = {np.float64: 1e-14, np.float32: 1e-6}
@@ -33,7 +37,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without figures at their end."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(run_report, "write", lambda *_: None)
 
 
 # Layers
@@ -68,7 +72,7 @@ def test_a_training_step_waits_once_in_each_layer_of_each_shard(name: str) -> No
     params, shards, config = on_devices.whole(mover("gpu", np.float32), np.float32, **WHOLE[name])
     with strict_cupy.watch() as seen:
         totals, gradient = objective.loss_and_gradient(params, shards, config, Objective(on_devices.EVERY_LOSS))
-        optimizer.clip(gradient, 1.0)
+        clipping.clip(gradient, 1.0)
         recipe = TrainConfig()
         optimizer.update(params, gradient, optimizer.init(params, recipe), recipe, 0)
     assert seen.waits == ["get"] * config.layers * len(shards)
@@ -183,7 +187,7 @@ def test_info_says_why_the_gpu_is_not_used(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cupy: ModuleType, state: Any, sentence: str
 ) -> None:
     state(monkeypatch, cupy)
-    assert cli.main(["info"]) == 0
+    assert main.main(["info"]) == 0
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith("GPU       none in use.") and sentence in line
 
@@ -206,12 +210,12 @@ def test_a_wish_for_the_gpu_that_cannot_be_met_is_refused_with_the_reason(
         "evaluate": [str(trained.folder)],
         "generate": [str(trained.folder), "--prompt", "1"],
     }
-    assert cli.main([command, *options[command], "--device", "gpu"]) == 2
+    assert main.main([command, *options[command], "--device", "gpu"]) == 2
     said = capsys.readouterr()
     assert sentence in said.err and "or use --device cpu" in said.err and said.out == ""
     assert not (tmp_path / "new").exists()
 
 
 def test_info_names_a_gpu_that_computes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
+    assert main.main(["info"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "GPU       stand-in, 1.0 of 2.0 GB free, CuPy 14.2.0"

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from small_runs import lasting, metrics
 
-from minimoe import checkpoint, config, trainer
+from minimoe.core import presets
+from minimoe.storage import checkpoint
+from minimoe.training import trainer
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +75,7 @@ def test_ten_thousand_steps_take_no_more_memory_or_time_than_the_first_and_lose_
 
 
 def losses(out: Path, threads: int, steps: int) -> list[float]:
-    preset = config.override(config.preset("tiny"), {"steps": steps, "evaluate_every": 0, "save_every": 0})
+    preset = presets.override(presets.preset("tiny"), {"steps": steps, "evaluate_every": 0, "save_every": 0})
     trained = trainer.train(preset, out=out, device="cpu", threads=threads, progress=False)
     return [row["total"] for row in trained.metrics]
 

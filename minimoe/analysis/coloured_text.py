@@ -17,11 +17,11 @@ import uuid
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from minimoe import palette
-from minimoe.errors import UserError
-from minimoe.huggingface_tokenizer import PretrainedTokenizer
-from minimoe.routing import Trace
-from minimoe.tokenizer import ByteTokenizer, CharTokenizer
+from minimoe.analysis.routing_trace import Trace
+from minimoe.core.errors import UserError
+from minimoe.draw import palette
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.tokenizer import ByteTokenizer, CharTokenizer
 
 AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer
 

@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import routing, texts
-from minimoe.arrays import Array
-from minimoe.checkpoint import Model
-from minimoe.coloured_text import token_texts, visible
-from minimoe.corpus import Corpus
-from minimoe.errors import UserError
-from minimoe.huggingface import Pretrained
-from minimoe.routing import Choice, Trace
-from minimoe.workers import Run
+from minimoe.analysis import routing_trace
+from minimoe.analysis.coloured_text import token_texts, visible
+from minimoe.analysis.routing_trace import Choice, Trace
+from minimoe.core.arrays import Array
+from minimoe.core.errors import UserError
+from minimoe.parallel.thread_pool import Map
+from minimoe.storage.checkpoint import Model
+from minimoe.storage.huggingface import Pretrained
+from minimoe.text import batches
+from minimoe.text.corpus import Corpus
 
 LINE = 100
 """Characters of a line of the tables, at most."""
@@ -103,11 +104,11 @@ def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Ar
         return {name: model.tokenizer.encode(text) for name, text in files.documents.items()}
     if model.run is None:
         raise UserError("A model that was trained elsewhere has no validation split: name a text with --text.")
-    held = texts.reload(model.run.source, model.run.tokenizer, model.config.context)
+    held = batches.reload(model.run.source, model.run.tokenizer, model.config.context)
     return dict(zip(held.names, held.validation, strict=True))
 
 
-def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Run = map) -> Seen:
+def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map) -> Seen:
     """Routes every text, given as tokens (T,) by name, and gathers what ``routing`` says of it.
 
     The layers are looked at one by one, which bounds the memory that the statistics take beside the traces.
@@ -123,7 +124,7 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Run = map)
     for name, ids in tokens.items():
         if len(ids) < 2:
             raise UserError(f"The text {name!r} is {len(ids)} token long; give at least two, which can be compared.")
-    traced = run(lambda ids: routing.trace(model.params, model.config, ids), tokens.values())
+    traced = run(lambda ids: routing_trace.trace(model.params, model.config, ids), tokens.values())
     traces = dict(zip(tokens, traced, strict=True))
     known = np.unique(np.concatenate([trace.tokens for trace in traces.values()])).tolist()
     shown = dict(zip(known, map(visible, token_texts(model.tokenizer, known)), strict=True))
@@ -143,7 +144,7 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Run = map)
 def _rates(trace: Trace, choice: Choice) -> Array:
     """(L, 4), in the order of ``RATES``."""
     shuffles = min(20, math.ceil(SHUFFLED_TOKENS / len(trace.tokens)))
-    found = routing.repetition(trace, choice, shuffles=shuffles)
+    found = routing_trace.repetition(trace, choice, shuffles=shuffles)
     rates: Array = np.stack(np.broadcast_arrays(*(getattr(found, name) for name in RATES)), axis=1)
     return rates
 
@@ -159,21 +160,21 @@ def _look_at(traces: list[Trace], repetition: Mapping[Choice, Array], shown: Map
     together = Trace(*(np.concatenate(parts, axis=int(parts[0].ndim > 1)) for parts in zip(*traces, strict=True)))
     return Layer(
         {choice: _look_at_choice(traces, together, choice, rates, shown) for choice, rates in repetition.items()},
-        entropy=np.array([routing.entropy(trace).mean() for trace in traces]),
-        margin=np.array([np.median(routing.margin(trace)) for trace in traces]),
-        co_activation=routing.co_activation(together)[0],
+        entropy=np.array([routing_trace.entropy(trace).mean() for trace in traces]),
+        margin=np.array([np.median(routing_trace.margin(trace)) for trace in traces]),
+        co_activation=routing_trace.co_activation(together)[0],
     )
 
 
 def _look_at_choice(
     traces: list[Trace], together: Trace, choice: Choice, repetition: Array, shown: Mapping[int, str]
 ) -> Chosen:
-    load = np.concatenate([routing.load(trace, choice) for trace in traces])
-    listed = routing.favourite_tokens(together, 0, FAVOURITES, choice=choice)
+    load = np.concatenate([routing_trace.load(trace, choice) for trace in traces])
+    listed = routing_trace.favourite_tokens(together, 0, FAVOURITES, choice=choice)
     return Chosen(
         load,
-        difference=routing.jensen_shannon(*np.broadcast_arrays(load[:, None], load[None])),
-        divergence=float(routing.jensen_shannon(*load)) if len(load) > 1 else 0.0,
+        difference=routing_trace.jensen_shannon(*np.broadcast_arrays(load[:, None], load[None])),
+        divergence=float(routing_trace.jensen_shannon(*load)) if len(load) > 1 else 0.0,
         repetition=repetition,
         favourites=[[Favourite(f.token, shown[f.token], *f[1:]) for f in favourites] for favourites in listed],
     )

@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from minimoe import coloured_text, microscope, palette
-from minimoe.arrays import Array
-from minimoe.files import write_atomically
-from minimoe.microscope import Seen
-from minimoe.routing import Trace
+from minimoe.analysis import coloured_text, microscope
+from minimoe.analysis.microscope import Seen
+from minimoe.analysis.routing_trace import Trace
+from minimoe.core.arrays import Array
+from minimoe.core.files import write_atomically
+from minimoe.draw import palette
 
 WEB = Path(__file__).with_name("web")
 

@@ -18,11 +18,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from minimoe.arrays import Array, like, to_host
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.layers import decoder
+from minimoe.core.arrays import Array, like, to_host
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.mode import Mode
+from minimoe.layers.routing import by_token, experts_by_token
 
 Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
@@ -108,14 +110,16 @@ def _batches(rows: Array, context: int) -> Iterator[Array]:
 
 def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tuple[Array, Array, Array]:
     """windows (B, T) → experts (L, B·T, K), weights (L, B·T, K), clean logits (L, B·T, E)."""
-    _, _, cache = decoder.forward(params, like(params.norm.gain, windows), config, estimate_load=False)
-    layers = [block.moe for block in cache.blocks]
-    routers = [block.moe.router for block in params.blocks]
-    return (
-        np.stack([to_host(layer.routing.experts) for layer in layers]),
-        np.stack([to_host(layer.routing.weights) for layer in layers]),
-        np.stack([to_host(layer.router.x @ r.w_gate) for layer, r in zip(layers, routers, strict=True)]),
-    )
+    _, _, cache = decoder.forward(params, like(params.norm.gain, windows), config, Mode(estimate_load=False))
+    router = moe.router_of(config)
+    experts, weights, logits = [], [], []
+    for block_params, of_block in zip(params.blocks, cache.blocks, strict=True):
+        routing = of_block.moe.routing
+        (scores, _), *_ = router.compared(block_params.moe.router, of_block.moe.router)
+        experts.append(to_host(experts_by_token(routing)))
+        weights.append(to_host(by_token(routing.weight, routing.place)))
+        logits.append(to_host(scores))
+    return np.stack(experts), np.stack(weights), np.stack(logits)
 
 
 def load(trace: Trace, choice: Choice = "either") -> Array:

@@ -15,9 +15,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TextIO
 
-from minimoe import config, options
-from minimoe.errors import UserError, printable
-from minimoe.options import number, whole_number
+from minimoe.cli import options
+from minimoe.cli.options import number, whole_number
+from minimoe.core import presets
+from minimoe.core.errors import UserError, printable
 from minimoe.version import __version__
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -164,7 +165,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(chosen: argparse.Namespace) -> int:
-    from minimoe import corpus, trainer
+    from minimoe.text import corpus
+    from minimoe.training import trainer
 
     settings = options.settings(chosen)
     if chosen.resume:
@@ -178,7 +180,7 @@ def _train(chosen: argparse.Namespace) -> int:
     else:
         preset_name = chosen.preset or "toy"
         done = trainer.train(
-            config.override(config.preset(preset_name), settings),
+            presets.override(presets.preset(preset_name), settings),
             corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
             out=chosen.out,
             name=preset_name,
@@ -197,15 +199,19 @@ def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
-    from minimoe import corpus, evaluation, models, texts, workers
-    from minimoe.arrays import select_device
+    from minimoe.core import resources
+    from minimoe.core.arrays import select_device
+    from minimoe.evaluate import text_loss
+    from minimoe.parallel import thread_pool
+    from minimoe.storage import open_model
+    from minimoe.text import batches, corpus
 
     if chosen.suite:
         return _evaluate_suite(chosen)
     for name in ("against", "json", "samples", "questions", "tokens", "temperature", "seed"):
         if getattr(chosen, name) is not None:
             raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
-    model = models.load(chosen.folder).to(select_device(chosen.device))
+    model = open_model.load(chosen.folder).to(select_device(chosen.device))
     if chosen.text:
         read = list(corpus.read_files(chosen.text).documents.values())
         documents = [model.tokenizer.encode(text) for text in read]
@@ -216,15 +222,15 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     elif model.run is None:
         raise UserError(f"{chosen.folder} was trained elsewhere and has no validation split: name a text with --text.")
     else:
-        documents = list(texts.reload(model.run.source, model.tokenizer, model.config.context).validation)
+        documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
-    with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
-        result = evaluation.evaluate(model.params, model.config, documents, pool)
+    with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
+        result = text_loss.evaluate(model.params, model.config, documents, pool)
     print(
         json.dumps(
             {
                 "loss": result.loss,
-                "bits_per_byte": evaluation.bits_per_byte(result, sum(sizes)),
+                "bits_per_byte": text_loss.bits_per_byte(result, sum(sizes)),
                 "tokens": result.tokens,
                 "load": result.load.round(5).tolist(),
             }
@@ -234,7 +240,7 @@ def _evaluate(chosen: argparse.Namespace) -> int:
 
 
 def _evaluate_suite(chosen: argparse.Namespace) -> int:
-    from minimoe import suite, suite_table
+    from minimoe.evaluate import suite, suite_table
 
     if chosen.text:
         raise UserError("--text cannot go with --suite, which reads the text that the run held out: leave one out.")
@@ -247,10 +253,11 @@ def _evaluate_suite(chosen: argparse.Namespace) -> int:
 
 
 def _generate(chosen: argparse.Namespace) -> int:
-    from minimoe import generation, models
-    from minimoe.arrays import select_device
+    from minimoe.core.arrays import select_device
+    from minimoe.inference import generation
+    from minimoe.storage import open_model
 
-    model = models.load(chosen.folder).to(select_device(chosen.device))
+    model = open_model.load(chosen.folder).to(select_device(chosen.device))
     pieces = generation.stream(
         model,
         chosen.prompt,
@@ -269,12 +276,16 @@ def _generate(chosen: argparse.Namespace) -> int:
 def _routing(chosen: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minimoe import corpus, files, microscope, microscope_page, models, workers
-    from minimoe.arrays import select_device
+    from minimoe.analysis import microscope, microscope_page
+    from minimoe.core import files, resources
+    from minimoe.core.arrays import select_device
+    from minimoe.parallel import thread_pool
+    from minimoe.storage import open_model
+    from minimoe.text import corpus
 
-    model = models.load(chosen.folder).to(select_device(chosen.device))
+    model = open_model.load(chosen.folder).to(select_device(chosen.device))
     tokens = microscope.read(model, corpus.read_files(chosen.text) if chosen.text else None)
-    with workers.pool(1 if model.on_gpu else workers.count(chosen.threads)) as pool:
+    with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
         seen = microscope.look(model, tokens, pool)
     if chosen.html:
         microscope_page.write(files.chosen_place(chosen.html), seen, f"Routing of {Path(chosen.folder).resolve().name}")
@@ -288,7 +299,7 @@ def _routing(chosen: argparse.Namespace) -> int:
 
 
 def _gradcheck(chosen: argparse.Namespace) -> int:
-    from minimoe import gradcheck
+    from minimoe.proof import gradcheck
 
     rows = gradcheck.run(chosen.seed)
     print(gradcheck.to_json(rows) if chosen.json else gradcheck.table(rows))
@@ -298,15 +309,17 @@ def _gradcheck(chosen: argparse.Namespace) -> int:
 def _params(chosen: argparse.Namespace) -> int:
     from pathlib import Path
 
-    from minimoe import blueprint, costs, models
+    from minimoe.cost import blueprint, costs, published
+    from minimoe.storage import open_model
 
     if Path(chosen.model).is_dir():
-        plan = blueprint.of_config(Path(chosen.model).resolve().name, models.shape(chosen.model))
+        plan = blueprint.of_config(Path(chosen.model).resolve().name, open_model.shape(chosen.model))
     else:
-        plan = blueprint.named(chosen.model, chosen.shared)
+        plan = published.named(chosen.model, chosen.shared)
     found = costs.of(plan)
     if chosen.figure:
-        from minimoe import cost_plot, files, plots
+        from minimoe.core import files
+        from minimoe.draw import cost_plot, plots
 
         plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))
     print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
@@ -314,16 +327,16 @@ def _params(chosen: argparse.Namespace) -> int:
 
 
 def _bench(chosen: argparse.Namespace) -> int:
-    from minimoe import bench
+    from minimoe.timing import bench
 
-    preset = config.override(config.preset(chosen.preset), options.settings(chosen))
+    preset = presets.override(presets.preset(chosen.preset), options.settings(chosen))
     report = bench.run(preset, chosen.device, chosen.threads, chosen.seconds)
     print(bench.to_json(report) if chosen.json else bench.table(report))
     return 0
 
 
 def _corpus(chosen: argparse.Namespace) -> int:
-    from minimoe import corpus, shakespeare
+    from minimoe.text import corpus, shakespeare
 
     if chosen.name != "shakespeare":
         if chosen.name in corpus.NAMES:
@@ -334,7 +347,7 @@ def _corpus(chosen: argparse.Namespace) -> int:
 
 
 def _info(_: argparse.Namespace) -> int:
-    from minimoe import machine
+    from minimoe.timing import machine
 
     print(printable(machine.describe()))
     return 0

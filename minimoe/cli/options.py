@@ -7,13 +7,13 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from minimoe import config
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import config, presets
+from minimoe.core.config import ModelConfig, TrainConfig
 
 
 def of_training(sub: argparse.ArgumentParser) -> None:
     """What to learn from, where to, and every setting; a setting that was not given is left to the preset."""
-    sub.add_argument("--preset", help=f"settings to start from: {', '.join(config.PRESETS)} (toy)")
+    sub.add_argument("--preset", help=f"settings to start from: {', '.join(presets.PRESETS)} (toy)")
     source = sub.add_mutually_exclusive_group()
     source.add_argument(
         "--corpus",
@@ -33,7 +33,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
     """What to measure, and every setting that changes how long a step takes."""
-    sub.add_argument("--preset", default="toy", help=f"what to measure: {', '.join(config.PRESETS)} (toy)")
+    sub.add_argument("--preset", default="toy", help=f"what to measure: {', '.join(presets.PRESETS)} (toy)")
     sub.add_argument("--seconds", type=number, default=3.0, help="for each of four measurements, about (3)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     of_the_machine(sub)
@@ -81,8 +81,8 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
 
 def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
     """How argparse reads one field of a config; left out, it stays as the preset has it."""
-    toy = config.PRESETS["toy"]
-    usual = getattr(toy.model, field.name) if hasattr(toy.model, field.name) else getattr(toy.train, field.name)
+    toy = presets.PRESETS["toy"]
+    usual = getattr(toy.config, field.name) if hasattr(toy.config, field.name) else getattr(toy.recipe, field.name)
     choices = field.metadata["choices"]
     doc = field.metadata["doc"] + (f": {' or '.join(choices)}" if choices else "")
     common: dict[str, Any] = {

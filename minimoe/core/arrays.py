@@ -11,9 +11,9 @@ import sys
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
 
 Array: TypeAlias = NDArray[Any]
 """A NumPy array, or a CuPy array, which has the same methods."""
@@ -44,6 +44,11 @@ def to_device(x: Array, device: Device) -> Array:
 def like(x: Array, host: NDArray[Any]) -> Array:
     """A host array moved to where ``x`` lives."""
     return host if isinstance(x, np.ndarray) else cast(Array, array_module(x).asarray(host))
+
+
+def placeholder(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
+    """An array of zeros that takes no memory, whatever its shape: for counting and comparing, not to be written to."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def select_device(wish: str = "auto") -> Device:

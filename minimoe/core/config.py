@@ -1,13 +1,12 @@
-"""Settings: what a model is (``ModelConfig``), how it is trained (``TrainConfig``), and presets of both.
+"""Settings: what a model is (``ModelConfig``), and how it is trained (``TrainConfig``).
 
 Every field is documented here once; the command line and the checkpoints are made from these classes. A value that
-makes no sense raises ``UserError`` when the config is made, so nothing behind this file has to check again.
+makes no sense raises ``UserError`` when the config is made, so that no later code has to check it again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import types
 import typing
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError, suggestion
 
 MAX_SIZE = 2**20
 """No single size of a model may exceed this: larger ones are slips of the keyboard."""
@@ -46,7 +45,9 @@ class ModelConfig:
     experts: int = _setting(8, "E: experts in each layer", least=1, most=65536)
     active_experts: int = _setting(2, "K: experts that each token goes to", least=1, most=65536)
     expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
-    renormalize: bool = _setting(True, "softmax over the chosen experts (Mixtral) rather than over all (Switch)")
+    router: str = _setting("noisy_top_k", "how experts are chosen: the name of a module in minimoe/layers/routers")
+    expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
+    renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "router with trainable noise (Shazeer 2017), used in training only")
     tied_embeddings: bool = _setting(False, "use the embedding table as output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
@@ -67,12 +68,6 @@ class ModelConfig:
             raise UserError(
                 f"active_experts {self.active_experts} is more than experts {self.experts}: "
                 "a token cannot go to more experts than there are."
-            )
-        if self.active_experts == 1 and self.experts > 1 and self.renormalize:
-            raise UserError(
-                "active_experts 1 with renormalize on gives every chosen expert the constant weight 1, so the router "
-                "gets no gradient from the language-model loss: set renormalize to false (as Switch does; "
-                "--no-renormalize) or active_experts to 2 or more."
             )
 
 
@@ -134,14 +129,9 @@ def from_dict(kind: type[Config], values: Mapping[str, Any], source: str = "conf
     for name in values:
         if name not in known:
             raise UserError(
-                f"{source} has a setting {name!r} that {kind.__name__} does not know{_suggestion(name, known)}."
+                f"{source} has a setting {name!r} that {kind.__name__} does not know{suggestion(name, known)}."
             )
     return kind(**values)
-
-
-def _suggestion(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def field_types(kind: type[Any]) -> dict[str, tuple[type, bool]]:
@@ -188,108 +178,3 @@ def _plain(bound: float) -> str:
 
 
 _KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A model, a recipe and the corpus they are meant for."""
-
-    doc: str
-    model: ModelConfig
-    train: TrainConfig
-    corpus: str = "data"
-
-
-PRESETS: dict[str, Preset] = {
-    "toy": Preset(
-        "a small Mixtral that learns the texts of data/ in about two minutes",
-        ModelConfig(),
-        TrainConfig(steps=500, learning_rate=6e-3, warmup=50, weight_decay=0.5, evaluate_every=50),
-    ),
-    "tiny": Preset(
-        "seconds on any machine, for lessons and tests",
-        ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_width=8, context=32, experts=4, expert_width=32),
-        TrainConfig(steps=50, batch=8, warmup=5, evaluate_every=25, save_every=25),
-        corpus="fables",
-    ),
-    "nanogpt-cpu": Preset(
-        "nanoGPT's CPU recipe: 2000 steps of 12 × 64 tokens of tiny Shakespeare, at most 0.85M active parameters",
-        ModelConfig(context=64, experts=4, expert_width=96),
-        TrainConfig(steps=2000, batch=12, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
-        corpus="shakespeare",
-    ),
-    "makemoe": Preset(
-        "makeMoE's budget: 5000 steps of 16 × 32 tokens of tiny Shakespeare, at most 2.67M active parameters",
-        ModelConfig(context=32, active_experts=4, expert_width=192),
-        TrainConfig(steps=5000, batch=16, learning_rate=0.01, warmup=50, schedule="linear", evaluate_every=500),
-        corpus="shakespeare",
-    ),
-    "shakespeare-fast": Preset(
-        "the shortest time to a validation loss of 1.744 on tiny Shakespeare",
-        ModelConfig(context=64, experts=4, expert_width=96),
-        TrainConfig(
-            steps=470, batch=12, learning_rate=0.01, warmup=20, momentum=0.85, schedule="linear", evaluate_every=50
-        ),
-        corpus="shakespeare",
-    ),
-    "mixtral-8x7b": Preset(
-        "Mixtral 8x7B's shape, for accounting: 46.7 billion parameters do not train on a laptop",
-        ModelConfig(
-            vocab_size=32_000,
-            width=4096,
-            layers=32,
-            heads=32,
-            kv_heads=8,
-            head_width=128,
-            context=32_768,
-            expert_width=14_336,
-            noisy_gating=False,
-            rope_theta=1e6,
-        ),
-        TrainConfig(),
-    ),
-}
-
-
-def preset(name: str) -> Preset:
-    """The preset called ``name``; raises ``UserError`` with the names there are."""
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name!r}{_suggestion(name, PRESETS)}: choose one of {', '.join(PRESETS)}.")
-    return PRESETS[name]
-
-
-def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
-    """``chosen`` with other values for some fields of its model and its recipe, whichever they belong to."""
-    of_model = {field.name for field in dataclasses.fields(ModelConfig)}
-    return dataclasses.replace(
-        chosen,
-        model=dataclasses.replace(chosen.model, **{k: v for k, v in settings.items() if k in of_model}),
-        train=dataclasses.replace(chosen.train, **{k: v for k, v in settings.items() if k not in of_model}),
-    )
-
-
-def dense_twin(sparse: Preset) -> Preset:
-    """The dense model of equal active parameters, and its recipe: one expert, as wide as the K at work on a token.
-
-    What differs is the router, which a dense model does not need. Corpus, steps, batch and optimiser stay; all that
-    is about routers (noise, auxiliary losses, capacity) is off.
-
-    Raises:
-        UserError: the model is dense already, or its twin would be wider than a model may be.
-    """
-    model = sparse.model
-    if model.experts == 1:
-        raise UserError("a model with one expert is dense already: there is no twin to compare it with.")
-    return dataclasses.replace(
-        sparse,
-        model=dataclasses.replace(
-            model,
-            experts=1,
-            active_experts=1,
-            expert_width=model.active_experts * model.expert_width,
-            noisy_gating=False,
-        ),
-        train=dataclasses.replace(
-            sparse.train, balance_loss=0.0, importance_loss=0.0, load_loss=0.0, z_loss=0.0, capacity_factor=None
-        ),
-    )

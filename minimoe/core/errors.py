@@ -1,5 +1,7 @@
 """What is said to the person at the keyboard: the one exception, and text that cannot steer a terminal."""
 
+import difflib
+from collections.abc import Iterable
 from unicodedata import category
 
 
@@ -13,3 +15,9 @@ class UserError(ValueError):
 def printable(text: str) -> str:
     """``text`` with control characters made visible: shown in a terminal, it is text and nothing else."""
     return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'toy'?)`` if one of the ``known`` names is close to ``name``, otherwise nothing."""
+    close = difflib.get_close_matches(name, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

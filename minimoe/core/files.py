@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
 
 Tensors = dict[str, NDArray[Any]]
 

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from minimoe.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module
 
 _FURTHEST = 6.0  # erfc(6) is 2e-17: behind it, Φ is 0 or 1 to the last digit
 _T_MIN = 1 / (1 + _FURTHEST / 3)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from minimoe.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module
 
 Tree = TypeVar("Tree")
+Kind = TypeVar("Kind")
 
 
 def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
@@ -29,6 +30,39 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
             yield from named_leaves(branch, f"{prefix}.{field}" if prefix else field)
     else:
         yield prefix, tree
+
+
+def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
+    """Class decorator with which a component states facts about its parameters: a mark, and the fields that have it.
+
+        @tree.marks(matrices=("w_gate", "w_up", "w_down"))
+        class Experts(NamedTuple): ...
+
+    The marks in use are ``matrices`` (Muon updates them), ``training_only`` (a trained model works without them) and
+    ``by_expert`` (stacks of which each worker may own a part).
+    """
+
+    def add(kind: type[Kind]) -> type[Kind]:
+        kind._marks = fields  # type: ignore[attr-defined]
+        return kind
+
+    return add
+
+
+def marked(tree: Any, mark: str, prefix: str = "", inside: bool = False) -> Iterator[str]:
+    """The names of the leaves in fields to which ``marks`` gave this ``mark``, in the order of ``named_leaves``."""
+    if inside:
+        yield from (name for name, _ in named_leaves(tree, prefix))
+    elif isinstance(tree, list):
+        for i, branch in enumerate(tree):
+            yield from marked(branch, mark, f"{prefix}[{i}]")
+    elif isinstance(tree, dict):
+        for key, branch in tree.items():
+            yield from marked(branch, mark, f"{prefix}[{key!r}]")
+    elif isinstance(tree, tuple):
+        listed = getattr(type(tree), "_marks", {}).get(mark, ())
+        for field, branch in zip(_fields(tree), tree, strict=True):
+            yield from marked(branch, mark, f"{prefix}.{field}" if prefix else field, field in listed)
 
 
 def leaves(tree: Any) -> list[Array]:

@@ -13,7 +13,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from minimoe.blueprint import Blueprint
+from minimoe.cost.blueprint import Blueprint
 
 BITS = (32, 16, 8, 4)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from minimoe import canvas, palette
-from minimoe.costs import Costs
+from minimoe.cost.costs import Costs
+from minimoe.draw import figure_parts, palette
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ PLACES = {
 
 def parameters(costs: Costs) -> Figure:
     """Two bars, total and active, each divided into the model's parts."""
-    figure = canvas.figure(8, 2.8)
+    figure = figure_parts.figure(8, 2.8)
     axes = figure.subplots()
     left = {"total": 0, "active": 0}
     parts = {name: part for name, part in costs.parts.items() if part["total"]}
@@ -40,11 +40,13 @@ def parameters(costs: Costs) -> Figure:
             axes.barh(row, part[row], left=left[row], color=colour, label=name if row == "total" else None)
             left[row] += part[row]
     for row, size in left.items():
-        axes.annotate(f" {canvas.in_thousands(float(f'{size:.3g}'), None)}", (size, row), va="center", fontsize=12)
+        axes.annotate(
+            f" {figure_parts.in_thousands(float(f'{size:.3g}'), None)}", (size, row), va="center", fontsize=12
+        )
     axes.set_xlim(0, 1.12 * costs.total)
-    axes.xaxis.set_major_formatter(canvas.in_thousands)
+    axes.xaxis.set_major_formatter(figure_parts.in_thousands)
     axes.set_xlabel("parameters")
-    axes.set_title("\n".join(map(canvas.plain, filter(None, (costs.name, costs.source)))), fontsize=12)
+    axes.set_title("\n".join(map(figure_parts.plain, filter(None, (costs.name, costs.source)))), fontsize=12)
     figure.legend(loc="outside lower center", ncols=min(len(parts), 4), frameon=False, fontsize=11)
-    canvas.quieten(axes)
+    figure_parts.quieten(axes)
     return figure

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from minimoe import palette
-from minimoe.arrays import Array
-from minimoe.errors import printable
+from minimoe.core.arrays import Array
+from minimoe.core.errors import printable
+from minimoe.draw import palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,7 +1,7 @@
 """Small drawings for the lessons: matrices with their numbers in them, and the look that all figures share.
 
 Every figure is a white card, so that it reads the same on a light page and on a dark one. Colours are those of the
-experts (``minimoe.palette``); a matrix is blue where negative and orange where positive.
+experts (``minimoe.draw.palette``); a matrix is blue where negative and orange where positive.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minimoe import palette
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
+from minimoe.draw import palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

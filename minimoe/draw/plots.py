@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minimoe import canvas, files, palette
-from minimoe.arrays import Array
-from minimoe.errors import UserError
+from minimoe.core import files
+from minimoe.core.arrays import Array
+from minimoe.core.errors import UserError
+from minimoe.draw import figure_parts, palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,17 +47,17 @@ def loss_curves(metrics: Rows) -> Figure:
     """
     tokens, loss = _column(metrics, "tokens"), _column(metrics, "loss")
     if len(metrics[0]["load"][0]) > 1:
-        figure = canvas.figure(8, 6)
+        figure = figure_parts.figure(8, 6)
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1.3))
         _draw_auxiliary(bottom, tokens, metrics)
     else:  # dense: no router, and nothing to balance
-        figure = canvas.figure(8, 4.2)
+        figure = figure_parts.figure(8, 4.2)
         top = bottom = figure.subplots()
 
     top.plot(tokens, loss, color=TRAINING, alpha=0.3, linewidth=0.8)
     smoothed = smooth(loss)
     label = f"training: {smoothed[-1]:.2f} at the end, smoothed"
-    top.plot(tokens, smoothed, color=TRAINING, linewidth=2, marker=canvas.dot(loss), label=label)
+    top.plot(tokens, smoothed, color=TRAINING, linewidth=2, marker=figure_parts.dot(loss), label=label)
     evaluated = [row for row in metrics if "val_loss" in row]
     if evaluated:
         x, y = _column(evaluated, "tokens"), _column(evaluated, "val_loss")
@@ -64,9 +65,9 @@ def loss_curves(metrics: Rows) -> Figure:
     top.set_ylabel("loss (nats per token)")
     top.legend(frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0, handlelength=1.2)
     bottom.set_xlabel("tokens seen")
-    bottom.xaxis.set_major_formatter(canvas.in_thousands)
+    bottom.xaxis.set_major_formatter(figure_parts.in_thousands)
     for axes in (top, bottom):
-        canvas.quieten(axes)
+        figure_parts.quieten(axes)
         axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     return figure
 
@@ -75,7 +76,7 @@ def _draw_auxiliary(axes: Axes, tokens: Array, metrics: Rows) -> None:
     for name, place in AUXILIARY.items():
         mean = np.array([np.mean(row["auxiliary"][name]) for row in metrics])
         colour = palette.COLOURS[place]
-        axes.plot(tokens, smooth(mean), color=colour, linewidth=2, marker=canvas.dot(mean), label=name)
+        axes.plot(tokens, smooth(mean), color=colour, linewidth=2, marker=figure_parts.dot(mean), label=name)
     axes.set_yscale("symlog", linthresh=0.1, linscale=0.5)
     axes.set_yticks([0, 0.1, 1, 10], ["0", "0.1", "1", "10"])
     axes.set_ylim(bottom=0)
@@ -96,7 +97,7 @@ def expert_load(load: Array, title: str = "Load of each expert, relative to its 
         raise UserError(f"A load of shape {load.shape} is not a matrix with rows that sum to 1; give routing.load's.")
     layers, experts = load.shape
     ratio = load * experts
-    figure = canvas.figure(min(max(2.5 + 0.7 * experts, 6), 14), 1.9 + 0.5 * min(layers, 16))
+    figure = figure_parts.figure(min(max(2.5 + 0.7 * experts, 6), 14), 1.9 + 0.5 * min(layers, 16))
     axes = figure.subplots()
     ends = palette.COLOURS[0], "#FFFFFF", palette.COLOURS[5]
     colours = LinearSegmentedColormap.from_list("load", ends, N=257)  # odd, so that the middle is white
@@ -126,11 +127,11 @@ def load_over_time(metrics: Rows) -> Figure:
     """
     steps, shares = _shares(metrics)
     layers = _some(shares.shape[1])
-    figure = canvas.figure(canvas.width_of(len(layers), shares.shape[2]), 3.6)
+    figure = figure_parts.figure(figure_parts.width_of(len(layers), shares.shape[2]), 3.6)
     panels = figure.subplots(1, len(layers), sharey=True, squeeze=False)[0]
     _draw_shares(panels, steps, shares, layers)
     panels[0].set_ylabel("share of assignments")
-    canvas.expert_key(figure, shares.shape[2])
+    figure_parts.expert_key(figure, shares.shape[2])
     return figure
 
 
@@ -147,16 +148,16 @@ def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
         raise UserError("There is no domain to draw: give at least one text by name.")
     steps, shares = _shares(metrics)
     layers = _some(shares.shape[1])
-    width = canvas.width_of(len(layers), shares.shape[2])
-    longest = max(len(canvas.short(name)) for name in load_by_domain)
+    width = figure_parts.width_of(len(layers), shares.shape[2])
+    longest = max(len(figure_parts.short(name)) for name in load_by_domain)
     columns = min(len(load_by_domain), max(1, int(width / (0.6 + 0.1 * longest))))
-    figure = canvas.figure(width, 6.8 + 0.25 * (math.ceil(len(load_by_domain) / columns) - 1))
+    figure = figure_parts.figure(width, 6.8 + 0.25 * (math.ceil(len(load_by_domain) / columns) - 1))
     above, below = figure.subplots(2, len(layers), sharey="row", squeeze=False)
     _draw_shares(above, steps, shares, layers)
     above[0].set_ylabel("share of assignments\nin training")
     _draw_domains(below, load_by_domain, layers)
     below[0].set_ylabel("share of assignments\nby text")
-    canvas.expert_key(figure, shares.shape[2])
+    figure_parts.expert_key(figure, shares.shape[2])
     names = below[0].get_legend_handles_labels()
     figure.legend(*names, loc="outside lower center", ncols=columns, frameon=False, fontsize=11)
     return figure
@@ -170,7 +171,7 @@ def collapse(metrics_with: Rows, metrics_without: Rows) -> Figure:
     """
     runs = {"with auxiliary losses": _shares(metrics_with), "without auxiliary losses": _shares(metrics_without)}
     layers = _some(min(shares.shape[1] for _, shares in runs.values()))
-    figure = canvas.figure(9.5, 1.4 + 1.9 * len(layers))
+    figure = figure_parts.figure(9.5, 1.4 + 1.9 * len(layers))
     columns = figure.subplots(len(layers), 2, sharex="col", sharey=True, squeeze=False).T
     for panels, (title, (steps, shares)) in zip(columns, runs.items(), strict=True):
         _draw_shares(panels, steps, shares, layers)
@@ -182,7 +183,7 @@ def collapse(metrics_with: Rows, metrics_without: Rows) -> Figure:
             axes.label_outer()
         panels[0].annotate(title, (0.5, 1), (0, 28), "axes fraction", "offset points", ha="center", fontsize=14)
     figure.supylabel("share of assignments", fontsize=12)
-    canvas.expert_key(figure, experts)
+    figure_parts.expert_key(figure, experts)
     return figure
 
 
@@ -227,28 +228,28 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
     """Into one panel a layer, the share of every expert (P, L, E) over the steps (P,)."""
     fair = 1 / shares.shape[2]
     for axes, layer in zip(panels, layers, strict=True):
-        canvas.guide(axes, fair / 2, "half", "--", "top")
-        canvas.guide(axes, fair, "fair")
+        figure_parts.guide(axes, fair / 2, "half", "--", "top")
+        figure_parts.guide(axes, fair, "fair")
         if 2 * fair < 1:
-            canvas.guide(axes, fair * 2, "double", "--")
+            figure_parts.guide(axes, fair * 2, "double", "--")
         for expert in range(shares.shape[2]):
             axes.plot(
                 steps,
                 shares[:, layer, expert],
                 color=palette.colour(expert),
-                linestyle=canvas.dash(expert),
+                linestyle=figure_parts.dash(expert),
                 linewidth=1.8,
-                marker=canvas.dot(steps),
+                marker=figure_parts.dot(steps),
             )
         axes.set_title(f"layer {layer}", fontsize=13)
         axes.set_xlabel("step")
         axes.set_ylim(0, min(1.02, max(2.4 * fair, 1.05 * float(shares.max()))))
-        axes.yaxis.set_major_formatter(canvas.in_percent)
-        axes.xaxis.set_major_formatter(canvas.in_thousands)
+        axes.yaxis.set_major_formatter(figure_parts.in_percent)
+        axes.xaxis.set_major_formatter(figure_parts.in_thousands)
         axes.locator_params(axis="x", nbins=4, integer=True)
         if len(steps) == 1:
             axes.set_xticks(steps)
-        canvas.quieten(axes)
+        figure_parts.quieten(axes)
 
 
 def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], layers: Sequence[int]) -> None:
@@ -262,12 +263,12 @@ def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], l
         for place, (name, load) in enumerate(load_by_domain.items()):
             experts = load.shape[1]
             x = np.arange(experts) + (place + 0.5) * width - 0.42
-            axes.bar(x, load[layer], width, color=colours[place], label=canvas.short(name))
-        canvas.guide(axes, 1 / experts, "fair")
+            axes.bar(x, load[layer], width, color=colours[place], label=figure_parts.short(name))
+        figure_parts.guide(axes, 1 / experts, "fair")
         axes.set_xlabel("expert")
         axes.set_xticks(range(0, experts, 1 + experts // 10))
-        axes.yaxis.set_major_formatter(canvas.in_percent)
-        canvas.quieten(axes)
+        axes.yaxis.set_major_formatter(figure_parts.in_percent)
+        figure_parts.quieten(axes)
 
 
 def _column(metrics: Rows, name: str) -> Array:

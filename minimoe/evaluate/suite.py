@@ -25,13 +25,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import accounting, checkpoint, evaluation, generation, metrics, sampling, sums, texts, well_formed, workers
-from minimoe.arrays import select_device
-from minimoe.checkpoint import Model
-from minimoe.corpus import Corpus
-from minimoe.errors import UserError
-from minimoe.texts import Texts
-from minimoe.workers import Run
+from minimoe.core import resources
+from minimoe.core.arrays import select_device
+from minimoe.core.errors import UserError
+from minimoe.cost import parameters
+from minimoe.evaluate import sums, text_loss, well_formed
+from minimoe.inference import generation, sampling
+from minimoe.parallel import thread_pool
+from minimoe.parallel.thread_pool import Map
+from minimoe.storage import checkpoint, metrics
+from minimoe.storage.checkpoint import Model
+from minimoe.text import batches
+from minimoe.text.batches import Texts
+from minimoe.text.corpus import Corpus
 
 
 class Settings(NamedTuple):
@@ -104,9 +110,9 @@ def run(
     models = [checkpoint.load_model(path) for path in folders]
     _check_alike(folders, models)
     first = models[0]
-    data = texts.reload(first.run.source, first.tokenizer, first.config.context, corpus)
+    data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
     where = select_device(device)
-    with workers.pool(1 if where == "gpu" else workers.count(threads)) as pool:
+    with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
         found = [
             measure(str(path), model.to(where), data, _trained_tokens(path), settings, pool)
             for path, model in zip(folders, models, strict=True)
@@ -146,11 +152,11 @@ def _trained_tokens(folder: Path) -> int:
 
 
 def measure(
-    name: str, model: Model, data: Texts, trained_tokens: int, settings: Settings | None = None, pool: Run = map
+    name: str, model: Model, data: Texts, trained_tokens: int, settings: Settings | None = None, pool: Map = map
 ) -> Measured:
     """All that the suite finds of one model; ``pool`` is a ``map``, one of several threads for instance."""
     settings = settings or Settings()
-    counts = accounting.parameters(model.config)
+    counts = parameters.count(model.config)
     router = counts.router if model.config.experts == 1 else 0  # which has nothing to choose, and is no work
     return Measured(
         name,
@@ -169,8 +175,8 @@ def measure(
 # The tasks
 
 
-def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Run) -> Losses:
-    pieces = evaluation.by_piece(model.params, model.config, ids, pool)
+def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Map) -> Losses:
+    pieces = text_loss.by_piece(model.params, model.config, ids, pool)
     sizes = np.array([model.tokenizer.bytes_of(piece.targets) for piece in pieces])
     frequency = np.bincount(data.train, minlength=model.config.vocab_size) + 1.0  # one imaginary token of each
     by_frequency = -np.log2(frequency / frequency.sum())[ids[1:]]
@@ -178,7 +184,7 @@ def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Run) -> Los
     return Losses(bits, sizes, float(by_frequency.sum() / sizes.sum()))
 
 
-def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Run) -> Marks | str:
+def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Map) -> Marks | str:
     text = model.tokenizer.decode(data.train)
     if not sums.are_in(text):
         return f"not asked: the training text holds no line like {sums.EXAMPLE!r}"
@@ -197,7 +203,7 @@ def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Run) -
     return Marks(right, sums.best_constant(questions))
 
 
-def _python(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
+def _python(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks | str:
     if not well_formed.has_python(model.tokenizer.decode(data.train)):
         return "not measured: the training text holds no Python"
     begin = well_formed.DEFINITION
@@ -213,7 +219,7 @@ def _python(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks |
     return Marks(parse(written), float(parse(shuffled).mean()), float(parse(real).mean()) if real else None)
 
 
-def _brackets(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks | str:
+def _brackets(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks | str:
     if "\n" not in model.tokenizer.decode(data.train):
         return "not measured: the training text has no line ends, behind which a text could begin"
     written = [well_formed.whole_lines(text) for text in _write(model, "\n", settings, pool)]
@@ -233,7 +239,7 @@ def _brackets(model: Model, data: Texts, settings: Settings, pool: Run) -> Marks
     return Marks(right, float(shuffled.mean()), float(reachable.mean()) if len(reachable) else None)
 
 
-def _write(model: Model, prompt: str, settings: Settings, pool: Run) -> list[str]:
+def _write(model: Model, prompt: str, settings: Settings, pool: Map) -> list[str]:
     """What the model writes behind a prompt, again and again."""
 
     def text(number: int) -> str:

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import intervals
-from minimoe.errors import printable
-from minimoe.intervals import Interval
-from minimoe.suite import SUMS, Losses, Marks, Results
+from minimoe.core.errors import printable
+from minimoe.evaluate import intervals
+from minimoe.evaluate.intervals import Interval
+from minimoe.evaluate.suite import SUMS, Losses, Marks, Results
 
 LOSS = "held-out text"
 

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import objective, tree
-from minimoe.arrays import Array, like, to_host
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.layers import cross_entropy, decoder
+from minimoe.core import tree
+from minimoe.core.arrays import Array, like, to_host
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Objective, Shard
-from minimoe.workers import Run
+from minimoe.layers.mode import Mode
+from minimoe.losses import cross_entropy, objective
+from minimoe.losses.objective import Objective, Shard
+from minimoe.parallel.thread_pool import Map
 
 SEQUENCES = 16
 """Sequences in one forward pass; changes speed only."""
@@ -29,7 +31,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    params: Decoder, config: ModelConfig, documents: Sequence[NDArray[np.int32]], run: Run = map
+    params: Decoder, config: ModelConfig, documents: Sequence[NDArray[np.int32]], run: Map = map
 ) -> Evaluation:
     """The mean loss over all tokens of ``documents`` but each one's first, which nothing predicts.
 
@@ -41,7 +43,8 @@ def evaluate(
     shards = [shard for document in documents for shard in _shards(params, document, config.context)]
     if not shards:
         raise UserError("the text is one token long, which leaves nothing to predict: give a longer one.")
-    done = list(run(lambda shard: objective.forward(params, shard, config, Objective(), keep=False), shards))
+    goal = Objective(training=False)
+    done = list(run(lambda shard: objective.forward(params, shard, config, goal, keep=False), shards))
     count = sum(int(one.sums.loss.tokens) for one in done)
     loss = sum(float(one.sums.loss.total) for one in done) / count
     if not math.isfinite(loss):
@@ -65,11 +68,11 @@ class Piece(NamedTuple):
     nats: float  # summed over them
 
 
-def by_piece(params: Decoder, config: ModelConfig, document: NDArray[np.int32], run: Run = map) -> list[Piece]:
+def by_piece(params: Decoder, config: ModelConfig, document: NDArray[np.int32], run: Map = map) -> list[Piece]:
     """The summed loss of each piece of a document, in order: what ``evaluate`` takes the mean of."""
 
     def pieces(shard: Shard) -> list[Piece]:
-        logits, _, _ = decoder.forward(params, shard.tokens, config, estimate_load=False)
+        logits, _, _ = decoder.forward(params, shard.tokens, config, Mode(estimate_load=False))
         return [
             Piece(to_host(targets), float(cross_entropy.forward(z, targets)[0].total))
             for z, targets in zip(logits, shard.targets, strict=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 
 TOLERANCE = 1e-6
 """The largest error that counts as equal: far above rounding, far below any mistake."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from minimoe import finite_differences
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises import diagnosis
-from minimoe.exercises.report import Report, Row
+from minimoe.exercises.feedback import Report, Row
+from minimoe.proof import finite_differences
 
 Answer = Callable[..., Any]
 Mistakes = Mapping[str, Mapping[str, Any]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Literal, NamedTuple
 
-from minimoe import palette
+from minimoe.draw import palette
 
 State = Literal["right", "wrong", "not attempted"]
 

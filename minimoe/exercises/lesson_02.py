@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
-from minimoe.layers import cross_entropy, linear
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.layers import linear
 from minimoe.layers.linear import Linear
+from minimoe.losses import cross_entropy
 
 
 def linear_with_bias_backward(answer: Answer) -> Report:

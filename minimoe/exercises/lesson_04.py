@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
+from minimoe.exercises.feedback import Report, first_failure
 from minimoe.layers import rope
 from minimoe.layers.rope import Rotation
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
-from minimoe.layers import swiglu
-from minimoe.layers.swiglu import Experts
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.layers.experts import swiglu
+from minimoe.layers.experts.swiglu import Experts
 
 N, D, F = 5, 4, 6
 

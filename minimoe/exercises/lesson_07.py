@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe import normal
-from minimoe.arrays import Array
+from minimoe.core import gaussian
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
+from minimoe.exercises.feedback import Report, first_failure
 
 N, E, K = 6, 5, 3
 
@@ -41,22 +41,22 @@ def duel(answer: Answer) -> Report:
     return values(
         answer,
         (c_0, c_1, sigma_0, sigma_1),
-        {"chance": normal.cumulative(lead / spread)},
+        {"chance": gaussian.cumulative(lead / spread)},
         sizes={"N": N},
         mistakes={
             "chance": {
-                "this draws the noise of expert 0 only; expert 1 is noisy too.": normal.cumulative(lead / sigma_0),
-                "this draws the noise of expert 1 only; expert 0 is noisy too.": normal.cumulative(lead / sigma_1),
-                "independent noises do not add their σ: which square adds up?": normal.cumulative(
+                "this draws the noise of expert 0 only; expert 1 is noisy too.": gaussian.cumulative(lead / sigma_0),
+                "this draws the noise of expert 1 only; expert 0 is noisy too.": gaussian.cumulative(lead / sigma_1),
+                "independent noises do not add their σ: which square adds up?": gaussian.cumulative(
                     lead / (sigma_0 + sigma_1)
                 ),
                 "a difference of noises is not calmer than they are: their variances add up, also in a difference.": (
-                    normal.cumulative(lead / np.sqrt(abs(sigma_0**2 - sigma_1**2)))
+                    gaussian.cumulative(lead / np.sqrt(abs(sigma_0**2 - sigma_1**2)))
                 ),
-                "that is the variance of the difference; Φ wants to be given standard deviations.": normal.cumulative(
+                "that is the variance of the difference; Φ wants to be given standard deviations.": gaussian.cumulative(
                     lead / spread**2
                 ),
-                "that is the chance of expert 1.": normal.cumulative(-lead / spread),
+                "that is the chance of expert 1.": gaussian.cumulative(-lead / spread),
             }
         },
     )

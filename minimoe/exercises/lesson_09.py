@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
-from minimoe.layers import moe
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.layers import routing
 
 
 def computed_rows(answer: Answer) -> Report:
@@ -48,9 +48,9 @@ def place_without_sorting(answer: Answer) -> Report:
     N, E, K = 7, 5, 3
     chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
     chosen[chosen == 1] = 4  # expert 1 stays empty; the entries are what counts here, not a routing
-    dispatch = moe.sort_by_expert(chosen, E)
+    dispatch = routing.sort_by_expert(chosen, E)
     first = np.cumsum(dispatch.counts) - dispatch.counts  # (E,)
-    by_choice = moe.sort_by_expert(chosen.T.reshape(-1, 1), E).place.reshape(K, N).T
+    by_choice = routing.sort_by_expert(chosen.T.reshape(-1, 1), E).place.reshape(K, N).T
     return values(
         answer,
         (chosen, E),
@@ -77,7 +77,7 @@ def weighted_input_backward(answer: Answer) -> Report:
     rng = np.random.default_rng(9)
     N, D, E, K = 5, 4, 7, 3
     chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
-    dispatch = moe.sort_by_expert(chosen, E)
+    dispatch = routing.sort_by_expert(chosen, E)
     x, weights = rng.standard_normal((N, D)), rng.uniform(0.1, 1, (N, K))
     dz = rng.standard_normal((N * K, D))
 

@@ -6,12 +6,15 @@ import math
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
-from minimoe.layers import cross_entropy, linear, rmsnorm, swiglu
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.layers import linear, rmsnorm
+from minimoe.layers.experts import swiglu
 from minimoe.layers.linear import Linear
 from minimoe.layers.rmsnorm import RMSNorm
+from minimoe.losses import cross_entropy
 
 
 def stream_size(answer: Answer) -> Report:
@@ -38,7 +41,7 @@ def parallel_block_backward(answer: Answer) -> Report:
     N, D = 5, 4
     x, dy = rng.standard_normal((2, N, D))
     norm, mixing = RMSNorm(rng.uniform(0.5, 2, D)), Linear(rng.standard_normal((D, D)))
-    experts = swiglu.init(rng, 1, D, 3, dtype=np.float64)
+    experts = swiglu.init(rng, ModelConfig(experts=1, active_experts=1, width=D, expert_width=3), dtype=np.float64)
 
     normed, norm_cache = rmsnorm.forward(norm, x)
     _, mixing_cache = linear.forward(mixing, normed)

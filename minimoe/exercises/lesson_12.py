@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.arrays import Array
-from minimoe.config import ModelConfig, preset
+from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
+from minimoe.core.presets import preset
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
+from minimoe.exercises.feedback import Report, first_failure
 from minimoe.layers import attention
 
 
 def cache_bytes(answer: Answer) -> Report:
     """(config, tokens, bytes_per_number) → the size of the key/value cache, with and without a window."""
     windowed = ModelConfig(width=60, layers=3, heads=12, kv_heads=4, head_width=10, window=50)
-    cases = ((preset("mixtral-8x7b").model, 32_768, 2), (windowed, 70, 4), (windowed, 20, 4))
+    cases = ((preset("mixtral-8x7b").config, 32_768, 2), (windowed, 70, 4), (windowed, 20, 4))
     return first_failure(_cache_bytes(answer, *case) for case in cases)
 
 

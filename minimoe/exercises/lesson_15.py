@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimoe import tree
-from minimoe.arrays import Array
+from minimoe.core import tree
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
-from minimoe.layers import balance
-from minimoe.layers.balance import Coefficients
-from minimoe.layers.router import RouterStats
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance
+from minimoe.losses.balance import Coefficients
 
 Model = Callable[[Array], Array]
 

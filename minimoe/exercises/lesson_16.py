@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import numpy as np
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
-from minimoe.exercises.report import Report, first_failure
+from minimoe.exercises.feedback import Report, first_failure
 
 
 def tokens_to_be_busy(answer: Answer) -> Report:

@@ -1,18 +1,17 @@
-"""One token through the decoder: the mathematics of layers/ once more, with nothing but the arithmetic.
+"""One token through the decoder: the mathematics of the layers with nothing but the arithmetic.
 
-The layers sort tokens by expert, mask the future and remember what backward needs. For one token of one sequence there
-is nothing to sort, mask or remember, and that bookkeeping takes several times as long as the arithmetic. Leaving it
-out makes generation several times faster; the tests hold every line to ``decoder.forward``.
+The layers sort tokens by expert, mask the future and keep what backward needs. For one token of one sequence there is
+nothing to sort, to mask or to keep, and that bookkeeping takes several times as long as the arithmetic. Without it,
+generation is several times faster. Routers and experts come from the same tables as in ``moe``. The plain form is
+``decoder.forward``, and tests compare the two.
 """
 
 from __future__ import annotations
 
-import math
-
-from minimoe.arrays import Array, array_module, to_host
-from minimoe.config import ModelConfig
-from minimoe.kv_cache import KVCache, LayerCache
-from minimoe.layers import decoder, rope, swiglu
+from minimoe.core.arrays import Array, array_module
+from minimoe.core.config import ModelConfig
+from minimoe.inference.kv_cache import KVCache, LayerCache
+from minimoe.layers import decoder, moe, rope
 from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.moe import MoE
@@ -42,12 +41,12 @@ def _norm(params: RMSNorm, x: Array, eps: float) -> Array:
 
 def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache) -> Array:
     """x (D,) → y (D,). The newest token sees all that is in sight, so nothing is masked."""
-    groups, head_width = past.keys.shape[2:]
+    kv_heads, head_width = past.keys.shape[2:]
     qk = array_module(x).concatenate((x @ params.query.weight, x @ params.key.weight))
     qk = _turned(qk.reshape(-1, head_width), rotation)  # (H+G, C): one rotation for both
-    v = (x @ params.value.weight).reshape(groups, head_width)
-    keys, values = past.append(qk[None, None, -groups:], v[None, None])  # (1, S, G, C)
-    q = qk[:-groups].reshape(groups, -1, head_width)  # (G, H/G, C)
+    v = (x @ params.value.weight).reshape(kv_heads, head_width)
+    keys, values = past.append(qk[None, None, -kv_heads:], v[None, None])  # (1, S, G, C)
+    q = qk[:-kv_heads].reshape(kv_heads, -1, head_width)  # (G, H/G, C)
     q *= head_width**-0.5
     weights = _softmax(q @ keys[0].transpose(1, 2, 0))  # (G, H/G, S)
     return (weights @ values[0].transpose(1, 0, 2)).reshape(-1) @ params.output.weight
@@ -64,28 +63,13 @@ def _turned(x: Array, rotation: Rotation) -> Array:
 
 
 def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
-    """x (D,) → y (D,)."""
-    xp = array_module(x)
-    w_gate, w_up, w_down = params.experts
-    chosen, weights = _route(to_host(x @ params.router.w_gate).tolist(), config)
-    a, b = xp.empty((2, len(chosen), w_gate.shape[2]), x.dtype)  # (K, F)
-    for k, e in enumerate(chosen):
-        xp.matmul(x, w_gate[e], out=a[k])
-        xp.matmul(x, w_up[e], out=b[k])
-    a *= swiglu.sigmoid(a)
-    a *= b
-    y = xp.zeros(len(x), x.dtype)
-    for k, e in enumerate(chosen):
-        y += weights[k] * (a[k] @ w_down[e])
-    return y
-
-
-def _route(logits: list[float], config: ModelConfig) -> tuple[list[int], list[float]]:
-    """The K chosen experts, ties to the lowest index, and their weights. On so few numbers plain Python is quickest."""
-    chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[: config.active_experts]
-    exp = [math.exp(z - logits[chosen[0]]) for z in logits]
-    total = sum(exp[e] for e in chosen) if config.renormalize else sum(exp)
-    return chosen, [exp[e] / total for e in chosen]
+    """x (D,) → y (D,). A router or experts without a form for one token are used as in training."""
+    choose, work = getattr(moe.router_of(config), "decode", None), getattr(moe.experts_of(config), "decode", None)
+    if choose is None or work is None:
+        y: Array = moe.forward(params, x[None, None], config).y[0, 0]
+        return y
+    decoded: Array = work(params.experts, x, *choose(params.router, x, config))
+    return decoded
 
 
 def _softmax(z: Array) -> Array:

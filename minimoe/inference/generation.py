@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import kv_cache, one_token, sampling
-from minimoe.arrays import Array, like, to_host
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.kv_cache import KVCache
+from minimoe.core.arrays import Array, like, to_host
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.inference import fast_decode, kv_cache, sampling
+from minimoe.inference.kv_cache import KVCache
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.mode import Mode
 
 PIECE = 256
 """Tokens of a prompt read at a time: enough for large matrix products, few enough for little memory."""
@@ -83,12 +84,12 @@ def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
         raise UserError(f"tokens have shape {tokens.shape}, expected ({cache.batch}, n) with n at least 1.")
     _check_ids(tokens, cache.config.vocab_size)
     if tokens.size == 1:
-        return one_token.forward(params, cache, int(tokens[0, 0]))[None]
+        return fast_decode.forward(params, cache, int(tokens[0, 0]))[None]
     piece = min(PIECE, cache.window)
     for start in range(0, tokens.shape[1], piece):
         part = like(params.norm.gain, tokens[:, start : start + piece])
         logits, _, _ = decoder.forward(
-            params, part, cache.config, estimate_load=False, past=cache.layers, position=cache.position
+            params, part, cache.config, Mode(estimate_load=False), past=cache.layers, position=cache.position
         )
         cache.position += part.shape[1]
     return logits[:, -1]

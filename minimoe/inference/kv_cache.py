@@ -14,9 +14,9 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from minimoe.arrays import Array, array_module
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
+from minimoe.core.arrays import Array, array_module
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.decoder import Decoder
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
 
 
 def sample(

@@ -14,12 +14,15 @@ arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135.  Lesson: lessons/0
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array, array_module
+from minimoe.core import tree
+from minimoe.core.arrays import Array, array_module
+from minimoe.core.config import ModelConfig
 from minimoe.layers import linear, rope
 from minimoe.layers.linear import Linear
 from minimoe.layers.rope import Rotation
@@ -28,11 +31,13 @@ ROWS = 64
 """Queries handled at a time: small enough to skip most of the masked half, large enough for a good matrix product."""
 
 
+@tree.marks(matrices=("query", "key", "value", "output"))
 class Attention(NamedTuple):
     query: Linear  # (D, H·C)
     key: Linear  # (D, G·C)
     value: Linear  # (D, G·C)
     output: Linear  # (H·C, D)
+
 
 
 class KeyValues(NamedTuple):
@@ -87,6 +92,12 @@ def init(
     )
 
 
+def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Attention:
+    """The parameters, each made by ``array`` from its shape."""
+    D, queries, keys = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
+    return Attention(*(Linear(array(shape)) for shape in ((D, queries), (D, keys), (D, keys), (queries, D))))
+
+
 def forward(
     params: Attention,
     x: Array,
@@ -133,15 +144,21 @@ def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attenti
     return dx, Attention(d_query, d_key, d_value, d_output)
 
 
+def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
+    """Names within a layer of Mixtral's layout, and views in the shapes there."""
+    for letter, projection in zip("qkvo", params, strict=True):
+        yield f"self_attn.{letter}_proj.weight", projection.weight.T
+
+
 def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
     """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries are the last T of the S positions."""
     xp = array_module(q)
     B, T, H, _ = q.shape
-    groups = k.shape[2]
+    kv_heads = k.shape[2]
     o = xp.empty_like(q)
-    log_sum_exp = xp.empty((B, groups, H // groups, T), q.dtype)
+    log_sum_exp = xp.empty((B, kv_heads, H // kv_heads, T), q.dtype)
     for rows, columns in _tiles(T, k.shape[1], window):
-        scores = _scores(_stack(q[:, rows], groups), k, rows, columns, window)
+        scores = _scores(_stack(q[:, rows], kv_heads), k, rows, columns, window)
         peak = scores.max(2, keepdims=True)  # (B, G, 1, H/G·rows)
         scores -= peak
         weights = xp.exp(scores, out=scores)
@@ -149,7 +166,7 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
         o_rows = _transpose(weights) @ _heads_first(v[:, columns])
         o_rows /= _transpose(total)
         o[:, rows] = _unstack(o_rows, H)
-        log_sum_exp[..., rows] = (peak + xp.log(total)).reshape(B, groups, H // groups, -1)
+        log_sum_exp[..., rows] = (peak + xp.log(total)).reshape(B, kv_heads, H // kv_heads, -1)
     return o, AttendCache(q, k, v, o, log_sum_exp, window)
 
 
@@ -166,13 +183,13 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
     q, k, v, o, log_sum_exp, window = cache
     xp = array_module(q)
     B, T, H, _ = q.shape
-    groups = k.shape[2]
+    kv_heads = k.shape[2]
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
     for rows, columns in _tiles(T, k.shape[1], window):
-        q_rows, do_rows, o_rows = (_stack(x[:, rows], groups) for x in (q, do, o))  # (B, G, H/G·rows, C)
+        q_rows, do_rows, o_rows = (_stack(x[:, rows], kv_heads) for x in (q, do, o))  # (B, G, H/G·rows, C)
         scores = _scores(q_rows, k, rows, columns, window)
-        scores -= log_sum_exp[..., rows].reshape(B, groups, 1, -1)
+        scores -= log_sum_exp[..., rows].reshape(B, kv_heads, 1, -1)
         weights = xp.exp(scores, out=scores)
         dv[:, columns] += _heads_first(weights @ do_rows)
         dscores = _heads_first(v[:, columns]) @ _transpose(do_rows)
@@ -213,19 +230,19 @@ def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | 
     return scores
 
 
-def _stack(x: Array, groups: int) -> Array:
+def _stack(x: Array, kv_heads: int) -> Array:
     """Some rows (B, n, H, C) → the query heads of a group one below the other, in one piece: (B, G, H/G·n, C).
 
     They meet the same keys, so that each product with these is one and large.
     """
     B, n, H, C = x.shape
-    return x.reshape(B, n, groups, H // groups, C).transpose(0, 2, 3, 1, 4).reshape(B, groups, -1, C)
+    return x.reshape(B, n, kv_heads, H // kv_heads, C).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, C)
 
 
 def _unstack(x: Array, heads: int) -> Array:
     """The inverse of ``_stack``: (B, G, H/G·n, C) → (B, n, H, C)."""
-    B, groups, _, C = x.shape
-    return x.reshape(B, groups, heads // groups, -1, C).transpose(0, 3, 1, 2, 4).reshape(B, -1, heads, C)
+    B, kv_heads, _, C = x.shape
+    return x.reshape(B, kv_heads, heads // kv_heads, -1, C).transpose(0, 3, 1, 2, 4).reshape(B, -1, heads, C)
 
 
 def _heads_first(x: Array) -> Array:

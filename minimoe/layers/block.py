@@ -8,20 +8,21 @@ Normalising before, not after, leaves a straight path from the loss to every lay
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array
-from minimoe.config import ModelConfig
-from minimoe.data_parallel import ALONE, Group
+from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
 from minimoe.layers import attention, moe, rmsnorm
 from minimoe.layers.attention import Attention, Past
+from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
-from minimoe.layers.router import RouterStats
+from minimoe.layers.routing import RouterStats
 
 
 class Block(NamedTuple):
@@ -36,6 +37,13 @@ class Cache(NamedTuple):
     attention: attention.Cache
     moe_norm: rmsnorm.Cache
     moe: moe.Cache
+
+
+class Result(NamedTuple):
+    y: Array  # (B, T, D)
+    stats: RouterStats
+    dropped: Any  # entries of the routing that a capacity refused
+    cache: Cache
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Block:
@@ -60,42 +68,38 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
     )
 
 
+def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Block:
+    """The parameters, each made by ``array`` from its shape."""
+    return Block(
+        attention_norm=RMSNorm(array((config.width,))),
+        attention=attention.blank(config, array),
+        moe_norm=RMSNorm(array((config.width,))),
+        moe=moe.blank(config, array),
+    )
+
+
 def forward(
     params: Block,
     x: Array,
     rotation: Rotation,
     config: ModelConfig,
-    *,
-    noise: Array | None = None,
-    capacity_factor: float | None = None,
-    estimate_load: bool = True,
-    mask: Array | None = None,
+    mode: Mode = EVALUATION,
     past: Past | None = None,
-    group: Group = ALONE,
-) -> tuple[Array, RouterStats, int, Cache]:
-    """x (B, T, D) → y (B, T, D), the router's sums, how many entries were dropped; arguments as in attention, moe."""
+) -> Result:
+    """x (B, T, D) → y (B, T, D), and what the router reports; arguments as in attention and moe."""
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
     gathered, attended = attention.forward(params.attention, normed, rotation, config.head_width, config.window, past)
     h = x + gathered
     normed, moe_norm = rmsnorm.forward(params.moe_norm, h, config.norm_eps)
-    y, stats, dropped, mixed = moe.forward(
-        params.moe,
-        normed,
-        config,
-        noise=noise,
-        capacity_factor=capacity_factor,
-        estimate_load=estimate_load,
-        mask=mask,
-        group=group,
-    )
+    y, stats, dropped, mixed = moe.forward(params.moe, normed, config, mode)
     y += h
-    return y, stats, dropped, Cache(attention_norm, attended, moe_norm, mixed)
+    return Result(y, stats, dropped, Cache(attention_norm, attended, moe_norm, mixed))
 
 
 def backward(params: Block, cache: Cache, dy: Array, dstats: RouterStats | None) -> tuple[Array, Block]:
-    """dy (B, T, D), and the gradient of the losses by the router's sums → dx (B, T, D) and every gradient.
+    """dy (B, T, D), and the gradient with respect to the router's sums → dx (B, T, D) and every gradient.
 
-    A residual adds, so the gradient takes both ways, straight on and through the layer:
+    A residual adds, so the gradient takes both paths, straight on and through the layer:
 
         dh = dy + d(MoE ∘ norm)(dy),    dx = dh + d(Attention ∘ norm)(dh)
     """

@@ -7,22 +7,22 @@ Jiang et al. 2024, arXiv 2401.04088 (Mixtral).  Lesson: lessons/10_decoder.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array, array_module
-from minimoe.config import ModelConfig
-from minimoe.data_parallel import ALONE, Group
-from minimoe.layers import block, embedding, linear, rmsnorm, rope
+from minimoe.core.arrays import Array, array_module
+from minimoe.core.config import ModelConfig
+from minimoe.layers import block, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import Past
 from minimoe.layers.block import Block
 from minimoe.layers.embedding import Embedding
 from minimoe.layers.linear import Linear
+from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.rmsnorm import RMSNorm
-from minimoe.layers.router import RouterStats
+from minimoe.layers.routing import RouterStats
 
 
 class Decoder(NamedTuple):
@@ -43,7 +43,13 @@ class Routed(NamedTuple):
     """What the routers of all layers report."""
 
     stats: list[RouterStats]  # L
-    dropped: list[int]  # L: entries lost to a full expert
+    dropped: list[Any]  # L: entries refused by a full expert
+
+
+class Result(NamedTuple):
+    logits: Array  # (B, T, V)
+    routed: Routed
+    cache: Cache
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Decoder:
@@ -51,7 +57,11 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
 
     The embedding starts large enough that the first blocks add to a token instead of drowning it; a table that is also
     the output layer starts as small as one, so that the first prediction is undecided.
+
+    Raises:
+        UserError: there is no such router or no such kind of experts, or its settings exclude each other.
     """
+    moe.check(config)
     table_std = 0.02 if config.tied_embeddings else 0.5
     return Decoder(
         embedding=embedding.init(rng, config.vocab_size, config.width, std=table_std, dtype=dtype),
@@ -63,25 +73,36 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
     )
 
 
+def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Decoder:
+    """The parameters, each made by ``array`` from its shape: for counting, and for filling from a file."""
+    return Decoder(
+        embedding=Embedding(array((config.vocab_size, config.width))),
+        blocks=[block.blank(config, array) for _ in range(config.layers)],
+        norm=RMSNorm(array((config.width,))),
+        head=None if config.tied_embeddings else Linear(array((config.width, config.vocab_size))),
+    )
+
+
+def draw_noise(
+    rng: np.random.Generator, config: ModelConfig, batch: int, context: int, dtype: DTypeLike
+) -> Array | None:
+    """The routers' noise for one training step, on the host: (L, B, T, ·), or None where the router uses none."""
+    return moe.router_of(config).draw_noise(rng, config, (config.layers, batch, context), dtype)
+
+
 def forward(
     params: Decoder,
     tokens: Array,
     config: ModelConfig,
+    mode: Mode = EVALUATION,
     *,
-    noise: Array | None = None,
-    capacity_factor: float | None = None,
-    estimate_load: bool = True,
-    mask: Array | None = None,
     past: Sequence[Past] | None = None,
     position: int = 0,
-    group: Group = ALONE,
-) -> tuple[Array, Routed, Cache]:
-    """tokens (B, T) of integers in [0, V) → logits (B, T, V).
+) -> Result:
+    """tokens (B, T) of integers in [0, V) → logits (B, T, V), and what the routers report.
 
-    Training passes ``noise`` (L, B, T, E) drawn from N(0, 1), and perhaps a ``capacity_factor``; without them the
-    model is deterministic and drops nothing. ``mask`` (B, T) of 0 and 1 keeps padding out of the routers' sums.
-    ``past`` holds each layer's keys and values of the ``position`` tokens before these (fewer under a window). The
-    workers of a ``group`` keep experts of their own: see ``moe.forward``.
+    ``mode`` says how the pass is run: see ``Mode``. By default the model is deterministic and drops nothing. ``past``
+    holds each layer's keys and values of the ``position`` tokens before these (fewer under a window).
     """
     xp = array_module(params.norm.gain)
     dtype = params.norm.gain.dtype
@@ -91,29 +112,20 @@ def forward(
     routed, caches = Routed([], []), []
     for layer, block_params in enumerate(params.blocks):
         x, stats, dropped, cache = block.forward(
-            block_params,
-            x,
-            rotation,
-            config,
-            noise=None if noise is None else noise[layer],
-            capacity_factor=capacity_factor,
-            estimate_load=estimate_load,
-            mask=mask,
-            past=None if past is None else past[layer],
-            group=group,
+            block_params, x, rotation, config, mode.at_layer(layer), None if past is None else past[layer]
         )
         routed.stats.append(stats)
         routed.dropped.append(dropped)
         caches.append(cache)
     x, normed = rmsnorm.forward(params.norm, x, config.norm_eps)
     logits, headed = linear.forward(output_layer(params), x)
-    return logits, routed, Cache(embedded, caches, normed, headed)
+    return Result(logits, routed, Cache(embedded, caches, normed, headed))
 
 
 def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterStats] | None = None) -> Decoder:
-    """dlogits (B, T, V), and for each layer the gradient of the losses by its router's sums → every gradient.
+    """dlogits (B, T, V), and for each layer the gradient with respect to its router's sums → every gradient.
 
-    The chain of forward, walked from its end. A tied table is used twice, so its two gradients add up.
+    The chain of forward, from its end to its beginning. A tied table is used twice, so its two gradients add up.
     """
     dx, dhead = linear.backward(output_layer(params), cache.head, dlogits.reshape(*cache.head.x.shape[:-1], -1))
     dx, dnorm = rmsnorm.backward(params.norm, cache.norm, dx)

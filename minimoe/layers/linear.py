@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array
+from minimoe.core.arrays import Array
 
 
 class Linear(NamedTuple):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module
 
 
 class RMSNorm(NamedTuple):

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from minimoe import tree
-from minimoe.arrays import Array, array_module
-from minimoe.layers.router import RouterStats
+from minimoe.core import tree
+from minimoe.core.arrays import Array, array_module
+from minimoe.layers.routing import RouterStats
 
 
 class Coefficients(NamedTuple):

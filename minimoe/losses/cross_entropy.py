@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minimoe.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module
 
 
 class Cache(NamedTuple):

@@ -12,18 +12,21 @@ Workers, micro-batches and a single batch therefore give the same gradient, auxi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from minimoe import tree
-from minimoe.arrays import Array
-from minimoe.config import ModelConfig
-from minimoe.data_parallel import ALONE, Group
-from minimoe.layers import balance, cross_entropy, decoder
-from minimoe.layers.balance import Coefficients, Losses
-from minimoe.layers.cross_entropy import LossSum
+from minimoe.core import tree
+from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.router import RouterStats
+from minimoe.layers.exchange import Exchange, LocalExchange
+from minimoe.layers.mode import Mode
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance, cross_entropy
+from minimoe.losses.balance import Coefficients, Losses
+from minimoe.losses.cross_entropy import LossSum
+from minimoe.parallel.group import ALONE, Group
 
 
 class Objective(NamedTuple):
@@ -32,6 +35,7 @@ class Objective(NamedTuple):
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None
     pooled_balance: bool = False  # the balance loss over all layers together: ``balance.pooled``
+    training: bool = True  # False evaluates: routers then do what they do in generation
 
 
 class Shard(NamedTuple):
@@ -76,19 +80,18 @@ def forward(
     config: ModelConfig,
     objective: Objective,
     keep: bool = True,
-    group: Group = ALONE,
+    exchange: Callable[[list[int]], Exchange] = LocalExchange,
 ) -> Forward:
     """Phase 1 for one shard; without ``keep``, only the sums remain."""
-    logits, routed, cache = decoder.forward(
-        params,
-        shard.tokens,
-        config,
+    mode = Mode(
+        training=objective.training,
         noise=shard.noise,
         capacity_factor=objective.capacity_factor,
         estimate_load=objective.coefficients.load > 0,
         mask=shard.mask,
-        group=group,
+        exchange=exchange,
     )
+    logits, routed, cache = decoder.forward(params, shard.tokens, config, mode)
     loss, loss_cache = cross_entropy.forward(logits, shard.targets, shard.mask)
     return Forward(Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None)
 
@@ -128,20 +131,20 @@ def loss_and_gradient(
     *,
     recompute: bool = False,
     group: Group = ALONE,
-    owners: Group = ALONE,
+    exchange: Callable[[list[int]], Exchange] = LocalExchange,
 ) -> tuple[Totals, Decoder]:
     """Both phases over all shards of a batch → its losses and the gradient of ``total``.
 
     ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
     shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
-    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. If the group is
-    also passed as ``owners``, each worker keeps experts of its own: everyone must have equally many shards, and gets
-    only its own experts' gradient, but that whole.
+    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. With an
+    ``exchange`` between workers, each worker owns some of the experts: all must have equally many shards, and each gets
+    the gradient of its own experts only, but the whole of it.
     """
-    forwards = [forward(params, shard, config, objective, keep=not recompute, group=owners) for shard in shards]
+    forwards = [forward(params, shard, config, objective, keep=not recompute, exchange=exchange) for shard in shards]
     totals = add_up(forwards, objective, group)
     gradients = (
-        backward(params, forward(params, shard, config, objective, group=owners) if recompute else done, totals)
+        backward(params, forward(params, shard, config, objective, exchange=exchange) if recompute else done, totals)
         for shard, done in zip(shards, forwards, strict=True)
     )
     total = next(gradients)

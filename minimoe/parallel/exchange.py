@@ -1,11 +1,11 @@
-"""Expert parallelism: each worker keeps some of the experts, and rows of tokens travel to them and back.
+"""Expert parallelism: each worker owns some of the experts, and rows of tokens travel to them and back.
 
-    there    from W workers' rows, sorted by worker, then by expert, to rows sorted by expert, then by worker
-    back     the other way
+    dispatch       from W workers' rows, sorted by worker, then by expert, to rows sorted by expert, then by worker
+    return_rows    the other way
 
-An owner gets all rows of an expert, and so its whole gradient: what travels is rows, what stays at home is experts and
-their gradients, which data parallelism would have to add up. Each way is a permutation (an all-to-all), and the
-gradient of one is the other.
+An owner gets all rows of an expert, and so the whole gradient of it. Rows travel; experts and their gradients, which
+data parallelism would have to add up, stay where they are. Each way is a permutation (an all-to-all), and the gradient
+of one is the other.
 
 Lepikhin et al. 2020, arXiv 2006.16668 (GShard).  Lesson: lessons/09_moe_layer.ipynb
 """
@@ -13,24 +13,26 @@ Lepikhin et al. 2020, arXiv 2006.16668 (GShard).  Lesson: lessons/09_moe_layer.i
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from operator import itemgetter
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from minimoe import tree
-from minimoe.arrays import Array
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.data_parallel import Group
+from minimoe.core import tree
+from minimoe.core.arrays import Array, placeholder
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.layers import moe
+from minimoe.layers.exchange import Exchange
+from minimoe.parallel.group import Group
 
 Tree = TypeVar("Tree")
 
-WAITING = 2**20
-"""Numbers of a layer that allow for the waiting of owners for each other: between the cases that ``pays`` names."""
+WAITING_COST = 2**20
+"""Numbers per layer that stand for the time in which owners wait for each other: see ``exchange_is_faster``."""
 
 
-class Journey(NamedTuple):
+class AllToAll(NamedTuple):
     """How rows travel between the workers of a group; where there is one worker, they stay."""
 
     group: Group
@@ -43,60 +45,57 @@ class Journey(NamedTuple):
 
     @property
     def counts(self) -> list[int]:
-        """How many rows come together at each of them."""
+        """How many rows arrive at each of them."""
         counts: list[int] = self.sent[:, self.part].sum(0).tolist()
         return counts
 
     def own(self, experts: Tree) -> Tree:
-        """Stacks of all experts → of this worker's."""
+        """Stacks of all experts → stacks of this worker's own."""
         return tree.map(itemgetter(self.part), experts)
 
-    def there(self, rows: Array) -> Array:
+    def dispatch(self, rows: Array) -> Array:
         """This worker's rows, sorted by expert (M, ...) → all rows of its experts (sum of counts, ...)."""
         if self.group.size == 1:
             return rows
         places = _segments(self.sent)  # W × E
-        start, stop = places[self.group.rank][0].start, places[self.group.rank][-1].stop
-        everyones = self.group.assemble(rows[: stop - start], start, int(self.sent.sum()))
+        start = places[self.group.rank][0].start
+        everyones = self.group.assemble(rows, start, int(self.sent.sum()))
         by_expert = list(zip(*places, strict=True))[self.part]
         return np.concatenate([everyones[place] for of_expert in by_expert for place in of_expert])
 
-    def back(self, rows: Array, length: int) -> Array:
-        """All rows of its experts → this worker's, sorted by expert, zeros where none was sent (length, ...)."""
+    def return_rows(self, rows: Array) -> Array:
+        """All rows of its experts → this worker's rows, sorted by expert (M, ...)."""
         if self.group.size == 1:
             return rows
         places = _segments(self.sent.T)  # E × W
         everyones = self.group.assemble(rows, places[self.part.start][0].start, int(self.sent.sum()))
-        mine = np.zeros((length, *rows.shape[1:]), rows.dtype)
-        sent = self.sent[self.group.rank].sum()
-        np.concatenate([everyones[of_expert[self.group.rank]] for of_expert in places], out=mine[:sent])
-        return mine
+        return np.concatenate([everyones[of_expert[self.group.rank]] for of_expert in places])
 
 
-def begin(counts: list[int], group: Group) -> Journey:
-    """Everyone tells the others how many rows it has for each expert (E)."""
-    return Journey(group, np.array(group.all_gather(counts)))
+def between(group: Group) -> Callable[[list[int]], Exchange]:
+    """The exchange of a group: a function of this worker's rows per expert (E), at which all workers meet."""
+    return lambda counts: AllToAll(group, np.array(group.all_gather(counts)))
 
 
-def rows_travel(model: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
-    """Whether workers keep experts of their own: if everyone has some, and equally many shards, and if that pays."""
+def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
+    """Whether workers own different experts: if each has some, and equally many shards, and if that is faster."""
     shards = min(recipe.batch, workers * recipe.accumulate)
-    possible = 1 < workers <= model.experts and shards % workers == 0
-    return possible and pays(model, rows_at_once(model, recipe, workers))
+    possible = 1 < workers <= config.experts and shards % workers == 0
+    return possible and exchange_is_faster(config, rows_at_once(config, recipe, workers))
 
 
-def rows_at_once(model: ModelConfig, recipe: TrainConfig, workers: int) -> int:
-    """The most rows, K for each token, that all workers together compute with at a time, each with one shard."""
+def rows_at_once(config: ModelConfig, recipe: TrainConfig, workers: int) -> int:
+    """The most rows, K per token, that all workers together compute with at a time, each with one shard."""
     sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # of a shard
-    return workers * sequences * model.context * model.active_experts
+    return workers * sequences * config.context * config.active_experts
 
 
-def pays(model: ModelConfig, rows: int) -> bool:
-    """Whether a step is quicker if the ``rows`` travel that are at work at once.
+def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
+    """Whether a step is faster if the ``rows`` that are computed at the same time travel.
 
-    In each layer they go there and back, forward and backward; what stays at home are the gradients of three matrices.
-    The latter have to be at least twice as many numbers and ``WAITING`` more, since owners wait for each other in every
-    layer. On 2 cores, gradients of the toy with other numbers of experts took, in ms:
+    In each layer they travel there and back, forward and backward; what need not travel is the gradient of the experts.
+    The gradient has to be at least twice as many numbers and ``WAITING_COST`` more, because owners wait for each other
+    in every layer. On 2 cores, gradients of the toy with other numbers of experts took, in ms:
 
         64 experts        218 where rows travel, 246 where they stay
         64, 4 shards each 530 and 660
@@ -104,15 +103,17 @@ def pays(model: ModelConfig, rows: int) -> bool:
         8                 183 and 170, so they stay
         8, 8 shards each  460 and 380, so they stay
     """
-    travelling = 4 * rows * model.width
-    staying = 3 * model.experts * model.width * model.expert_width
-    return staying - 2 * travelling >= WAITING
+    travelling = 4 * rows * config.width
+    staying = tree.size(moe.experts_of(config).blank(config, placeholder))
+    return staying - 2 * travelling >= WAITING_COST
 
 
-def split(named: Mapping[str, Tree]) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Parameters, or what belongs to each, by name → stacks of experts, and all others."""
-    experts = {name: one for name, one in named.items() if ".moe.experts." in name}
-    return experts, {name: one for name, one in named.items() if name not in experts}
+def split(named: Mapping[str, Tree], by_expert: Collection[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
+    """Parameters, or what belongs to each, by name → the stacks named in ``by_expert``, and all others."""
+    return (
+        {name: one for name, one in named.items() if name in by_expert},
+        {name: one for name, one in named.items() if name not in by_expert},
+    )
 
 
 def _segments(counts: Array) -> list[list[slice]]:

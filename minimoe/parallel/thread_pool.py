@@ -1,26 +1,22 @@
-"""What a machine has to work with, and a pool of threads, each with a single-threaded BLAS, for what is only read.
+"""A pool of threads, each with a single-threaded BLAS, for work that only reads its input.
 
-NumPy lets go of the interpreter lock while it computes, so two threads that each read half of a text can keep two cores
-busy from end to end; a BLAS with two threads does so only inside its products. Training has workers of its own:
-data_parallel.py.
+NumPy releases the interpreter lock while it computes. Two threads that each read half of a text therefore keep two
+cores busy from end to end; a BLAS with two threads does so only inside its products. Training has workers of its own:
+see ``launch``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from minimoe.errors import UserError
-
-Run = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Applies a function to each item and yields the results in order: ``map``, or the ``map`` of a thread pool."""
 
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8  # options of glibc's mallopt
@@ -29,62 +25,8 @@ HAND_OVER = 2e-5
 """Seconds after which a waiting thread asks for the interpreter lock."""
 
 
-def cores() -> int:
-    """How many cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def count(wish: int | None) -> int:
-    """``wish``, or every core if it is None; raises ``UserError`` for a number that makes no sense."""
-    if wish is None:
-        return cores()
-    if type(wish) is not int or not 1 <= wish <= 1024:
-        raise UserError(
-            f"threads {wish!r} makes no sense: give a whole number from 1 to 1024, at best the number of cores."
-        )
-    return wish
-
-
-def memory_bytes() -> int | None:
-    """The machine's memory, None where the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-
-
-def peak_memory_bytes() -> int | None:
-    """The most that this process has held so far, None where the system does not tell.
-
-    A worker process that is at work adds what it shares with no one.
-    """
-    try:
-        # unlike what getrusage says, this starts anew with the program
-        peak = _kilobytes("self/status", "VmHWM")
-        for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
-            fallen = _kilobytes(f"{worker}/status", "VmHWM") - _kilobytes(f"{worker}/status", "VmRSS")
-            peak += fallen + _kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty")
-        return 1024 * peak
-    except (OSError, IndexError):
-        pass
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _kilobytes(file: str, *lines: str) -> int:
-    """The sum of some lines of a file that Linux keeps of a process."""
-    text = Path("/proc", file).read_text()
-    return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)
-
-
 @contextlib.contextmanager
-def pool(threads: int) -> Iterator[Run]:
+def pool(threads: int) -> Iterator[Map]:
     """A ``map`` over ``threads`` threads, with BLAS held to one thread each while it is open."""
     with one_blas_thread_each(), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
         yield executor.map if threads > 1 else map
@@ -100,7 +42,7 @@ def one_blas_thread_each() -> Iterator[None]:
         yield
 
 
-class _ForAll:
+class _SharedSetting:
     """A setting of the whole process: the first who needs it makes it, and the last who leaves takes it back.
 
     Trainings may run beside each other in threads, and end in another order than they began in.
@@ -127,7 +69,7 @@ class _ForAll:
                     self.undo()
 
 
-_SINGLE, _QUICK = _ForAll(), _ForAll()
+_SINGLE, _QUICK = _SharedSetting(), _SharedSetting()
 
 
 @contextlib.contextmanager

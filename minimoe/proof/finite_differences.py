@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import tree
-from minimoe.arrays import Array, array_module, like, to_host
-from minimoe.errors import UserError
-from minimoe.verdict import Row
+from minimoe.core import tree
+from minimoe.core.arrays import Array, array_module, like, to_host
+from minimoe.core.errors import UserError
+from minimoe.proof.results import Row
 
 STEP = 1e-4
 """h, relative to the tensor's root mean square or to 1, whichever is less."""
@@ -73,8 +73,8 @@ def check(
     """Checks ``backward`` against ``forward`` through every input and every parameter: one row a tensor.
 
     ``forward(params, x)`` → (y, cache) and ``backward(params, cache, dy)`` → (dx, dparams). ``params``, ``x`` and ``y``
-    may each be an array, a tree of arrays (``minimoe.tree``) or None; dy comes in the shape of y. Floating point is
-    turned into float64; integers have no gradient and get no row, unless ``backward`` says otherwise.
+    may each be an array, a tree of arrays (``minimoe.core.tree``) or None; dy comes in the shape of y. Floating point
+    is turned into float64; integers have no gradient and get no row, unless ``backward`` says otherwise.
     ``routing(params, cache)`` names what top-k ranks, one ``Ranked`` for every layer that chooses experts.
 
     A tensor of at most ``entries`` numbers is checked entry by entry. Of a larger one ``entries`` are drawn, and

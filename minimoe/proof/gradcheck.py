@@ -12,33 +12,27 @@ from typing import Any
 
 import numpy as np
 
-from minimoe import objective, tree
-from minimoe.arrays import Array
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.finite_differences import Ranked, check
-from minimoe.layers import (
-    attention,
-    balance,
-    block,
-    cross_entropy,
-    decoder,
-    embedding,
-    linear,
-    moe,
-    rmsnorm,
-    rope,
-    router,
-    swiglu,
-)
+from minimoe.core import tree
+from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.core.tree import Tree
+from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
-from minimoe.layers.balance import Coefficients
-from minimoe.layers.router import Router, RouterStats
-from minimoe.objective import Objective, Shard
-from minimoe.tree import Tree
-from minimoe.verdict import Row, failed, table, to_json
+from minimoe.layers.experts import swiglu
+from minimoe.layers.mode import Mode
+from minimoe.layers.routers import noisy_top_k
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance, cross_entropy, objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
+from minimoe.proof.finite_differences import Ranked, check
+from minimoe.proof.results import Row, failed, table, to_json
 
 __all__ = ["Ranked", "Row", "check", "check_decoder", "failed", "run", "table", "to_json"]
+
+Compared = list[tuple[Array, int]]
+"""Scores (N, ·) and how many of each row's largest were chosen."""
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 
@@ -66,14 +60,14 @@ def run(seed: int = 0) -> list[Row]:
         *_attention(rng, "attention, window 3", window=3),
         *_attention(rng, "attention after a past", past=4),
         *_swiglu(rng),
-        *_router(rng, "router, noisy top-k"),
-        *_router(rng, "router, all probabilities", renormalize=False),
-        *_router(rng, "router, plain top-k", noisy=False),
-        *_router(rng, "router, plain top-1", top_k=1, renormalize=False, noisy=False),
-        *_router(rng, "router, every expert", top_k=5),
+        *_gate(rng, "router, noisy top-k"),
+        *_gate(rng, "router, all probabilities", renormalize=False),
+        *_gate(rng, "router, plain top-k", noisy=False),
+        *_gate(rng, "router, plain top-1", top_k=1, renormalize=False, noisy=False),
+        *_gate(rng, "router, every expert", top_k=5),
         *_balance(rng),
-        *_moe(rng, "moe"),
-        *_moe(rng, "moe, tokens dropped", capacity_factor=0.7),
+        *_moe(rng, "moe", CONFIG),
+        *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
         *_block(rng),
         *_cross_entropy(rng),
         *check_decoder("decoder", CONFIG, rng),
@@ -127,25 +121,43 @@ def _swiglu(rng: np.random.Generator) -> list[Row]:
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
         return swiglu.forward(params, x, [3, 0, 4])
 
-    params = swiglu.init(rng, experts=3, width=4, expert_width=5)
+    params = swiglu.init(rng, ModelConfig(experts=3, width=4, expert_width=5))
     return check("swiglu, one expert idle", forward, swiglu.backward, params, rng.standard_normal((7, 4)))
 
 
-def _router(
+def _gate(
     rng: np.random.Generator, name: str, *, top_k: int = 2, renormalize: bool = True, noisy: bool = True
 ) -> list[Row]:
     noise = rng.standard_normal((6, 5)) if noisy else None
     mask = np.array([1, 1, 0, 1, 1, 1])
 
-    def forward(params: Router, x: Array) -> tuple[Array, RouterStats, Any]:
-        routing, stats, cache = router.forward(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
-        return routing.weights, stats, cache
+    def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
+        choice, stats, cache = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+        return choice.weights, stats, noisy_top_k.Cache(cache, choice.experts, top_k, x.shape)
 
-    def routing(params: Router, cache: router.Cache) -> list[Ranked]:
-        return [_ranked(params, cache, top_k)]
+    def backward(params: Any, cache: Any, dy: Array, dstats: RouterStats) -> tuple[Array, Any]:
+        return noisy_top_k.gate_backward(params, cache.gate, dy, dstats)
 
-    params = _moved(rng, router.init(rng, 4, 5, noisy=noisy))
-    return _check_routed(name, forward, router.backward, routing, params, rng.standard_normal((6, 4)))
+    params = _moved(rng, noisy_top_k.init(rng, ModelConfig(width=4, experts=5, noisy_gating=noisy)))
+    return _check_routed(name, forward, backward, noisy_top_k.compared, params, rng.standard_normal((6, 4)))
+
+
+def _router(
+    rng: np.random.Generator, name: str, config: ModelConfig, capacity_factor: float | None = None
+) -> list[Row]:
+    """A router as the mixture-of-experts layer sees it: the weights of its sorted entries, and its sums."""
+    router = moe.router_of(config)
+    noise = router.draw_noise(rng, config, (2, 6), np.float64)
+    mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
+
+    def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
+        routing, stats, cache = router.forward(params, x, config, mode)
+        return routing.weight, stats, cache
+
+    params = _moved(rng, router.init(rng, config))
+    x = rng.standard_normal((2, 6, config.width))
+    return _check_routed(name, forward, router.backward, router.compared, params, x)
 
 
 def _balance(rng: np.random.Generator) -> list[Row]:
@@ -166,44 +178,48 @@ def _balance(rng: np.random.Generator) -> list[Row]:
     return check("balance", lambda params, stats: _losses(stats), backward, None, stats)
 
 
-def _moe(rng: np.random.Generator, name: str, capacity_factor: float | None = None) -> list[Row]:
-    noise = rng.standard_normal((2, 6, CONFIG.experts))
+def _moe(rng: np.random.Generator, name: str, config: ModelConfig, capacity_factor: float | None = None) -> list[Row]:
+    mode = Mode(True, moe.router_of(config).draw_noise(rng, config, (2, 6), np.float64), capacity_factor)
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
-        y, stats, _, cache = moe.forward(params, x, CONFIG, noise=noise, capacity_factor=capacity_factor)
+        y, stats, _, cache = moe.forward(params, x, config, mode)
         return y, stats, cache
 
-    def routing(params: Any, cache: Any) -> list[Ranked]:
-        return [_ranked(params.router, cache.router, CONFIG.active_experts)]
+    def compared(params: Any, cache: Any) -> Compared:
+        return moe.router_of(config).compared(params.router, cache.router)
 
-    params = _moved(rng, moe.init(rng, CONFIG))
-    return _check_routed(name, forward, moe.backward, routing, params, rng.standard_normal((2, 6, CONFIG.width)))
+    params = _moved(rng, moe.init(rng, config))
+    return _check_routed(name, forward, moe.backward, compared, params, rng.standard_normal((2, 6, config.width)))
 
 
 def _block(rng: np.random.Generator) -> list[Row]:
     rotation = rope.init(np.arange(6), CONFIG.head_width, dtype=np.float64)
-    noise = rng.standard_normal((2, 6, CONFIG.experts))
+    router = moe.router_of(CONFIG)
+    mode = Mode(True, router.draw_noise(rng, CONFIG, (2, 6), np.float64))
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
-        y, stats, _, cache = block.forward(params, x, rotation, CONFIG, noise=noise)
+        y, stats, _, cache = block.forward(params, x, rotation, CONFIG, mode)
         return y, stats, cache
 
-    def routing(params: Any, cache: Any) -> list[Ranked]:
-        return [_ranked(params.moe.router, cache.moe.router, CONFIG.active_experts)]
+    def compared(params: Any, cache: Any) -> Compared:
+        return router.compared(params.moe.router, cache.moe.router)
 
     params = _moved(rng, block.init(rng, CONFIG))
-    return _check_routed("block", forward, block.backward, routing, params, rng.standard_normal((2, 6, CONFIG.width)))
+    return _check_routed("block", forward, block.backward, compared, params, rng.standard_normal((2, 6, CONFIG.width)))
 
 
 def _check_routed(
     name: str,
     forward: Callable[[Any, Any], tuple[Array, RouterStats, Any]],
     backward: Callable[[Any, Any, Array, RouterStats], tuple[Array, Any]],
-    routing: Callable[[Any, Any], list[Ranked]],
+    compared: Callable[[Any, Any], Compared],
     params: Any,
     x: Array,
 ) -> list[Row]:
     """``check`` for a layer that returns its router's sums: its result and the auxiliary losses of them together."""
+
+    def routing(params: Any, cache: Any) -> list[Ranked]:
+        return [Ranked(scores, k) for scores, k in compared(params, cache[0])]
 
     def forward_with_losses(params: Any, x: Array) -> tuple[Any, Any]:
         y, stats, cache = forward(params, x)
@@ -213,7 +229,7 @@ def _check_routed(
     def backward_with_losses(params: Any, cache: Any, dy: Any) -> tuple[Array, Any]:
         return backward(params, cache[0], dy[0], _times(cache[1], dy[1]))
 
-    return check(name, forward_with_losses, backward_with_losses, params, x, routing=lambda p, c: routing(p, c[0]))
+    return check(name, forward_with_losses, backward_with_losses, params, x, routing=routing)
 
 
 def _cross_entropy(rng: np.random.Generator) -> list[Row]:
@@ -246,11 +262,12 @@ def check_decoder(
     """
     B, T = 2, config.context
     tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))
-    noise = rng.standard_normal((config.layers, B, T, config.experts))
+    noise = decoder.draw_noise(rng, config, B, T, np.float64)
     mask = np.ones((B, T))
     mask[-1, T - padding :] = 0
     batch = [
-        Shard(tokens[rows], targets[rows], noise[:, rows], mask[rows]) for rows in np.split(np.arange(B), shards)
+        Shard(tokens[rows], targets[rows], None if noise is None else noise[:, rows], mask[rows])
+        for rows in np.split(np.arange(B), shards)
     ]
     goal = Objective(EVERY_LOSS, capacity_factor)
 
@@ -264,9 +281,10 @@ def check_decoder(
 
     def routing(params: Any, forwards: Any) -> list[Ranked]:
         return [
-            _ranked(layer.moe.router, cache.moe.router, config.active_experts)
+            Ranked(scores, k)
             for shard in forwards
             for layer, cache in zip(params.blocks, shard.caches[1].blocks, strict=True)
+            for scores, k in moe.router_of(config).compared(layer.moe.router, cache.moe.router)
         ]
 
     params = _moved(rng, decoder.init(rng, config))
@@ -277,12 +295,6 @@ def _losses(stats: RouterStats) -> tuple[Array, RouterStats]:
     """All auxiliary losses in one number, and its gradient by every sum."""
     losses, dstats = balance.loss(stats, EVERY_LOSS)
     return balance.weighted(losses, EVERY_LOSS), dstats
-
-
-def _ranked(params: Router, cache: router.Cache, top_k: int) -> Ranked:
-    """What top-k compared: the logits with their noise."""
-    clean = cache.x @ params.w_gate
-    return Ranked(clean if cache.noise is None or cache.sigma is None else clean + cache.noise * cache.sigma, top_k)
 
 
 def _moved(rng: np.random.Generator, params: Tree) -> Tree:

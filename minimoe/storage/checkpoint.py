@@ -26,19 +26,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import accounting, files, metrics, optimizer, tokenizer, tree
-from minimoe import config as configs
-from minimoe.arrays import Device, to_device, to_host
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
-from minimoe.files import Tensors
-from minimoe.layers import decoder
+from minimoe.core import files, tree
+from minimoe.core.arrays import Device, placeholder, to_device, to_host
+from minimoe.core.config import ModelConfig, TrainConfig, from_dict
+from minimoe.core.errors import UserError
+from minimoe.core.files import Tensors
+from minimoe.cost import parameters
+from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
-from minimoe.tokenizer import Tokenizer
+from minimoe.optim import optimizer
+from minimoe.storage import metrics
+from minimoe.text import tokenizer
+from minimoe.text.corpus import Source
+from minimoe.text.tokenizer import Tokenizer
 
 CONFIG, MODEL, RESUME = "config.json", "model.safetensors", "resume.safetensors"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
 FORMAT = 2
+KEYS = {"format", "model", "train", "tokenizer", "source"}
+"""What config.json holds beside its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
 
 STRANGERS = "the two are not of one run; restore the one that was here, or train again."
 
@@ -46,19 +52,11 @@ CHANGEABLE = ("steps", "evaluate_every", "save_every")
 """Settings that a resumed run may change; with any other, it would not be the same run."""
 
 
-class Source(NamedTuple):
-    """Where a run's text came from: a built-in corpus or files, and the checksum of their tokens."""
-
-    corpus: str
-    paths: list[str]  # empty for a built-in corpus
-    sha256: str
-
-
 class RunConfig(NamedTuple):
     """All that config.json says."""
 
-    model: ModelConfig
-    train: TrainConfig
+    config: ModelConfig
+    recipe: TrainConfig
     tokenizer: Tokenizer
     source: Source
 
@@ -100,8 +98,8 @@ def save_config(folder: Path, run: RunConfig) -> None:
     """Writes config.json, with a checksum of its values."""
     values: dict[str, Any] = {
         "format": FORMAT,
-        "model": dataclasses.asdict(run.model),
-        "train": dataclasses.asdict(run.train),
+        "model": dataclasses.asdict(run.config),
+        "train": dataclasses.asdict(run.recipe),
         "tokenizer": run.tokenizer.to_dict(),
         "source": run.source._asdict(),
     }
@@ -135,7 +133,7 @@ def load_config(folder: str | Path) -> RunConfig:
             f"{path} was damaged or edited, and does not match its checksum: restore it, or take out its sha256 to use "
             "it as it stands."
         )
-    for name in sorted(values.keys() ^ {"format", *RunConfig._fields}):
+    for name in sorted(values.keys() ^ KEYS):
         raise UserError(
             f"{path} is not a run's config: {name!r:.40} is {'unknown' if name in values else 'missing'}; restore it, "
             "or train again."
@@ -143,16 +141,17 @@ def load_config(folder: str | Path) -> RunConfig:
     try:
         source = Source(**values["source"])
         run = RunConfig(
-            configs.from_dict(ModelConfig, values["model"], str(path)),
-            configs.from_dict(TrainConfig, values["train"], str(path)),
+            from_dict(ModelConfig, values["model"], str(path)),
+            from_dict(TrainConfig, values["train"], str(path)),
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
         )
+        moe.check(run.config)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's config ({error}): restore it, or train again.") from None
-    if run.model.vocab_size != run.tokenizer.vocab_size:
+    if run.config.vocab_size != run.tokenizer.vocab_size:
         raise UserError(
-            f"{path} has vocab_size {run.model.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
+            f"{path} has vocab_size {run.config.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
             "restore it, or train again."
         )
     return run
@@ -184,7 +183,7 @@ def load_model(folder: str | Path) -> Model:
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_surplus(tensors, path)
     _refuse_other_settings(metadata, run, path)
-    return Model(params, run.model, run.tokenizer, run)
+    return Model(params, run.config, run.tokenizer, run)
 
 
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
@@ -199,7 +198,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
         return None
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
-    state = optimizer.init(params, run.train)
+    state = optimizer.init(params, run.recipe)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
     _refuse_surplus(tensors, path)
@@ -248,7 +247,7 @@ def _checksum(values: dict[str, Any]) -> str:
 
 def _settings(run: RunConfig) -> dict[str, Any]:
     """All that makes a run this one and no other, by name."""
-    settings = dataclasses.asdict(run.model) | dataclasses.asdict(run.train)
+    settings = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
@@ -271,14 +270,12 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
-    """A decoder in the shapes of config.json, which are first seen to be no larger than the file."""
-    counts = accounting.parameters(run.model)
+    """A decoder in the shapes of config.json, which may hold no more numbers than the file; it takes no memory."""
+    counts = parameters.count(run.config)
     asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
     if asked > held:
-        raise UserError(
-            f"{path} holds {held:,} numbers, but {CONFIG} asks for a model of {asked:,}: {STRANGERS}"
-        )
-    return decoder.init(np.random.default_rng(0), run.model, run.train.dtype)
+        raise UserError(f"{path} holds {held:,} numbers, but {CONFIG} asks for a model of {asked:,}: {STRANGERS}")
+    return decoder.blank(run.config, lambda shape: placeholder(shape, run.recipe.dtype))
 
 
 def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
@@ -299,6 +296,4 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
 
 def _refuse_surplus(tensors: Tensors, path: Path) -> None:
     if tensors:
-        raise UserError(
-            f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: {STRANGERS}"
-        )
+        raise UserError(f"{path} holds the tensor {min(tensors)}, which {CONFIG} does not know: {STRANGERS}")

@@ -16,30 +16,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import accounting, huggingface_config, huggingface_tokenizer, safetensors_file, tree, workers
-from minimoe.arrays import Array, Device, to_device, to_host
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.files import unwritable, write_atomically
-from minimoe.huggingface_config import CONFIG, is_folder
-from minimoe.huggingface_tokenizer import PretrainedTokenizer
-from minimoe.layers.attention import Attention
-from minimoe.layers.block import Block
+from minimoe.core import resources, tree
+from minimoe.core.arrays import Array, Device, placeholder, to_device, to_host
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.core.files import unwritable, write_atomically
+from minimoe.cost import parameters
+from minimoe.layers import attention, decoder, moe
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.embedding import Embedding
-from minimoe.layers.linear import Linear
-from minimoe.layers.moe import MoE
-from minimoe.layers.rmsnorm import RMSNorm
-from minimoe.layers.router import Router
-from minimoe.layers.swiglu import Experts
-from minimoe.safetensors_file import Stored
-from minimoe.tokenizer import Tokenizer
+from minimoe.storage import huggingface_config, safetensors_file
+from minimoe.storage.huggingface_config import CONFIG, is_folder
+from minimoe.storage.safetensors_file import Stored
+from minimoe.text import huggingface_tokenizer
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.tokenizer import Tokenizer
 
 __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 
@@ -75,9 +71,9 @@ def load(folder: str | Path) -> Pretrained:
     """
     described = huggingface_config.read(folder)
     tokenizer = huggingface_tokenizer.load(folder)
-    if tokenizer.vocab_size > described.model.vocab_size:
+    if tokenizer.vocab_size > described.config.vocab_size:
         raise UserError(
-            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {described.model.vocab_size}: "
+            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {described.config.vocab_size}: "
             "the two do not belong together."
         )
     params, config = load_params(folder)
@@ -99,7 +95,7 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     config, dense, _ = huggingface_config.read(folder)
     stored = _describe(folder)
     surplus = set(stored)
-    for name, place in layout(_blank(config, lambda shape: np.broadcast_to(np.float32(0), shape)), dense):
+    for name, place in layout(decoder.blank(config, placeholder), config, dense):
         surplus.discard(_find(stored, name, place.shape, config.experts, folder).name)
     if surplus:
         raise UserError(
@@ -107,8 +103,8 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
             "the two do not belong together."
         )
     _check_memory(config)
-    params = _blank(config, lambda shape: np.zeros(shape, np.float32))
-    for name, place in layout(params, dense):
+    params = decoder.blank(config, lambda shape: np.zeros(shape, np.float32))
+    for name, place in layout(params, config, dense):
         safetensors_file.copy(_find(stored, name, place.shape, config.experts, folder), place)
     return params, config
 
@@ -136,64 +132,34 @@ def save(
     except OSError as error:
         raise unwritable(folder, error) from None
     on_host = tree.map(to_host, params)
-    safetensors_file.write(folder / MODEL, dict(layout(on_host, dense=config.experts == 1)))
+    safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
     if tokenizer is not None:
         huggingface_tokenizer.write(folder, tokenizer)
     write_atomically(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def layout(params: Decoder, dense: bool) -> Iterator[tuple[str, Array]]:
+def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[str, Array]]:
     """Every tensor of a folder: its name there and, in the shape that it has there, a view of its place in ``params``.
 
-    ``dense`` is Mistral's layout, whose only expert has no number and no router.
+    ``dense`` is Mistral's layout, whose only expert has no number and no router. The places of attention, router and
+    experts are stated in their own files.
     """
+    router: Any = moe.router_of(config)
+    experts: Any = moe.experts_of(config)
     yield "model.embed_tokens.weight", params.embedding.table
     for i, block in enumerate(params.blocks):
-        layer = f"model.layers.{i}."
-        yield layer + "input_layernorm.weight", block.attention_norm.gain
-        for letter, projection in zip("qkvo", block.attention, strict=True):
-            yield f"{layer}self_attn.{letter}_proj.weight", projection.weight.T
-        yield layer + "post_attention_layernorm.weight", block.moe_norm.gain
-        w_gate, w_up, w_down = block.moe.experts
-        if dense:
-            yield layer + "mlp.gate_proj.weight", w_gate[0].T
-            yield layer + "mlp.up_proj.weight", w_up[0].T
-            yield layer + "mlp.down_proj.weight", w_down[0].T
-            continue
-        yield layer + "block_sparse_moe.gate.weight", block.moe.router.w_gate.T
-        for e in range(len(w_gate)):
-            expert = f"{layer}block_sparse_moe.experts.{e}."
-            yield expert + "w1.weight", w_gate[e].T
-            yield expert + "w2.weight", w_down[e].T
-            yield expert + "w3.weight", w_up[e].T
+        inside = [
+            ("input_layernorm.weight", block.attention_norm.gain),
+            *attention.mixtral_tensors(block.attention),
+            ("post_attention_layernorm.weight", block.moe_norm.gain),
+            *([] if dense else router.mixtral_tensors(block.moe.router)),
+            *experts.mixtral_tensors(block.moe.experts, dense),
+        ]
+        for name, tensor in inside:
+            yield f"model.layers.{i}.{name}", tensor
     yield "model.norm.weight", params.norm.gain
     if params.head is not None:
         yield "lm_head.weight", params.head.weight.T
-
-
-def _blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Decoder:
-    """A decoder in the shapes of ``config``, of whatever ``array`` makes of a shape."""
-    D, V, E, F = config.width, config.vocab_size, config.experts, config.expert_width
-    queries, keys = config.heads * config.head_width, config.kv_heads * config.head_width
-
-    def block() -> Block:
-        shapes = ((D, queries), (D, keys), (D, keys), (queries, D))
-        return Block(
-            attention_norm=RMSNorm(array((D,))),
-            attention=Attention(*(Linear(array(shape)) for shape in shapes)),
-            moe_norm=RMSNorm(array((D,))),
-            moe=MoE(
-                Router(w_gate=array((D, E)), w_noise=None),
-                Experts(w_gate=array((E, D, F)), w_up=array((E, D, F)), w_down=array((E, F, D))),
-            ),
-        )
-
-    return Decoder(
-        embedding=Embedding(array((V, D))),
-        blocks=[block() for _ in range(config.layers)],
-        norm=RMSNorm(array((D,))),
-        head=None if config.tied_embeddings else Linear(array((D, V))),
-    )
 
 
 def _describe(folder: Path) -> dict[str, Stored]:
@@ -264,8 +230,8 @@ def _check_shape(tensor: Stored, expected: tuple[int, ...]) -> None:
 
 def _check_memory(config: ModelConfig) -> None:
     """Raises ``UserError`` if the weights are larger than this machine's memory."""
-    available = workers.memory_bytes()
-    needed = 4 * accounting.parameters(config).total
+    available = resources.memory_bytes()
+    needed = 4 * parameters.count(config).total
     if available is not None and needed > available:
         raise UserError(
             f"the model's {needed // 4:,} parameters take {needed / 1e9:,.1f} GB in float32, and this machine has "

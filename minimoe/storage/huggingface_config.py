@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.files import read_text
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.core.files import read_text
+from minimoe.layers import moe
 
 CONFIG = "config.json"
 
@@ -44,7 +45,7 @@ ARCHITECTURES = {
 class Description(NamedTuple):
     """All that config.json says and that matters here."""
 
-    model: ModelConfig
+    config: ModelConfig
     dense: bool
     end_tokens: tuple[int, ...]  # ids that end a text
 
@@ -91,8 +92,15 @@ def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, 
     """The config.json of a model; one with a single expert is written as a Mistral.
 
     Raises:
-        UserError: the weights of the chosen experts are not renormalised, which a Mixtral's are.
+        UserError: the model's router or experts are not Mixtral's, or the weights of the chosen experts are not
+            renormalised, as a Mixtral's are.
     """
+    for kind, module in (("router", moe.router_of(config)), ("expert_kind", moe.experts_of(config))):
+        if not hasattr(module, "mixtral_tensors"):
+            raise UserError(
+                f"a model with {kind} {getattr(config, kind)!r} cannot be written as a Mixtral, which has none: keep "
+                "the run."
+            )
     if config.experts > 1 and not config.renormalize:
         raise UserError(
             "a model with renormalize false cannot be written as a Mixtral, which renormalises: keep the run."

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from minimoe.errors import UserError
-from minimoe.files import unwritable, write_atomically
+from minimoe.core.errors import UserError
+from minimoe.core.files import unwritable, write_atomically
 
 FILE = "metrics.jsonl"
 

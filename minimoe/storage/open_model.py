@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minimoe import checkpoint, huggingface, huggingface_config
-from minimoe.checkpoint import Model
-from minimoe.config import ModelConfig
-from minimoe.huggingface import Pretrained
+from minimoe.core.config import ModelConfig
+from minimoe.storage import checkpoint, huggingface, huggingface_config
+from minimoe.storage.checkpoint import Model
+from minimoe.storage.huggingface import Pretrained
 
 
 def load(folder: str | Path) -> Model | Pretrained:
@@ -22,5 +22,5 @@ def load(folder: str | Path) -> Model | Pretrained:
 def shape(folder: str | Path) -> ModelConfig:
     """The config of the model in ``folder``, without reading its weights; raises ``UserError`` as ``load``."""
     if huggingface.is_folder(folder):
-        return huggingface_config.read(folder).model
-    return checkpoint.load_config(folder).model
+        return huggingface_config.read(folder).config
+    return checkpoint.load_config(folder).config

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.errors import UserError
-from minimoe.files import size_of_regular, unwritable
+from minimoe.core.errors import UserError
+from minimoe.core.files import size_of_regular, unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The types that can be read, each with NumPy's name; of a bfloat16, the bits."""

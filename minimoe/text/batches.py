@@ -17,13 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe import corpus as corpora
-from minimoe import tokenizer
-from minimoe.checkpoint import Source
-from minimoe.config import TrainConfig
-from minimoe.corpus import Corpus
-from minimoe.errors import UserError
-from minimoe.tokenizer import Tokenizer
+from minimoe.core.config import TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.text import corpus as corpora
+from minimoe.text import tokenizer
+from minimoe.text.corpus import Corpus, Source
+from minimoe.text.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
 
@@ -83,7 +82,7 @@ def _as_corpus(corpus: str | Corpus) -> Corpus:
     if not isinstance(corpus, Corpus):
         raise UserError(
             f"{corpus!r:.60} is no corpus: give the name of one, or a minimoe.corpus.Corpus, which "
-            "minimoe.corpus.read_files makes of the paths of texts."
+            "minimoe.text.corpus.read_files makes of the paths of texts."
         )
     return corpus
 

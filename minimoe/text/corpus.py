@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from minimoe import shakespeare
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.text import shakespeare
 
 DATA = ("fables", "dialogues", "contes", "sums")
 NAMES = ("data", *DATA, "python-docs", "python-code", "shakespeare")
@@ -63,6 +63,14 @@ PYTHON_MODULES = (
 )
 
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+class Source(NamedTuple):
+    """Where a run's text came from: a built-in corpus or files, and the checksum of their tokens."""
+
+    corpus: str
+    paths: list[str]  # empty for a built-in corpus
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -206,7 +214,7 @@ def _read(path: Path) -> str:
 
 def _read_data(name: str) -> str:
     # Installed from a wheel, the texts lie inside the package; in a checkout they lie beside it.
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     inside = package / "_data"
     return _read((inside if inside.is_dir() else package.parent / "data") / f"{name}.txt")
 

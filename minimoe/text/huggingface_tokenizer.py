@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, with the methods of ``minimoe.tokenizer``.
+"""The tokenizer of a Hugging Face folder, with the methods of ``minimoe.text.tokenizer``.
 
 tokenizer.json holds a whole tokenizer, pieces of words and rules included. The ``tokenizers`` library reads it, an
 optional dependency: ``pip install "minimoe[hf]"``.
@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minimoe.errors import UserError
-from minimoe.files import write_atomically
-from minimoe.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
+from minimoe.core.errors import UserError
+from minimoe.core.files import write_atomically
+from minimoe.text.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
 
 FILE = "tokenizer.json"
 

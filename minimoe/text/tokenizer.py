@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 AnyIds: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minimoe import workers
+from minimoe.core import resources
 
 FORCED_KERNEL = "OPENBLAS_CORETYPE"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -72,7 +72,7 @@ def _has_avx2() -> bool:
 
 
 def _idle_cores(threads: int) -> str | None:
-    cores = workers.cores()
+    cores = resources.cores()
     if threads < cores:
         return f"{threads} of {cores} cores {'is' if threads == 1 else 'are'} at work: give --threads {cores}."
     if threads > cores:
@@ -81,7 +81,7 @@ def _idle_cores(threads: int) -> str | None:
 
 
 def _withheld_cores() -> str | None:
-    cores, all_cores = workers.cores(), os.cpu_count() or 1
+    cores, all_cores = resources.cores(), os.cpu_count() or 1
     if cores < all_cores:
         return (
             f"This process may use {cores} of the machine's {all_cores} cores: taskset or a container holds it there."

@@ -20,12 +20,18 @@ from typing import Any
 
 import numpy as np
 
-from minimoe import accounting, blueprint, generation, handicaps, optimizer, step, stopwatch, tree, workers
-from minimoe.arrays import Array, array_module, select_device, to_device, to_host
-from minimoe.config import ModelConfig, Preset, TrainConfig
-from minimoe.errors import UserError
+from minimoe.core import resources, tree
+from minimoe.core.arrays import Array, array_module, select_device, to_device, to_host
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.core.presets import Preset
+from minimoe.cost import blueprint, memory, parameters
+from minimoe.inference import generation
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.optim import optimizer
+from minimoe.timing import advice, stopwatch
+from minimoe.training import step
 
 GEMM = 2048
 """Rows and columns of the product that measures the machine's peak; a GPU gets four times as many."""
@@ -64,7 +70,7 @@ class Report:
     share_of_peak: float
     decoding_tokens_per_second: float
     peak_memory_bytes: int | None
-    handicaps: list[str]
+    advice: list[str]
 
 
 def run(chosen: Preset, device: str = "auto", threads: int | None = None, seconds: float = 3.0) -> Report:
@@ -76,28 +82,28 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     """
     if not 0 <= seconds < math.inf:
         raise UserError(f"seconds {seconds} is no time to measure for: choose a number above 0, such as 3.")
-    model, recipe = chosen.model, chosen.train
-    where, threads = select_device(device), workers.count(threads)
+    config, recipe = chosen.config, chosen.recipe
+    where, threads = select_device(device), resources.thread_count(threads)
     at_work = 1 if where == "gpu" else min(threads, recipe.batch)
-    accounting.check_memory(model, recipe, at_work)
+    memory.check_memory(config, recipe, at_work)
     rng = np.random.default_rng(recipe.seed)
-    params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, model, recipe.dtype))
+    params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, config, recipe.dtype))
 
     def wait() -> None:
         """A copy from the device comes after all the work that it was given."""
         to_host(array_module(params.norm.gain).zeros(1))
 
     moments = optimizer.init(params, recipe)
-    with step.together(params, moments, model, recipe, at_work) as team:
-        train = _training(rng, team, model, recipe, at_work, wait)
+    with step.open_workers(params, moments, config, recipe, at_work) as workers:
+        train = _training(rng, workers, config, recipe, at_work, wait)
         step_times = measure(train, seconds)
-        memory = peak_memory(params.norm.gain)
+        peak_bytes = peak_memory(params.norm.gain)
         with stopwatch.watch(wait) as spent:
             runs = WARM_UP + len(measure(train, seconds))
     peak = matrix_peak(params.norm.gain, at_work, wait, seconds)
     usual = statistics.median(step_times)
-    operations = matrix_operations(model, recipe.batch)
-    counts = accounting.parameters(model)
+    operations = matrix_operations(config, recipe.batch)
+    counts = parameters.count(config)
 
     def milliseconds(name: str, way: str) -> float:
         return 1000 * spent.get((name, way), 0.0) / runs
@@ -107,21 +113,23 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
         threads=at_work,
         parameters=counts.total + counts.noise,
         batch=recipe.batch,
-        context=model.context,
+        context=config.context,
         optimizer=recipe.optimizer,
-        training_tokens_per_second=recipe.batch * model.context / usual,
+        training_tokens_per_second=recipe.batch * config.context / usual,
         step_milliseconds=1000 * usual,
         components=[
-            Component(name, milliseconds(name, "forward"), milliseconds(name, "backward")) for name in stopwatch.LAYERS
+            Component(name, milliseconds(name, "forward"), milliseconds(name, "backward"))
+            for name in stopwatch.components()
+            if (name, "forward") in spent
         ],
         clip_milliseconds=milliseconds("clip", "after"),
         update_milliseconds=milliseconds("update", "after"),
         matrix_operations=operations,
         peak_operations_per_second=peak,
         share_of_peak=operations / usual / peak,
-        decoding_tokens_per_second=_decoding(params, model, threads, seconds),
-        peak_memory_bytes=memory,
-        handicaps=[] if where == "gpu" else handicaps.found(threads),
+        decoding_tokens_per_second=_decoding(params, config, threads, seconds),
+        peak_memory_bytes=peak_bytes,
+        advice=[] if where == "gpu" else advice.found(threads),
     )
 
 
@@ -137,18 +145,18 @@ def measure(work: Callable[[], Any], seconds: float) -> list[float]:
     return times
 
 
-def matrix_operations(model: ModelConfig, batch: int) -> int:
+def matrix_operations(config: ModelConfig, batch: int) -> int:
     """Operations (a product, a sum) of the matrix products of one step: forward, and twice as many backward.
 
     Exact: every active parameter that multiplies a token counts 2, every pair of a query and a key in its sight 4·H·C
     in each layer. What an implementation computes beyond that, such as masked scores or scores computed again, is not
     counted: it is of no use to anyone.
     """
-    plan = blueprint.of_config("", model)
-    weights = sum(part.active for part in plan.parts if part.multiplied) + accounting.parameters(model).noise
-    sight = model.context if model.window is None else model.window
-    pairs = sum(min(i + 1, sight) for i in range(model.context))
-    return 3 * batch * (2 * weights * model.context + 4 * plan.attention_width * pairs)
+    plan = blueprint.of_config("", config)
+    weights = sum(part.active for part in plan.parts if part.multiplied) + parameters.count(config).noise
+    sight = config.context if config.window is None else config.window
+    pairs = sum(min(i + 1, sight) for i in range(config.context))
+    return 3 * batch * (2 * weights * config.context + 4 * plan.attention_width * pairs)
 
 
 def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: float) -> float:
@@ -171,40 +179,40 @@ def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: flo
 def peak_memory(like: Array) -> int | None:
     """Bytes held at most: by this process and its workers, or in CuPy's pool; None where nobody tells."""
     if isinstance(like, np.ndarray):
-        return workers.peak_memory_bytes()
+        return resources.peak_memory_bytes()
     return int(array_module(like).get_default_memory_pool().total_bytes())
 
 
 def _training(
     rng: np.random.Generator,
-    team: step.Team,
-    model: ModelConfig,
+    workers: step.Workers,
+    config: ModelConfig,
     recipe: TrainConfig,
     threads: int,
     wait: Callable[[], None],
 ) -> Callable[[], None]:
     """A function that takes one training step after the other."""
-    tokens, targets = rng.integers(model.vocab_size, size=(2, recipe.batch, model.context))
+    tokens, targets = rng.integers(config.vocab_size, size=(2, recipe.batch, config.context))
     taken = 0
 
     def train() -> None:
         nonlocal taken
-        team.take(step.cut(rng, team.params, tokens, targets, model, recipe, threads), taken)
+        workers.step(step.shard_batch(rng, workers.params, tokens, targets, config, recipe, threads), taken)
         wait()
         taken += 1
 
     return train
 
 
-def _decoding(params: Decoder, model: ModelConfig, threads: int, seconds: float) -> float:
+def _decoding(params: Decoder, config: ModelConfig, threads: int, seconds: float) -> float:
     """Tokens a second of greedy decoding, one sequence, with the key/value cache."""
     from threadpoolctl import threadpool_limits
 
-    prompt = np.arange(min(PROMPT, max(1, model.context // 2))) % model.vocab_size
-    tokens = min(WRITTEN, max(1, model.context - len(prompt)))
+    prompt = np.arange(min(PROMPT, max(1, config.context // 2))) % config.vocab_size
+    tokens = min(WRITTEN, max(1, config.context - len(prompt)))
 
     def write() -> None:
-        for _ in generation.generate(params, model, prompt, tokens=tokens, temperature=0.0):
+        for _ in generation.generate(params, config, prompt, tokens=tokens, temperature=0.0):
             pass
 
     with threadpool_limits(threads, user_api="blas"):
@@ -236,4 +244,4 @@ def table(report: Report) -> str:
     for one in sorted(report.components, key=lambda one: -one.forward - one.backward):
         lines.append(f"{one.name:16}{one.forward:9.2f}{one.backward:10.2f}")
     lines.append(f"{'clip, update':16}{report.clip_milliseconds:9.2f}{report.update_milliseconds:10.2f}")
-    return "\n".join([*lines, *(["", *report.handicaps] if report.handicaps else [])])
+    return "\n".join([*lines, *(["", *report.advice] if report.advice else [])])

@@ -7,8 +7,8 @@ import platform
 
 import numpy as np
 
-from minimoe import workers
-from minimoe.arrays import gpu_problem
+from minimoe.core import resources
+from minimoe.core.arrays import gpu_problem
 from minimoe.version import __version__
 
 
@@ -28,8 +28,8 @@ def describe() -> str:
                 f"BLAS      {library['internal_api']} {library['version']}, {kernel} kernels, {library['num_threads']} "
                 "threads; training gives each of its workers one"
             )
-    lines.append(f"cores     {workers.cores()}")
-    memory = workers.memory_bytes()
+    lines.append(f"cores     {resources.cores()}")
+    memory = resources.memory_bytes()
     if memory is not None:
         lines.append(f"memory    {memory / 1e9:.1f} GB")
     forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE",) if os.environ.get(name)]

@@ -14,28 +14,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import pkgutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
-LAYERS = (
-    "embedding",
-    "linear",
-    "rope",
-    "attention",
-    "rmsnorm",
-    "router",
-    "swiglu",
-    "moe",
-    "block",
-    "decoder",
-    "cross_entropy",
-)
-TOOLS = (("clip", "optimizer", "clip"), ("update", "optimizer", "update_some"))
+from minimoe import layers
+from minimoe.losses import cross_entropy
+
+TOOLS = (("clip", "optim.clipping", "clip"), ("update", "optim.optimizer", "update_some"))
 
 Seconds = dict[tuple[str, str], float]
 """(component, ``forward`` or ``backward``) → seconds; ``clip`` and ``update`` come after both."""
+
+
+def components() -> dict[str, ModuleType]:
+    """Every component by name: the modules of the layers that have a forward and a backward, and the cross-entropy."""
+    names = (found.name for found in pkgutil.walk_packages(layers.__path__, f"{layers.__name__}."))
+    modules = [*map(importlib.import_module, names), cross_entropy]
+    timed = (module for module in modules if hasattr(module, "forward") and hasattr(module, "backward"))
+    return {module.__name__.rpartition(".")[2]: module for module in timed}
 
 
 @contextlib.contextmanager
@@ -66,9 +66,7 @@ def watch(wait: Callable[[], Any]) -> Iterator[Seconds]:
         return run
 
     places = [
-        ((layer, name), importlib.import_module(f"minimoe.layers.{layer}"), name)
-        for layer in LAYERS
-        for name in ("forward", "backward")
+        ((title, name), module, name) for title, module in components().items() for name in ("forward", "backward")
     ]
     places += [((title, "after"), importlib.import_module(f"minimoe.{module}"), name) for title, module, name in TOOLS]
     originals = [(module, name, getattr(module, name)) for _, module, name in places]

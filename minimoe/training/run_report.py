@@ -7,10 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minimoe import accounting, files, generation, plots, routing
-from minimoe.arrays import Device
-from minimoe.checkpoint import Model, RunConfig
-from minimoe.texts import Texts
+from minimoe.analysis import routing_trace
+from minimoe.core import files
+from minimoe.core.arrays import Device
+from minimoe.cost import parameters
+from minimoe.draw import plots
+from minimoe.inference import generation
+from minimoe.storage.checkpoint import Model, RunConfig
+from minimoe.text.batches import Texts
 
 LOSS, EXPERTS, SAMPLE = "loss.png", "experts.png", "sample.txt"
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 40, 300, 0.7
@@ -47,19 +51,19 @@ def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
 
 def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:
     """What is about to happen, in three lines."""
-    counts = accounting.parameters(run.model)
+    counts = parameters.count(run.config)
     held_out = sum(len(ids) for ids in data.validation)
     begin = f"continues at step {first} of" if first else "takes"
-    steps = f"{run.train.steps:,} step{'s' * (run.train.steps != 1)}"
+    steps = f"{run.recipe.steps:,} step{'s' * (run.recipe.steps != 1)}"
     kind = (
         "A dense model"
-        if run.model.experts == 1
-        else f"A mixture of {run.model.experts} experts, {run.model.active_experts} at work for each token"
+        if run.config.experts == 1
+        else f"A mixture of {run.config.experts} experts, {run.config.active_experts} at work for each token"
     )
     return (
         f"{kind}: {counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
         f"It reads {', '.join(data.names)}: {len(data.train):,} tokens to learn from, {held_out:,} held out.\n"
-        f"Training {begin} {steps} of {run.train.batch * run.model.context:,} tokens "
+        f"Training {begin} {steps} of {run.recipe.batch * run.config.context:,} tokens "
         f"on {'the GPU' if device == 'gpu' else f'{threads} CPU core' + 's' * (threads > 1)} and writes to {folder}."
     )
 
@@ -85,7 +89,7 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
         plots.save(plots.loss_curves(metrics), folder / LOSS)
         if model.config.experts > 1:
             domains = dict(zip(data.names, data.validation, strict=True))
-            by_domain = routing.load_by_domain(model.params, model.config, domains)
+            by_domain = routing_trace.load_by_domain(model.params, model.config, domains)
             plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
 
 

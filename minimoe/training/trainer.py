@@ -20,17 +20,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import accounting, checkpoint, config, evaluation, metrics, optimizer, report, texts, tree, workers
-from minimoe import step as steps
-from minimoe.arrays import Array, Device, select_device, to_device, to_host
-from minimoe.checkpoint import Model, Progress, RunConfig
-from minimoe.config import Preset
-from minimoe.corpus import Corpus
-from minimoe.errors import UserError, printable
+from minimoe.core import presets, resources, tree
+from minimoe.core.arrays import Array, Device, select_device, to_device, to_host
+from minimoe.core.errors import UserError, printable
+from minimoe.core.presets import Preset
+from minimoe.cost import memory
+from minimoe.evaluate import text_loss
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Totals
-from minimoe.texts import Texts
+from minimoe.losses.objective import Totals
+from minimoe.optim import optimizer, schedule
+from minimoe.parallel import thread_pool
+from minimoe.storage import checkpoint, metrics
+from minimoe.storage.checkpoint import Model, Progress, RunConfig
+from minimoe.text import batches
+from minimoe.text.batches import Texts
+from minimoe.text.corpus import Corpus
+from minimoe.training import run_report
+from minimoe.training import step as steps
 
 
 class Trained(NamedTuple):
@@ -58,16 +65,18 @@ def train(
     without it, a new folder under ``runs/`` is made, called ``name`` or after the preset. ``threads`` defaults to the
     cores at hand. Raises ``UserError`` for anything that cannot work, before anything is written where possible.
     """
-    chosen = config.preset(preset) if isinstance(preset, str) else preset
+    chosen = presets.preset(preset) if isinstance(preset, str) else preset
     if not isinstance(chosen, Preset):
         raise UserError(f"{chosen!r:.60} is no preset: give the name of one, or a minimoe.config.Preset.")
-    where, threads = select_device(device), workers.count(threads)
-    at_work = 1 if where == "gpu" else min(threads, chosen.train.batch)
-    accounting.check_memory(chosen.model, chosen.train, at_work)
-    data, source, codec = texts.prepare(chosen.corpus if corpus is None else corpus, chosen.train, chosen.model.context)
-    model = dataclasses.replace(chosen.model, vocab_size=codec.vocab_size)
-    accounting.check_memory(model, chosen.train, at_work)
-    run = RunConfig(model, chosen.train, codec, source)
+    where, threads = select_device(device), resources.thread_count(threads)
+    at_work = 1 if where == "gpu" else min(threads, chosen.recipe.batch)
+    memory.check_memory(chosen.config, chosen.recipe, at_work)
+    data, source, codec = batches.prepare(
+        chosen.corpus if corpus is None else corpus, chosen.recipe, chosen.config.context
+    )
+    model = dataclasses.replace(chosen.config, vocab_size=codec.vocab_size)
+    memory.check_memory(model, chosen.recipe, at_work)
+    run = RunConfig(model, chosen.recipe, codec, source)
     folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
     with checkpoint.locked(folder):
         _refuse_a_run(folder)  # once more: another training may have begun and ended before the lock was ours
@@ -91,7 +100,7 @@ def resume(
     """
     folder = Path(folder)
     run = checkpoint.load_config(folder)
-    stored = dataclasses.asdict(run.model) | dataclasses.asdict(run.train)
+    stored = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     for name, value in (changes or {}).items():
         if name not in checkpoint.CHANGEABLE and stored.get(name) != value:
             raise UserError(
@@ -99,9 +108,9 @@ def resume(
                 "leave it out, or train anew."
             )
     changed = {name: value for name, value in (changes or {}).items() if name in checkpoint.CHANGEABLE}
-    run = run._replace(train=dataclasses.replace(run.train, **changed))
-    where, threads = select_device(device), workers.count(threads)
-    data = texts.reload(run.source, run.tokenizer, run.model.context, corpus)
+    run = run._replace(recipe=dataclasses.replace(run.recipe, **changed))
+    where, threads = select_device(device), resources.thread_count(threads)
+    data = batches.reload(run.source, run.tokenizer, run.config.context, corpus)
     with checkpoint.locked(folder):
         return _loop(folder, run, data, where, threads, progress)
 
@@ -124,11 +133,11 @@ def train_dense_twin(
     or its text has changed.
     """
     run = checkpoint.load_config(folder)
-    twin = config.dense_twin(Preset("", run.model, run.train))
-    read = texts.read_source(run.source) if corpus is None else corpus
-    texts.reload(run.source, run.tokenizer, run.model.context, read)
+    twin = presets.dense_twin(Preset("", run.config, run.recipe))
+    read = batches.read_source(run.source) if corpus is None else corpus
+    batches.reload(run.source, run.tokenizer, run.config.context, read)
     return train(
-        config.override(twin, changes or {}),
+        presets.override(twin, changes or {}),
         corpus=read,
         out=out,
         name=f"{Path(folder).resolve().name}-dense",
@@ -153,16 +162,16 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
 
     So there always is a model to load, and a full disk is found before the work is done.
     """
-    rng = np.random.default_rng(run.train.seed)
+    rng = np.random.default_rng(run.recipe.seed)
     saved = checkpoint.load_progress(folder, run)
     if saved is None:
-        params = decoder.init(rng, run.model, run.train.dtype)
-        moments = optimizer.init(params, run.train)
+        params = decoder.init(rng, run.config, run.recipe.dtype)
+        moments = optimizer.init(params, run.recipe)
         progress = Progress(0, 0.0, dict(rng.bit_generator.state))
     else:
         params, moments, progress = saved
         rng.bit_generator.state = progress.random_state
-    if progress.step > run.train.steps:
+    if progress.step > run.recipe.steps:
         raise UserError(
             f"{folder} has taken {progress.step} steps already: give --steps at least that many, or train anew."
         )
@@ -179,26 +188,26 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
 
 def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, progress: bool) -> Trained:
     """Steps from where the folder's checkpoint stands to the end."""
-    recipe = run.train
+    recipe = run.recipe
     params, moments, rng, first, seconds = _restore(folder, run, device)
     metrics.write(folder, metrics.read(folder, up_to=first))
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
-        print(printable(report.opening(folder, run, data, device, threads, first)))
+        print(printable(run_report.opening(folder, run, data, device, threads, first)))
 
-    batches = data.batches(recipe.batch, run.model.context, recipe.seed, first)
+    batches = data.batches(recipe.batch, run.config.context, recipe.seed, first)
     done = kept = first
     with (
-        workers.pool(threads) as pool,
-        steps.together(params, moments, run.model, recipe, threads) as team,
+        thread_pool.pool(threads) as pool,
+        steps.open_workers(params, moments, run.config, recipe, threads) as workers,
         interruptible() as interrupted,
-        report.bar(recipe.steps, first, progress) as bar,
+        run_report.bar(recipe.steps, first, progress) as bar,
     ):
-        params, moments = team.params, team.moments
+        params, moments = workers.params, workers.moments
         for step in range(first, recipe.steps):
             started = time.perf_counter()
-            shards = steps.cut(rng, params, *next(batches), run.model, recipe, threads)
-            totals, norm = team.take(shards, step)
+            shards = steps.shard_batch(rng, params, *next(batches), run.config, recipe, threads)
+            totals, norm = workers.step(shards, step)
             if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))
             elapsed = max(time.perf_counter() - started, 1e-9)  # a clock may stand still, or be set back
@@ -207,7 +216,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             done = step + 1
             row = _row(done, run, totals, norm, elapsed, seconds)
             if done == recipe.steps or _is_due(done, recipe.evaluate_every):
-                row["val_loss"] = evaluation.evaluate(params, run.model, data.validation, pool).loss
+                row["val_loss"] = text_loss.evaluate(params, run.config, data.validation, pool).loss
             metrics.append(folder, row)
             bar.show(row)
             stop = interrupted.is_set()  # asked once: what ends the loop must also have been saved
@@ -220,17 +229,17 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
 
     finished = done == recipe.steps
     rows = metrics.read(folder)  # not kept until now: a row takes more than 1 kB of memory, and steps can be many
-    model = Model(tree.map(to_host, params), run.model, run.tokenizer, run)
+    model = Model(tree.map(to_host, params), run.config, run.tokenizer, run)
     if finished:
-        report.write(folder, model, data, rows)
+        run_report.write(folder, model, data, rows)
     if progress:
-        print(printable(report.closing(folder, finished, rows)))
+        print(printable(run_report.closing(folder, finished, rows)))
     return Trained(model, folder, rows, finished)
 
 
 def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:
     """One line of metrics.jsonl."""
-    tokens = run.train.batch * run.model.context
+    tokens = run.recipe.batch * run.config.context
     assignments = [to_host(layer.assignments).astype(np.float64) for layer in totals.stats]
     return {
         "step": step,
@@ -241,12 +250,12 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
             name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
             for name in ("balance", "importance", "load", "z")
         },
-        "learning_rate": optimizer.learning_rate(step - 1, run.train),
+        "learning_rate": schedule.learning_rate(step - 1, run.recipe),
         "gradient_norm": norm,
         "tokens_per_second": round(tokens / elapsed, 1),
         "seconds": round(seconds, 4),
         "load": [(counts / counts.sum()).round(5).tolist() for counts in assignments],
-        "dropped": [count / (tokens * run.model.active_experts) for count in totals.dropped],
+        "dropped": [count / (tokens * run.config.active_experts) for count in totals.dropped],
         "router_entropy": [round(float(layer.entropy / layer.tokens), 5) for layer in totals.stats],
     }
 

@@ -11,10 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_huggingface_tokenizer import mixtral_like
 
-from minimoe import coloured_text, huggingface_tokenizer, palette, tokenizer
-from minimoe.coloured_text import ColouredText, token_texts, visible
-from minimoe.errors import UserError
-from minimoe.routing import Trace
+from minimoe.analysis import coloured_text
+from minimoe.analysis.coloured_text import ColouredText, token_texts, visible
+from minimoe.analysis.routing_trace import Trace
+from minimoe.core.errors import UserError
+from minimoe.draw import palette
+from minimoe.text import huggingface_tokenizer, tokenizer
 
 NASTY = (
     "<script>alert('x')</script></pre> & \"q\"\n\ttab\r"

@@ -12,10 +12,14 @@ import pytest
 import small_runs
 from numpy.testing import assert_allclose
 
-from minimoe import cli, corpus, microscope, models, routing, tokenizer, workers
-from minimoe.checkpoint import Model
-from minimoe.errors import UserError
+from minimoe.analysis import microscope, routing_trace
+from minimoe.cli import main
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.parallel import thread_pool
+from minimoe.storage import open_model
+from minimoe.storage.checkpoint import Model
+from minimoe.text import corpus, tokenizer
 
 TEXTS = {"pyramid": small_runs.PYRAMID[:400], "seasons": small_runs.SEASONS[100:450]}
 HOSTILE = "\x1b[31mred\x07 </script>\u202edrow\u2028 a\tb\n" * 8
@@ -62,7 +66,7 @@ def each(seen):
 def test_traces_are_those_of_each_text_alone(seen, model):
     assert list(seen.traces) == ["pyramid", "seasons"]
     for name, text in TEXTS.items():
-        alone = routing.trace(model.params, model.config, model.tokenizer.encode(text))
+        alone = routing_trace.trace(model.params, model.config, model.tokenizer.encode(text))
         for found, expected in zip(seen.traces[name], alone, strict=True):
             assert_allclose(found, expected)
 
@@ -100,7 +104,7 @@ def test_repetition_counts_neighbours_of_one_window(seen):
         assert_allclose(observed, np.mean([bool(chosen[a] & chosen[b]) for a, b in pairs]))
         assert_allclose(uniform, 1 - 3 / 10 if choice == "either" else 1 / 5)  # C(3, 2) of C(5, 2) pairs do not meet
         assert_allclose(load, np.mean([bool(a & b) for a in chosen for b in chosen]))
-        assert shuffled == routing.repetition(trace, choice).shuffled[layer]
+        assert shuffled == routing_trace.repetition(trace, choice).shuffled[layer]
 
 
 def test_entropy_is_a_mean_and_margin_a_median(seen):
@@ -140,7 +144,7 @@ def test_favourites_are_those_of_all_texts_by_choice(seen, model):
 
 
 def test_threads_change_nothing(seen, model):
-    with workers.pool(2) as pool:
+    with thread_pool.pool(2) as pool:
         other = microscope.look(model, tokens_of(model, TEXTS), pool)
     assert microscope.to_json(other) == microscope.to_json(seen)
 
@@ -205,10 +209,10 @@ def test_table_says_what_the_json_says(seen):
 def test_a_long_text_is_shuffled_once_at_least(monkeypatch):
     monkeypatch.setattr(microscope, "SHUFFLED_TOKENS", 25)
     logits = np.random.default_rng(0).standard_normal((1, 30, 4))
-    trace = routing.Trace(
+    trace = routing_trace.Trace(
         np.zeros(30, int), np.zeros(30, int), np.argsort(-logits)[..., :1], np.ones((1, 30, 1)), logits
     )
-    assert microscope._rates(trace, "first")[0, 3] == routing.repetition(trace, shuffles=1).shuffled[0]
+    assert microscope._rates(trace, "first")[0, 3] == routing_trace.repetition(trace, shuffles=1).shuffled[0]
 
 
 def test_the_table_shows_the_shares_of_an_experts_own_tokens(seen):
@@ -244,7 +248,7 @@ def test_nothing_in_a_table_steers_the_terminal(small):
 
 
 def test_a_run_has_a_validation_split_and_files_come_first():
-    model = models.load(small_runs.finished())
+    model = open_model.load(small_runs.finished())
     held = microscope.read(model)
     whole = model.tokenizer.encode(small_runs.PYRAMID)
     assert list(held) == ["pyramid"]
@@ -266,12 +270,12 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(tmp_path, capsys):
     text, page = tmp_path / "pyramid two.txt", tmp_path / "page.html"
     text.write_text(small_runs.PYRAMID[300:700], encoding="utf-8")
     run = str(small_runs.finished())
-    assert cli.main(["routing", run, "--threads", "1"]) == 0
+    assert main.main(["routing", run, "--threads", "1"]) == 0
     assert "LAYER 1" in capsys.readouterr().out
-    assert cli.main(["routing", run, "--text", str(text), "--json", "--html", str(page)]) == 0
+    assert main.main(["routing", run, "--text", str(text), "--json", "--html", str(page)]) == 0
     assert json.loads(capsys.readouterr().out)["texts"] == {"pyramid two": {"tokens": 400}}
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
-    assert cli.main(["routing", run, "--html", str(page)]) == 0
+    assert main.main(["routing", run, "--html", str(page)]) == 0
     assert capsys.readouterr().out == f"{page} is written: open it in a browser.\n"
-    assert cli.main(["routing", run, "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert main.main(["routing", run, "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err

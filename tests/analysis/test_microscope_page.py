@@ -14,12 +14,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from minimoe import microscope, microscope_page, palette, routing, tokenizer
-from minimoe.checkpoint import Model
-from minimoe.errors import UserError
-from minimoe.microscope import Seen
-from minimoe.microscope_page import WEB
-from minimoe.routing import Trace
+from minimoe.analysis import microscope, microscope_page, routing_trace
+from minimoe.analysis.microscope import Seen
+from minimoe.analysis.microscope_page import WEB
+from minimoe.analysis.routing_trace import Trace
+from minimoe.core.errors import UserError
+from minimoe.draw import palette
+from minimoe.storage.checkpoint import Model
+from minimoe.text import tokenizer
 
 HOSTILE = (
     "</script><script>document.title='acted'</script><img src=x onerror=\"document.title='acted'\">"
@@ -48,7 +50,7 @@ def look(monkeypatch, small):
         config = dataclasses.replace(
             small, layers=layers, context=16, experts=experts, active_experts=active, renormalize=active > 1
         )
-        monkeypatch.setattr(routing, "trace", lambda _, config, ids: trace_of(ids, layers, experts, active))
+        monkeypatch.setattr(routing_trace, "trace", lambda _, config, ids: trace_of(ids, layers, experts, active))
         model = Model(None, config, codec, None)
         return microscope.look(model, {name: codec.encode(text) for name, text in texts.items()})
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from minimoe import routing, tree
-from minimoe.errors import UserError
+from minimoe.analysis import routing_trace
+from minimoe.analysis.routing_trace import Trace
+from minimoe.core import tree
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
-from minimoe.routing import Trace
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def example(rng):
 
 def test_a_trace_is_what_the_routers_of_a_forward_pass_decide(params, small, rng):
     tokens = rng.integers(0, small.vocab_size, small.context)
-    seen = routing.trace(params, small, tokens)
+    seen = routing_trace.trace(params, small, tokens)
     _, _, cache = decoder.forward(params, tokens[None], small)
     assert_array_equal(seen.tokens, tokens)
     for layer, block in enumerate(cache.blocks):
@@ -57,10 +58,10 @@ def test_a_trace_is_what_the_routers_of_a_forward_pass_decide(params, small, rng
 
 def test_a_text_longer_than_the_context_is_read_window_by_window(params, small, rng):
     tokens = rng.integers(0, small.vocab_size, 2 * small.context + 3)
-    seen = routing.trace(params, small, tokens)
+    seen = routing_trace.trace(params, small, tokens)
     for number in range(3):
         part = slice(number * small.context, (number + 1) * small.context)
-        alone = routing.trace(params, small, tokens[part])
+        alone = routing_trace.trace(params, small, tokens[part])
         assert_allclose(seen.logits[:, part], alone.logits)
         assert_array_equal(seen.experts[:, part], alone.experts)
         assert set(seen.window[part]) == {number}
@@ -68,8 +69,8 @@ def test_a_text_longer_than_the_context_is_read_window_by_window(params, small, 
 
 def test_rows_of_a_batch_do_not_see_each_other(params, small, rng):
     rows = rng.integers(0, small.vocab_size, (3, small.context + 2))
-    seen = routing.trace(params, small, rows)
-    alone = [routing.trace(params, small, row) for row in rows]
+    seen = routing_trace.trace(params, small, rows)
+    alone = [routing_trace.trace(params, small, row) for row in rows]
     assert_array_equal(seen.tokens, rows.reshape(-1))
     assert_allclose(seen.logits, np.concatenate([one.logits for one in alone], axis=1))
     assert seen.window.tolist() == [
@@ -79,25 +80,25 @@ def test_rows_of_a_batch_do_not_see_each_other(params, small, rng):
 
 def test_few_or_many_tokens_at_once_give_the_same_trace(params, small, rng, monkeypatch):
     tokens = rng.integers(0, small.vocab_size, 40)
-    whole = routing.trace(params, small, tokens)
-    monkeypatch.setattr(routing, "TOKENS_AT_ONCE", 2 * small.context)
-    for field, other in zip(routing.trace(params, small, tokens), whole, strict=True):
+    whole = routing_trace.trace(params, small, tokens)
+    monkeypatch.setattr(routing_trace, "TOKENS_AT_ONCE", 2 * small.context)
+    for field, other in zip(routing_trace.trace(params, small, tokens), whole, strict=True):
         assert_allclose(field, other)
 
 
 def test_a_context_longer_than_the_tokens_read_at_once_is_read_too(params, small, rng, monkeypatch):
     tokens = rng.integers(0, small.vocab_size, 2 * small.context + 3)
-    whole = routing.trace(params, small, tokens)
-    monkeypatch.setattr(routing, "TOKENS_AT_ONCE", small.context - 1)
-    for field, other in zip(routing.trace(params, small, tokens), whole, strict=True):
+    whole = routing_trace.trace(params, small, tokens)
+    monkeypatch.setattr(routing_trace, "TOKENS_AT_ONCE", small.context - 1)
+    for field, other in zip(routing_trace.trace(params, small, tokens), whole, strict=True):
         assert_allclose(field, other)
 
 
 def test_a_list_of_tokens_will_do(params, small):
-    assert routing.trace(params, small, np.array([1, 2, 3], np.uint8)).tokens.tolist() == [1, 2, 3]
+    assert routing_trace.trace(params, small, np.array([1, 2, 3], np.uint8)).tokens.tolist() == [1, 2, 3]
     with pytest.raises(UserError, match="rows of different lengths"):
-        routing.trace(params, small, [[1], [1, 2]])
-    assert routing.trace(params, small, [1, 2, 3]).experts.shape == (2, 3, 2)
+        routing_trace.trace(params, small, [[1], [1, 2]])
+    assert routing_trace.trace(params, small, [1, 2, 3]).experts.shape == (2, 3, 2)
 
 
 @pytest.mark.parametrize(
@@ -112,75 +113,75 @@ def test_a_list_of_tokens_will_do(params, small):
 )
 def test_tokens_that_make_no_sense_are_refused(params, small, tokens, complaint):
     with pytest.raises(UserError, match=complaint):
-        routing.trace(params, small, tokens)
+        routing_trace.trace(params, small, tokens)
 
 
 def test_a_router_that_decides_by_what_is_no_number_is_refused(params, small):
     params.blocks[1].moe.router.w_gate[0, 0] = np.nan
     with pytest.raises(UserError, match="no finite numbers: the model has diverged"):
-        routing.trace(params, small, [1, 2, 3])
+        routing_trace.trace(params, small, [1, 2, 3])
 
 
 def test_load_counts_the_first_the_second_or_all_choices():
     seen = trace_of([[[3, 2, 1], [3, 1, 2], [1, 3, 2], [3, 2, 1]]])  # chosen: 0 1, 0 2, 1 2, 0 1
-    assert_allclose(routing.load(seen, "first"), [[3 / 4, 1 / 4, 0]])
-    assert_allclose(routing.load(seen, "second"), [[0, 2 / 4, 2 / 4]])
-    assert_allclose(routing.load(seen), [[3 / 8, 3 / 8, 2 / 8]])
+    assert_allclose(routing_trace.load(seen, "first"), [[3 / 4, 1 / 4, 0]])
+    assert_allclose(routing_trace.load(seen, "second"), [[0, 2 / 4, 2 / 4]])
+    assert_allclose(routing_trace.load(seen), [[3 / 8, 3 / 8, 2 / 8]])
 
 
 @pytest.mark.parametrize("setting", [{"shuffles": 0}, {"seed": -1}])
 def test_no_shuffles_are_refused(example, setting):
     with pytest.raises(UserError, match="give at least 1, from a seed of at least 0"):
-        routing.repetition(example, **setting)
+        routing_trace.repetition(example, **setting)
 
 
 def test_a_choice_that_does_not_exist_is_refused(example):
     with pytest.raises(UserError, match="'third' is unknown"):
-        routing.load(example, "third")
+        routing_trace.load(example, "third")
     with pytest.raises(UserError, match="no second choice"):
-        routing.load(chosen_in_order([0, 1], 2), "second")
+        routing_trace.load(chosen_in_order([0, 1], 2), "second")
 
 
 def test_load_by_domain_is_the_load_of_each_text_on_its_own(params, small, rng):
     texts = {name: rng.integers(0, small.vocab_size, length) for name, length in (("short", 5), ("long", 30))}
-    loads = routing.load_by_domain(params, small, texts, "first")
+    loads = routing_trace.load_by_domain(params, small, texts, "first")
     assert list(loads) == ["short", "long"]
     for name, text in texts.items():
-        assert_allclose(loads[name], routing.load(routing.trace(params, small, text), "first"))
+        assert_allclose(loads[name], routing_trace.load(routing_trace.trace(params, small, text), "first"))
 
 
 def test_jensen_shannon_is_zero_for_equals_one_for_strangers_and_symmetric():
     p, q = np.array([0.5, 0.5, 0, 0]), np.array([0, 0, 0.25, 0.75])
-    assert routing.jensen_shannon(p, p) == 0
-    assert_allclose(routing.jensen_shannon(p, q), 1)
+    assert routing_trace.jensen_shannon(p, p) == 0
+    assert_allclose(routing_trace.jensen_shannon(p, q), 1)
     # by hand: m = (3/4, 1/4), JS = H(m) − (H(1, 0) + H(1/2, 1/2))/2 = 0.811278 − 1/2
-    assert_allclose(routing.jensen_shannon(np.array([1, 0]), np.array([0.5, 0.5])), 0.311278, atol=1e-6)
-    assert_allclose(routing.jensen_shannon(np.array([0.5, 0.5]), np.array([1, 0])), 0.311278, atol=1e-6)
+    assert_allclose(routing_trace.jensen_shannon(np.array([1, 0]), np.array([0.5, 0.5])), 0.311278, atol=1e-6)
+    assert_allclose(routing_trace.jensen_shannon(np.array([0.5, 0.5]), np.array([1, 0])), 0.311278, atol=1e-6)
 
 
 def test_jensen_shannon_of_several_is_the_mean_divergence_from_their_mean(rng):
     p = rng.dirichlet(np.ones(5), 4)
     divergences = [(row * np.log2(row / p.mean(0))).sum() for row in p]
-    assert_allclose(routing.jensen_shannon(*p), np.mean(divergences))
-    assert_allclose(routing.jensen_shannon(*np.eye(4)), 2)
+    assert_allclose(routing_trace.jensen_shannon(*p), np.mean(divergences))
+    assert_allclose(routing_trace.jensen_shannon(*np.eye(4)), 2)
 
 
 def test_jensen_shannon_takes_layers_one_by_one(rng):
     p, q = rng.dirichlet(np.ones(5), 3), rng.dirichlet(np.ones(5), 3)
-    one_by_one = [routing.jensen_shannon(*pair) for pair in zip(p, q, strict=True)]
-    assert_allclose(routing.jensen_shannon(p, q), one_by_one)
+    one_by_one = [routing_trace.jensen_shannon(*pair) for pair in zip(p, q, strict=True)]
+    assert_allclose(routing_trace.jensen_shannon(p, q), one_by_one)
 
 
 def test_jensen_shannon_refuses_what_is_no_distribution():
     p = np.array([0.5, 0.5])
     with pytest.raises(UserError, match="sums to 4"):
-        routing.jensen_shannon(p, np.array([3, 1]))
+        routing_trace.jensen_shannon(p, np.array([3, 1]))
     with pytest.raises(UserError, match="negative"):
-        routing.jensen_shannon(p, np.array([1.5, -0.5]))
+        routing_trace.jensen_shannon(p, np.array([1.5, -0.5]))
     with pytest.raises(UserError, match="shapes"):
-        routing.jensen_shannon(p, np.array([0.5, 0.25, 0.25]))
+        routing_trace.jensen_shannon(p, np.array([0.5, 0.25, 0.25]))
     with pytest.raises(UserError, match="at least two"):
-        routing.jensen_shannon(p)
+        routing_trace.jensen_shannon(p)
 
 
 def meets(seen, layer, one, other, k):
@@ -189,7 +190,7 @@ def meets(seen, layer, one, other, k):
 
 @pytest.mark.parametrize(("choice", "k"), [("first", 1), ("either", 2)])
 def test_repetition_counts_neighbours_that_share_an_expert(example, choice, k):
-    found = routing.repetition(example, choice)
+    found = routing_trace.repetition(example, choice)
     pairs = [t for t in range(59) if example.window[t] == example.window[t + 1]]
     assert len(pairs) == 57
     for layer in range(3):
@@ -198,31 +199,31 @@ def test_repetition_counts_neighbours_that_share_an_expert(example, choice, k):
 
 @pytest.mark.parametrize(("choice", "k"), [("first", 1), ("either", 2)])
 def test_the_null_of_the_load_draws_two_tokens_at_random(example, choice, k):
-    found = routing.repetition(example, choice)
+    found = routing_trace.repetition(example, choice)
     for layer in range(3):
         pairs = itertools.product(range(60), repeat=2)
         assert_allclose(found.load[layer], np.mean([meets(example, layer, a, b, k) for a, b in pairs]))
 
 
 def test_the_null_of_the_load_of_first_choices_is_the_sum_of_squared_shares(example):
-    expected = (routing.load(example, "first") ** 2).sum(1)
-    assert_allclose(routing.repetition(example).load, expected)
+    expected = (routing_trace.load(example, "first") ** 2).sum(1)
+    assert_allclose(routing_trace.repetition(example).load, expected)
 
 
 def test_uniform_chance_is_that_of_mixtrals_table(rng):
     mixtral = trace_of(rng.standard_normal((1, 10, 8)))
-    assert routing.repetition(mixtral).uniform == 0.125
-    assert_allclose(routing.repetition(mixtral, "either").uniform, 1 - 6 / 8 * 5 / 7)
-    assert routing.repetition(trace_of(np.zeros((1, 4, 2))), "either").uniform == 1  # all experts active
+    assert routing_trace.repetition(mixtral).uniform == 0.125
+    assert_allclose(routing_trace.repetition(mixtral, "either").uniform, 1 - 6 / 8 * 5 / 7)
+    assert routing_trace.repetition(trace_of(np.zeros((1, 4, 2))), "either").uniform == 1  # all experts active
 
 
 def test_shuffling_leaves_repetition_by_load_and_takes_that_by_order(rng):
     first = np.sort(rng.choice(4, 4000, p=[0.4, 0.3, 0.2, 0.1]))  # long runs
-    found = routing.repetition(chosen_in_order(first, 4))
+    found = routing_trace.repetition(chosen_in_order(first, 4))
     assert found.observed[0] > 0.999
     # One shuffle of 4000 tokens has a standard error near √(0.3 · 0.7 / 4000) = 0.007; the mean of 20, 0.0016.
     assert_allclose(found.shuffled, found.load, atol=0.008)
-    mixed = routing.repetition(chosen_in_order(rng.permutation(first), 4))
+    mixed = routing_trace.repetition(chosen_in_order(rng.permutation(first), 4))
     assert_allclose(mixed.observed, mixed.load, atol=0.03)
 
 
@@ -230,35 +231,35 @@ def test_shuffling_keeps_tokens_in_their_window():
     """Each window has one expert of its own: order within it means nothing, and the load explains a quarter."""
     first = np.repeat([0, 1, 2, 3], 25)
     seen = chosen_in_order(first, 4)._replace(window=first)
-    found = routing.repetition(seen)
+    found = routing_trace.repetition(seen)
     assert_array_equal([found.observed[0], found.shuffled[0], found.load[0]], [1, 1, 0.25])
 
 
 def test_shuffles_repeat_with_their_seed(example):
-    one, same, other = (routing.repetition(example, seed=seed).shuffled for seed in (1, 1, 2))
+    one, same, other = (routing_trace.repetition(example, seed=seed).shuffled for seed in (1, 1, 2))
     assert_array_equal(one, same)
     assert (one != other).any()
 
 
 def test_repetition_needs_two_tokens_in_a_row():
     with pytest.raises(UserError, match="two tokens in a row"):
-        routing.repetition(chosen_in_order([0, 1], 2)._replace(window=np.array([0, 1])))
+        routing_trace.repetition(chosen_in_order([0, 1], 2)._replace(window=np.array([0, 1])))
 
 
 def test_entropy_is_that_of_the_softmax_over_all_experts(example):
     p = np.exp(example.logits) / np.exp(example.logits).sum(-1, keepdims=True)
-    assert_allclose(routing.entropy(example), -(p * np.log(p)).sum(-1))
-    assert_allclose(routing.entropy(trace_of(np.full((1, 1, 8), 7.0))), math.log(8))
-    assert_array_equal(routing.entropy(trace_of([[[1e4, -1e4, 0]]])), [[0]])
+    assert_allclose(routing_trace.entropy(example), -(p * np.log(p)).sum(-1))
+    assert_allclose(routing_trace.entropy(trace_of(np.full((1, 1, 8), 7.0))), math.log(8))
+    assert_array_equal(routing_trace.entropy(trace_of([[[1e4, -1e4, 0]]])), [[0]])
 
 
 def test_margin_is_the_gap_between_the_last_chosen_and_the_first_left_out():
-    assert_allclose(routing.margin(trace_of([[[5, 1, 4, 2]]])), [[2]])
-    assert routing.margin(trace_of([[[5, 1]]])) == np.inf
+    assert_allclose(routing_trace.margin(trace_of([[[5, 1, 4, 2]]])), [[2]])
+    assert routing_trace.margin(trace_of([[[5, 1]]])) == np.inf
 
 
 def test_co_activation_counts_tokens_that_go_to_both(example):
-    together = routing.co_activation(example)
+    together = routing_trace.co_activation(example)
     for layer, i, j in itertools.product(range(3), range(6), range(6)):
         both = [{i, j} <= set(chosen) for chosen in example.experts[layer]]
         assert_allclose(together[layer, i, j], np.mean(both), atol=1e-12)
@@ -267,7 +268,7 @@ def test_co_activation_counts_tokens_that_go_to_both(example):
 
 def test_favourite_tokens_follow_their_formula(example):
     layer, prior = 1, 3.0
-    listed = routing.favourite_tokens(example, layer, top=9, prior=prior)
+    listed = routing_trace.favourite_tokens(example, layer, top=9, prior=prior)
     for expert, favourites in enumerate(listed):
         goes = (example.experts[layer] == expert).any(-1)
         for token in range(9):
@@ -283,16 +284,16 @@ def test_favourite_tokens_follow_their_formula(example):
 def test_a_rare_token_does_not_beat_a_frequent_one_by_luck():
     # Expert 1 takes all 60 of token 7 and the only token 8; expert 0 takes the rest.
     tokens = np.array([7] * 60 + [8] + [0] * 139)
-    favourites = routing.favourite_tokens(chosen_in_order((tokens >= 7).astype(int), 2)._replace(tokens=tokens), 0)
+    favourites = routing_trace.favourite_tokens(chosen_in_order((tokens >= 7).astype(int), 2)._replace(tokens=tokens), 0)
     assert [favourite.token for favourite in favourites[1]] == [7, 8]
     assert [favourite.token for favourite in favourites[0]] == [0]
 
 
 def test_an_expert_without_tokens_has_no_favourites():
-    assert routing.favourite_tokens(chosen_in_order([0, 0, 1], 3), 0)[2] == []
+    assert routing_trace.favourite_tokens(chosen_in_order([0, 0, 1], 3), 0)[2] == []
 
 
 def test_a_layer_that_does_not_exist_is_refused(example):
     for layer in (-1, 3):
         with pytest.raises(UserError, match=f"no layer {layer}; choose one from 0 to 2"):
-            routing.favourite_tokens(example, layer)
+            routing_trace.favourite_tokens(example, layer)

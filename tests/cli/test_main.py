@@ -17,17 +17,23 @@ import small_runs
 from small_runs import finished, metrics, options
 
 import minimoe
-from minimoe import checkpoint, cli, config, corpus, evaluation, report, shakespeare, trainer, workers
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import printable
+from minimoe.core import resources
+from minimoe.cli import main
+from minimoe.core import presets
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import printable
+from minimoe.evaluate import text_loss
+from minimoe.storage import checkpoint
+from minimoe.text import corpus, shakespeare
+from minimoe.training import run_report, trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures, no waiting for the disk."""
-    monkeypatch.setattr(report, "write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
+    monkeypatch.setattr(run_report, "write", lambda folder, *_: (folder / "sample.txt").write_text("A sample."))
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
@@ -50,7 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
     def run(*words: str | Path) -> str:
         try:
-            code = cli.main([str(word) for word in words])
+            code = main.main([str(word) for word in words])
         except SystemExit as end:  # from argparse
             code = end.code  # type: ignore[assignment]
         said, complained = capsys.readouterr()
@@ -80,12 +86,12 @@ def process(*words: str | Path, **environment: str) -> "subprocess.CompletedProc
 def test_train_makes_a_run_as_the_options_say(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     words = ["--text", str(text), "--out", str(out), *options(seed=3, capacity_factor=1.5), "--threads", "2"]
-    assert cli.main(["train", *words]) == 0
+    assert main.main(["train", *words]) == 0
     run = checkpoint.load_config(out)
-    expected = config.override(
-        small_runs.SMALL, {"seed": 3, "capacity_factor": 1.5, "vocab_size": run.model.vocab_size}
+    expected = presets.override(
+        small_runs.SMALL, {"seed": 3, "capacity_factor": 1.5, "vocab_size": run.config.vocab_size}
     )
-    assert (run.model, run.train) == (expected.model, expected.train)
+    assert (run.config, run.recipe) == (expected.model, expected.train)
     assert run.source.paths == [str(text)]
     assert len(metrics(out)) == 6
     said = capsys.readouterr().out
@@ -94,7 +100,7 @@ def test_train_makes_a_run_as_the_options_say(tmp_path: Path, text: Path, capsys
 
 
 def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[config.Preset] = []
+    seen: list[presets.Preset] = []
     monkeypatch.setattr(trainer, "train", lambda preset, **_: (seen.append(preset), trainer.Trained(*[True] * 4))[1])
     other = {"tokenizer": "byte", "optimizer": "adamw", "dtype": "float64", "window": 3, "capacity_factor": 1.25}
     other["schedule"] = "linear"
@@ -113,44 +119,44 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
                 words = [option, str(value)]
             if field.name in ("final_rate", "beta1", "beta2", "momentum"):
                 value, words = 0.25, [option, "0.25"]
-            assert cli.main(["train", *words]) == 0
+            assert main.main(["train", *words]) == 0
             preset = seen.pop()
-            assert getattr(preset.model if kind is ModelConfig else preset.train, field.name) == value, field.name
-            changed = config.override(config.preset("toy"), {field.name: value})
-            assert (preset.model, preset.train) == (changed.model, changed.train), "and nothing else"
+            assert getattr(preset.config if kind is ModelConfig else preset.recipe, field.name) == value, field.name
+            changed = presets.override(presets.preset("toy"), {field.name: value})
+            assert (preset.config, preset.recipe) == (changed.model, changed.train), "and nothing else"
 
 
 def test_options_of_the_preset_stay_unless_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(trainer, "train", lambda *a, **k: (seen.append((a, k)), trainer.Trained(*[True] * 4))[1])
-    assert cli.main(["train", "--preset", "tiny", "--layers", "3", "--corpus", "sums"]) == 0
+    assert main.main(["train", "--preset", "tiny", "--layers", "3", "--corpus", "sums"]) == 0
     ((preset,), given) = seen.pop()
-    assert preset == config.override(config.preset("tiny"), {"layers": 3})
+    assert preset == presets.override(presets.preset("tiny"), {"layers": 3})
     assert given == {"corpus": "sums", "out": None, "name": "tiny", "device": "auto", "threads": None}
 
 
 def test_train_resume_continues_with_more_steps(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--resume", str(run), "--steps", "8", "--seed", "0"]) == 0
+    assert main.main(["train", "--resume", str(run), "--steps", "8", "--seed", "0"]) == 0
     assert [row["step"] for row in metrics(run)] == list(range(1, 9))
     assert "continues at step 6 of 8 steps" in capsys.readouterr().out
 
 
 def test_an_interrupted_training_ends_with_130(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "resume", lambda *_, **__: trainer.Trained(*[None] * 3, finished=False))  # type: ignore[arg-type]
-    assert cli.main(["train", "--resume", str(run)]) == 130
+    assert main.main(["train", "--resume", str(run)]) == 130
 
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(trainer, "resume", interrupt)
-    assert cli.main(["train", "--resume", str(run)]) == 130
+    assert main.main(["train", "--resume", str(run)]) == 130
 
 
 # evaluate
 
 
 def test_evaluate_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["evaluate", str(finished())]) == 0
+    assert main.main(["evaluate", str(finished())]) == 0
     said, complained = capsys.readouterr()
     assert complained == ""
     assert said.count("\n") == 1
@@ -168,7 +174,7 @@ def test_evaluate_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> No
 def test_evaluate_is_the_same_with_any_number_of_threads(capsys: pytest.CaptureFixture[str]) -> None:
     said = set()
     for threads in ("1", "2", "5"):
-        assert cli.main(["evaluate", str(finished()), "--threads", threads]) == 0
+        assert main.main(["evaluate", str(finished()), "--threads", threads]) == 0
         said.add(capsys.readouterr().out)
     assert len(said) == 1
 
@@ -177,24 +183,24 @@ def test_evaluate_reads_other_texts(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "a.txt").write_text("4 steps up")
     (tmp_path / "b.txt").write_text("2")
     model = checkpoint.load_model(finished())
-    assert cli.main(["evaluate", str(finished()), "--text", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]) == 0
+    assert main.main(["evaluate", str(finished()), "--text", str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]) == 0
     found = json.loads(capsys.readouterr().out)
-    expected = evaluation.evaluate(model.params, model.config, [model.tokenizer.encode("4 steps up")])
+    expected = text_loss.evaluate(model.params, model.config, [model.tokenizer.encode("4 steps up")])
     assert found["tokens"] == 9
     assert found["loss"] == pytest.approx(expected.loss)
 
 
 def test_evaluate_with_the_suite_prints_a_table_or_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["train", "--dense-twin", str(run), "--out", str(run.parent / "dense"), "--device", "cpu"]) == 0
+    assert main.main(["train", "--dense-twin", str(run), "--out", str(run.parent / "dense"), "--device", "cpu"]) == 0
     few = ["--samples", "3", "--questions", "2", "--tokens", "20", "--seed", "5", "--device", "cpu"]
     words = ["evaluate", str(run), "--suite", "--against", str(run.parent / "dense"), *few]
     capsys.readouterr()
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     table, complained = capsys.readouterr()
     assert complained == ""
     for shown in ("held-out text, bits per byte", "pyramid", "difference", "not asked:", "temperature 0.8, seed 5"):
         assert shown in table
-    assert cli.main([*words, "--json", "--temperature", "0.5"]) == 0
+    assert main.main([*words, "--json", "--temperature", "0.5"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == {"samples": 3, "questions": 2, "tokens": 20, "temperature": 0.5, "seed": 5}
     assert [model["name"] for model in found["models"]] == [str(run), str(run.parent / "dense")]
@@ -202,9 +208,9 @@ def test_evaluate_with_the_suite_prints_a_table_or_json(run: Path, capsys: pytes
 
 def test_a_dense_twin_is_called_after_its_mixture(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
-    assert cli.main(["train", "--dense-twin", "run", "--steps", "1", "--learning-rate", "0.5", "--device", "cpu"]) == 0
+    assert main.main(["train", "--dense-twin", "run", "--steps", "1", "--learning-rate", "0.5", "--device", "cpu"]) == 0
     twin = checkpoint.load_config(run.parent / "runs/run-dense")
-    assert (twin.model.experts, twin.train.steps, twin.train.learning_rate) == (1, 1, 0.5)
+    assert (twin.config.experts, twin.recipe.steps, twin.recipe.learning_rate) == (1, 1, 0.5)
 
 
 # generate
@@ -214,7 +220,7 @@ def test_generate_continues_the_prompt_and_repeats_itself(capsys: pytest.Capture
     said = []
     for seed in ("1", "1", "2"):
         words = ["--prompt", "4 steps up, ça", "--tokens", "30", "--seed", seed, "--top-k", "9", "--top-p", "0.95"]
-        assert cli.main(["generate", str(finished()), *words]) == 0
+        assert main.main(["generate", str(finished()), *words]) == 0
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] != said[2]
     assert said[0].startswith("4 steps up, ça")
@@ -226,7 +232,7 @@ def test_generate_shows_control_characters_harmless(tmp_path: Path, capsys: pyte
     evil = corpus.Corpus("evil", {"evil": "\x1b[2J\x07\x9b31m\r\u202e ok\n" * 30})
     small_runs.train(tmp_path / "run", evil, steps=1)
     capsys.readouterr()
-    assert cli.main(["generate", str(tmp_path / "run"), "--prompt", "\x1b[2J", "--tokens", "200"]) == 0
+    assert main.main(["generate", str(tmp_path / "run"), "--prompt", "\x1b[2J", "--tokens", "200"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("\\x1b[2J")
     assert not set("\x1b\x07\x9b\r\u202e") & set(said)
@@ -258,7 +264,7 @@ def test_a_terminal_that_knows_few_characters_gets_the_others_spelled_out() -> N
 def test_gradcheck_tells_by_its_exit_code_whether_all_gradients_are_right(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from minimoe import gradcheck
+    from minimoe.proof import gradcheck
 
     class Row:
         def __init__(self, passed: bool) -> None:
@@ -270,27 +276,27 @@ def test_gradcheck_tells_by_its_exit_code_whether_all_gradients_are_right(
     for passed, code in ((True, 0), (False, 1)):
         rows = [Row(True), Row(passed)]
         monkeypatch.setattr(gradcheck, "run", lambda seed, rows=rows: (seeds.append(seed), rows)[1])
-        assert cli.main(["gradcheck", "--seed", "5"]) == code
-        assert cli.main(["gradcheck", "--json"]) == code
+        assert main.main(["gradcheck", "--seed", "5"]) == code
+        assert main.main(["gradcheck", "--json"]) == code
         assert capsys.readouterr().out == "2 rows\n2\n"
     assert seeds == [5, 0, 5, 0]
 
 
 def test_info_describes_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["info"]) == 0
+    assert main.main(["info"]) == 0
     assert f"NumPy     {np.__version__}\n" in capsys.readouterr().out
 
 
 def test_corpus_says_where_the_file_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(shakespeare, "download", lambda: Path("/cache") / "shakespeare.txt")
-    assert cli.main(["corpus", "shakespeare"]) == 0
+    assert main.main(["corpus", "shakespeare"]) == 0
     assert capsys.readouterr().out == "/cache/shakespeare.txt\n"
 
 
 @pytest.mark.parametrize("command", ["", "train", "evaluate", "generate", "gradcheck", "corpus", "info"])
 def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main([*command.split(), "--help"])
+        main.main([*command.split(), "--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
     assert said.startswith(f"usage: minimoe {command}".strip())
@@ -372,7 +378,7 @@ def test_a_mistake_gets_one_sentence(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 32 * 10**9)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 32 * 10**9)
     assert says in refused(*words)
     assert not list(tmp_path.iterdir()), "nothing was written"
 
@@ -412,7 +418,7 @@ def test_resume_refuses_a_changed_setting(refused: Callable[..., str], run: Path
 
 
 def test_mixtral_is_refused_with_its_size(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 64 * 10**9)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 64 * 10**9)
     said = refused("train", "--preset", "mixtral-8x7b")
     assert re.search(r"46,702,792,704 parameters needs [\d,.]+ GB .* this machine has 64.0 GB", said)
 
@@ -535,7 +541,7 @@ def test_names_that_are_printed_cannot_steer_a_terminal(
         ["train", "--resume", str(evil), "--steps", "7"],
         ["corpus", "shakespeare"],
     ):
-        assert cli.main(words) == 0
+        assert main.main(words) == 0
         said, complained = capsys.readouterr()
         assert said
         assert not set("\x1b\x9b\u202e\x07") & set(said + complained), words
@@ -545,15 +551,15 @@ def test_a_figure_shows_names_as_they_are(run: Path, tmp_path: Path) -> None:
     """Dollars would set mathematics, which fails where there is none, and an underscore would leave the legend."""
     evil = tmp_path / r"_$\frac$"
     shutil.copytree(run, evil)
-    assert cli.main(["params", str(evil), "--figure", str(tmp_path / "sizes.png")]) == 0
+    assert main.main(["params", str(evil), "--figure", str(tmp_path / "sizes.png")]) == 0
     assert (tmp_path / "sizes.png").exists()
 
 
 def test_help_shows_what_the_toy_really_has_and_what_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["train", "--help"])
+        main.main(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for name, value in (vars(config.preset("toy").model) | vars(config.preset("toy").train)).items():
+    for name, value in (vars(presets.preset("toy").config) | vars(presets.preset("toy").recipe)).items():
         if name != "vocab_size":
             shown = re.split(rf" --{name.replace('_', '-')}[ ,]", said)[-1]
             assert shown.partition("(toy: ")[2].startswith(f"{'none' if value is None else value})"), name
@@ -565,7 +571,7 @@ def test_a_page_is_written_through_a_link_and_into_no_folder_or_device(
     run: Path, tmp_path: Path, refused: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "link.html").symlink_to(tmp_path / "page.html")
-    assert cli.main(["routing", str(run), "--html", str(tmp_path / "link.html")]) == 0
+    assert main.main(["routing", str(run), "--html", str(tmp_path / "link.html")]) == 0
     assert (tmp_path / "link.html").is_symlink() and (tmp_path / "page.html").read_text().startswith("<!")
     capsys.readouterr()
     os.mkfifo(tmp_path / "pipe")
@@ -690,5 +696,5 @@ def test_help_and_import_answer_at_once() -> None:
 def test_every_module_can_be_reached_from_the_package() -> None:
     code = "import minimoe; print(minimoe.sampling.__name__, minimoe.train.__module__, hasattr(minimoe, 'samplings'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout.split() == ["minimoe.sampling", "minimoe.trainer", "False"]
+    assert done.stdout.split() == ["minimoe.inference.sampling", "minimoe.training.trainer", "False"]
     assert set(dir(minimoe)) >= set(minimoe.__all__)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import arrays
-from minimoe.errors import UserError
+from minimoe.core import arrays
+from minimoe.core.errors import UserError
 
 
 class Impostor(ModuleType):

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import config
-from minimoe.config import PRESETS, ModelConfig, TrainConfig, from_dict
-from minimoe.errors import UserError
+from minimoe.core import config, presets
+from minimoe.core.config import ModelConfig, TrainConfig, from_dict
+from minimoe.core.errors import UserError
+from minimoe.core.presets import PRESETS
 
 
 @pytest.mark.parametrize(
@@ -93,19 +94,19 @@ def test_every_setting_says_what_it_is(kind: Any) -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_had_by_name(name: str) -> None:
-    chosen = config.preset(name)
+    chosen = presets.preset(name)
     assert chosen is PRESETS[name]
     assert chosen.doc
 
 
 def test_an_unknown_preset_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(UserError, match="no preset 'toi'.*did you mean 'toy'") as caught:
-        config.preset("toi")
+        presets.preset("toi")
     assert all(name in str(caught.value) for name in PRESETS)
 
 
 def test_mixtral_has_the_shape_that_its_paper_gives() -> None:
-    model = config.preset("mixtral-8x7b").model
+    model = presets.preset("mixtral-8x7b").config
     assert (model.width, model.layers, model.heads, model.kv_heads, model.head_width) == (4096, 32, 32, 8, 128)
     assert (model.experts, model.active_experts, model.expert_width) == (8, 2, 14_336)
     assert (model.vocab_size, model.context, model.rope_theta, model.window) == (32_000, 32_768, 1e6, None)
@@ -113,16 +114,16 @@ def test_mixtral_has_the_shape_that_its_paper_gives() -> None:
 
 
 def test_override_sends_each_setting_to_the_config_that_has_it() -> None:
-    chosen = config.override(config.preset("tiny"), {"width": 64, "steps": 3})
-    assert chosen.model == dataclasses.replace(PRESETS["tiny"].model, width=64)
-    assert chosen.train == dataclasses.replace(PRESETS["tiny"].train, steps=3)
+    chosen = presets.override(presets.preset("tiny"), {"width": 64, "steps": 3})
+    assert chosen.config == dataclasses.replace(PRESETS["tiny"].config, width=64)
+    assert chosen.recipe == dataclasses.replace(PRESETS["tiny"].recipe, steps=3)
     with pytest.raises(UserError, match="heads 4 cannot share"):
-        config.override(config.preset("tiny"), {"kv_heads": 3})
+        presets.override(presets.preset("tiny"), {"kv_heads": 3})
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    chosen = config.override(config.preset("tiny"), {"learning_rate": np.float64(0.5), "width": np.int64(32)})
-    assert (chosen.train.learning_rate, chosen.model.width) == (0.5, 32)
-    assert type(chosen.train.learning_rate) is float and type(chosen.model.width) is int
+    chosen = presets.override(presets.preset("tiny"), {"learning_rate": np.float64(0.5), "width": np.int64(32)})
+    assert (chosen.recipe.learning_rate, chosen.config.width) == (0.5, 32)
+    assert type(chosen.recipe.learning_rate) is float and type(chosen.config.width) is int
     with pytest.raises(UserError, match=r"width array\(.*\) is not a whole number"):
-        config.override(config.preset("tiny"), {"width": np.array([32])})
+        presets.override(presets.preset("tiny"), {"width": np.array([32])})

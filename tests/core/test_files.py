@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import files
-from minimoe.errors import UserError
+from minimoe.core import files
+from minimoe.core.errors import UserError
 
 # Tensors
 

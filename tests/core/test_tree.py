@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from minimoe import tree
-from minimoe.config import ModelConfig
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder
 
 

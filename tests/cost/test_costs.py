@@ -7,9 +7,10 @@ import shutil
 import pytest
 import small_runs
 
-from minimoe import blueprint, config, costs
-from minimoe.cli import main
-from minimoe.errors import UserError
+from minimoe.cli.main import main
+from minimoe.core import presets
+from minimoe.core.errors import UserError
+from minimoe.cost import blueprint, costs, published
 
 PUBLISHED = {
     "mixtral-8x7b": (46_702_792_704, 12_879_925_248),
@@ -24,39 +25,39 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_models_come_out_to_the_last_parameter(name):
-    found = blueprint.named(name)
+    found = published.named(name)
     assert (found.total, found.active) == PUBLISHED[name]
 
 
 def test_the_parts_of_mixtral_are_those_of_its_layers():
-    parts = {part.name: part for part in blueprint.named("mixtral-8x7b").parts}
+    parts = {part.name: part for part in published.named("mixtral-8x7b").parts}
     assert parts["attention"].total == 32 * 41_943_040
     assert parts["experts"].total == 32 * 8 * 176_160_768
     assert parts["experts"].active == 32 * 2 * 176_160_768
 
 
 def test_the_rumour_is_220_times_eight_minus_seven_shares():
-    assert blueprint.rumoured_8x220b(0.0).total == 1_760_000_000_000
-    assert blueprint.rumoured_8x220b(0.2216).total / 1e12 == pytest.approx(1.42, abs=0.005)
-    assert blueprint.rumoured_8x220b(0.2216).active / 1e9 == pytest.approx(391, abs=0.5)
-    assert blueprint.rumoured_8x220b(1.0).total == blueprint.rumoured_8x220b(1.0).active == 220_000_000_000
+    assert published.rumoured_8x220b(0.0).total == 1_760_000_000_000
+    assert published.rumoured_8x220b(0.2216).total / 1e12 == pytest.approx(1.42, abs=0.005)
+    assert published.rumoured_8x220b(0.2216).active / 1e9 == pytest.approx(391, abs=0.5)
+    assert published.rumoured_8x220b(1.0).total == published.rumoured_8x220b(1.0).active == 220_000_000_000
     with pytest.raises(UserError, match="shared 1.5 is no fraction"):
-        blueprint.rumoured_8x220b(1.5)
+        published.rumoured_8x220b(1.5)
 
 
 def test_the_cache_of_mixtral_takes_four_gibibytes_at_32k():
-    found = costs.of(blueprint.named("mixtral-8x7b"))
+    found = costs.of(published.named("mixtral-8x7b"))
     assert found.cache_bytes_per_token == 131_072
     assert found.cache_bytes[32_768] == 4 * 2**30
 
 
 def test_a_window_bounds_the_cache():
-    found = costs.of(blueprint.named("mistral-7b"))
+    found = costs.of(published.named("mistral-7b"))
     assert found.cache_bytes[8192] == found.cache_bytes_per_token * 4096
 
 
 def test_weights_in_bytes_follow_their_bits():
-    found = costs.of(blueprint.named("mixtral-8x7b"))
+    found = costs.of(published.named("mixtral-8x7b"))
     assert {bits: round(size / 1e9, 2) for bits, size in found.weight_bytes.items()} == {
         32: 186.81,
         16: 93.41,
@@ -66,7 +67,7 @@ def test_weights_in_bytes_follow_their_bits():
 
 
 def test_operations_count_each_multiplied_parameter_twice_and_attention_over_half_the_context():
-    shape = config.preset("tiny").model
+    shape = presets.preset("tiny").config
     D, L, T = shape.width, shape.layers, shape.context
     attention = 2 * D * shape.head_width * (shape.heads + shape.kv_heads)
     active = (
@@ -80,7 +81,7 @@ def test_operations_count_each_multiplied_parameter_twice_and_attention_over_hal
 
 @pytest.mark.parametrize("window", [None, 1, 3, 31, 32, 50])
 def test_attention_looks_at_what_is_in_its_window(window):
-    shape = dataclasses.replace(config.preset("tiny").model, window=window)
+    shape = dataclasses.replace(presets.preset("tiny").config, window=window)
     T = shape.context
     seen = [min(t, window or T) for t in range(1, T + 1)]
     blind = costs.of(blueprint.of_config("tiny", shape)._replace(attention_width=0))
@@ -90,15 +91,15 @@ def test_attention_looks_at_what_is_in_its_window(window):
 
 def test_an_encoder_looks_at_the_whole_text():
     """T5's: 12 layers of an encoder and 12 that look at it see all 512 tokens, the decoder's own half of them."""
-    found = blueprint.switch_base(8)
+    found = published.switch_base(8)
     blind = costs.of(found._replace(attention_width=0, unmasked_width=0))
     looked_at = costs.of(found).forward_operations - blind.forward_operations
     assert looked_at == 4 * 768 * 12 * 512 * 2 + 4 * 768 * 12 * 513 // 2
 
 
 def test_every_name_has_costs_and_a_table():
-    for name in (*config.PRESETS, *blueprint.PUBLISHED):
-        found = costs.of(blueprint.named(name))
+    for name in (*presets.PRESETS, *published.PUBLISHED):
+        found = costs.of(published.named(name))
         assert f"{found.total:,}" in costs.table(found)
         assert sum(part["active"] for part in found.parts.values()) == found.active <= found.total
 
@@ -119,14 +120,14 @@ def test_an_unknown_name_gets_a_suggestion(capsys):
 def test_published_caches_and_the_attention_of_deepseek():
     published = {"deepseek-moe-16b": (28, 2048), "switch-base-8": (24, 768), "olmoe-1b-7b": (16, 2048)}
     for name, (layers, numbers) in published.items():
-        assert costs.of(blueprint.named(name)).cache_bytes_per_token == 2 * layers * 2 * numbers
-    found = blueprint.deepseek_moe_16b()
+        assert costs.of(published.named(name)).cache_bytes_per_token == 2 * layers * 2 * numbers
+    found = published.deepseek_moe_16b()
     blind = costs.of(found._replace(attention_width=0))
     assert costs.of(found).forward_operations - blind.forward_operations == 4 * 28 * 2048 * 4097 // 2
 
 
 def test_training_keeps_four_numbers_for_each_and_a_tied_table_is_multiplied_too():
-    shape = config.preset("tiny").model
+    shape = presets.preset("tiny").config
     found = costs.of(blueprint.of_config("tiny", shape))
     assert found.training_bytes == 4 * 4 * found.total
     tied = costs.of(blueprint.of_config("tied", dataclasses.replace(shape, tied_embeddings=True)))

@@ -7,15 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import accounting, config, objective, optimizer, tree, workers
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
+from minimoe.core import resources
+from minimoe.core import presets, tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.cost import memory, parameters
 from minimoe.layers import decoder
-from minimoe.objective import Objective, Shard
+from minimoe.losses import objective
+from minimoe.losses.objective import Objective, Shard
+from minimoe.optim import optimizer
 
 
 def test_mixtral_8x7b_has_the_parameters_it_was_published_with() -> None:
-    counts = accounting.parameters(config.preset("mixtral-8x7b").model)
+    counts = parameters.count(presets.preset("mixtral-8x7b").config)
     assert counts.total == 46_702_792_704
     assert counts.active == 12_879_925_248
     assert counts.attention == 32 * 41_943_040
@@ -29,7 +33,7 @@ def test_mixtral_8x7b_has_the_parameters_it_was_published_with() -> None:
 
 def test_mixtral_8x22b_has_the_parameters_it_was_published_with() -> None:
     shape = {"width": 6144, "layers": 56, "heads": 48, "expert_width": 16_384}
-    counts = accounting.parameters(config.override(config.preset("mixtral-8x7b"), shape).model)
+    counts = parameters.count(presets.override(presets.preset("mixtral-8x7b"), shape).model)
     assert (counts.total, counts.active) == (140_620_634_112, 39_152_031_744)
 
 
@@ -60,7 +64,7 @@ SHAPES = st.builds(
 @given(SHAPES)
 def test_the_counts_are_those_of_a_real_decoder(shape: ModelConfig) -> None:
     params = decoder.init(np.random.default_rng(0), shape)
-    counts = accounting.parameters(shape)
+    counts = parameters.count(shape)
     assert counts.total + counts.noise == tree.size(params)
     assert counts.embedding == tree.size(params.embedding)
     assert counts.attention == sum(tree.size(layer.attention) for layer in params.blocks)
@@ -84,26 +88,26 @@ RECIPES = [
 
 @pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: "-".join(settings))
 def test_training_takes_the_bytes_that_are_foretold(settings: dict[str, Any]) -> None:
-    chosen = config.override(config.preset("tiny"), settings)
-    params = decoder.init(np.random.default_rng(0), chosen.model, chosen.train.dtype)
-    state = list(optimizer.init(params, chosen.train).values())
+    chosen = presets.override(presets.preset("tiny"), settings)
+    params = decoder.init(np.random.default_rng(0), chosen.config, chosen.recipe.dtype)
+    state = list(optimizer.init(params, chosen.recipe).values())
     weights, moments = (sum(leaf.nbytes for leaf in tree.leaves(part)) for part in (params, state))
-    assert accounting.training_bytes(chosen.model, chosen.train) == 2 * weights + moments
-    assert accounting.training_bytes(chosen.model, chosen.train, threads=4) == 9 * weights + moments
+    assert memory.training_bytes(chosen.config, chosen.recipe) == 2 * weights + moments
+    assert memory.training_bytes(chosen.config, chosen.recipe, threads=4) == 9 * weights + moments
 
 
 def test_where_rows_travel_there_is_one_gradient_of_the_experts() -> None:
-    toy = config.override(config.preset("toy"), {"experts": 128, "optimizer": "adamw"})
-    counts = accounting.parameters(toy.model)
+    toy = presets.override(presets.preset("toy"), {"experts": 128, "optimizer": "adamw"})
+    counts = parameters.count(toy.config)
     every = counts.total + counts.noise
     bytes_of_two = 4 * (3 * every + 4 * (every - counts.experts) + counts.experts)
-    assert accounting.training_bytes(toy.model, toy.train, threads=2) == bytes_of_two
+    assert memory.training_bytes(toy.config, toy.recipe, threads=2) == bytes_of_two
 
 
 @pytest.mark.parametrize("settings", RECIPES, ids=lambda settings: "-".join(settings))
 def test_what_forward_leaves_for_backward_is_foretold_from_below(settings: dict[str, Any]) -> None:
-    chosen = config.override(config.preset("tiny"), settings)
-    model, recipe = chosen.model, chosen.train
+    chosen = presets.override(presets.preset("tiny"), settings)
+    model, recipe = chosen.config, chosen.recipe
     rng = np.random.default_rng(0)
     params = decoder.init(rng, model, recipe.dtype)
     shape = recipe.batch // recipe.accumulate, model.context
@@ -111,7 +115,7 @@ def test_what_forward_leaves_for_backward_is_foretold_from_below(settings: dict[
     tokens = np.zeros(shape, np.int32)
     forward = objective.forward(params, Shard(tokens, tokens, noise), model, Objective())
     held = sum(array.nbytes for array in buffers(forward.caches) if array.dtype == np.dtype(recipe.dtype))
-    foretold = accounting.activation_bytes(model, recipe)
+    foretold = memory.activation_bytes(model, recipe)
     assert foretold <= held < 2 * foretold
 
 
@@ -133,20 +137,20 @@ def buffers(cache: Any) -> list[np.ndarray]:
 
 
 def test_a_model_or_a_step_that_cannot_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = config.preset("toy")
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 16 * 10**9)
-    accounting.check_memory(toy.model, toy.train, threads=8)
-    mixtral = config.preset("mixtral-8x7b").model
-    state = accounting.training_bytes(mixtral, TrainConfig()) / 1e9
+    toy = presets.preset("toy")
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 16 * 10**9)
+    memory.check_memory(toy.config, toy.recipe, threads=8)
+    mixtral = presets.preset("mixtral-8x7b").config
+    state = memory.training_bytes(mixtral, TrainConfig()) / 1e9
     with pytest.raises(UserError, match=rf"46,702,792,704 parameters needs {state:.1f} GB .*this machine has 16.0 GB"):
-        accounting.check_memory(mixtral, TrainConfig())
+        memory.check_memory(mixtral, TrainConfig())
     assert state > 46.7 * 4 * 3
-    large = config.override(toy, {"batch": 4096})
+    large = presets.override(toy, {"batch": 4096})
     with pytest.raises(UserError, match="for a step of 524,288 tokens.* choose a smaller .*batch"):
-        accounting.check_memory(large.model, large.train)
-    accounting.check_memory(large.model, config.override(large, {"accumulate": 256}).train)
+        memory.check_memory(large.model, large.train)
+    memory.check_memory(large.model, presets.override(large, {"accumulate": 256}).recipe)
 
 
 def test_a_machine_that_does_not_tell_its_memory_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "memory_bytes", lambda: None)
-    accounting.check_memory(config.preset("mixtral-8x7b").model, TrainConfig())
+    monkeypatch.setattr(resources, "memory_bytes", lambda: None)
+    memory.check_memory(presets.preset("mixtral-8x7b").config, TrainConfig())

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minimoe import palette
+from minimoe.draw import palette
 
 # Machado, Oliveira and Fernandes 2009, doi 10.1109/TVCG.2009.113: severity 1.0, on linear RGB.
 VISION = {

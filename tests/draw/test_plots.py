@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from numpy.testing import assert_allclose
 
-from minimoe import palette, plots
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.draw import palette, plots
 
 
 def run_of(steps, layers=2, experts=8, seed=0):

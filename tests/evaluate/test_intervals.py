@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from minimoe import intervals
-from minimoe.intervals import Interval, answers_apart, ratio, ratios_apart, shares_apart, wilson
+from minimoe.evaluate import intervals
+from minimoe.evaluate.intervals import Interval, answers_apart, ratio, ratios_apart, shares_apart, wilson
 
 
 @pytest.mark.parametrize(

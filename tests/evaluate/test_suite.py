@@ -11,23 +11,16 @@ import numpy as np
 import pytest
 import small_runs
 
-from minimoe import (
-    checkpoint,
-    config,
-    evaluation,
-    generation,
-    intervals,
-    suite,
-    suite_table,
-    sums,
-    texts,
-    trainer,
-    well_formed,
-)
-from minimoe.config import ModelConfig
-from minimoe.corpus import Corpus
-from minimoe.errors import UserError
-from minimoe.suite import Losses, Marks, Measured, Results, Settings
+from minimoe.core import presets
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.evaluate import intervals, suite, suite_table, sums, text_loss, well_formed
+from minimoe.evaluate.suite import Losses, Marks, Measured, Results, Settings
+from minimoe.inference import generation
+from minimoe.storage import checkpoint
+from minimoe.text import batches
+from minimoe.text.corpus import Corpus
+from minimoe.training import trainer
 
 EXERCISES = "\n\n".join(
     f"[ ] - {a} = {b}   The box holds {a} + {b} = {a + b}" for a in range(4, 30) for b in (5, 12, 38)
@@ -41,7 +34,7 @@ FEW = Settings(samples=6, questions=9, tokens=12)
 def plain() -> Iterator[None]:
     """No figures, no waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minimoe.report.write", lambda *_: None)
+        patch.setattr("minimoe.training.run_report.write", lambda *_: None)
         patch.setattr("os.fsync", lambda _: None)
         yield
 
@@ -79,20 +72,20 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], st
 
 def test_losses_are_those_of_evaluation(runs: dict[str, Path]) -> None:
     model = checkpoint.load_model(runs["mixture"])
-    data = texts.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
+    data = batches.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
     found = measured(runs["mixture"])
     assert list(found.losses) == ["exercises", "code"]
     for losses, ids in zip(found.losses.values(), data.validation, strict=True):
-        whole = evaluation.evaluate(model.params, model.config, [ids])
+        whole = text_loss.evaluate(model.params, model.config, [ids])
         size = model.tokenizer.bytes_of(ids[1:])
         assert losses.sizes.sum() == size
         assert len(losses.sizes) == -(-(len(ids) - 1) // model.config.context)
-        assert losses.bits.sum() / size == pytest.approx(evaluation.bits_per_byte(whole, size), rel=1e-5)
+        assert losses.bits.sum() / size == pytest.approx(text_loss.bits_per_byte(whole, size), rel=1e-5)
 
 
 def test_chance_of_a_loss_is_the_frequency_of_characters(runs: dict[str, Path]) -> None:
     model = checkpoint.load_model(runs["mixture"])
-    data = texts.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
+    data = batches.reload(model.run.source, model.tokenizer, model.config.context, CORPUS)
     text = model.tokenizer.decode(data.train)
     held_out = model.tokenizer.decode(data.validation[1])[1:]
     p = {c: (text.count(c) + 1) / (len(text) + model.config.vocab_size) for c in set(held_out)}
@@ -239,7 +232,7 @@ def test_a_seed_repeats_itself_with_any_number_of_threads(runs: dict[str, Path])
 
 def test_the_dense_twin_has_the_active_parameters_of_the_mixture(runs: dict[str, Path]) -> None:
     mixture, dense = (measured(runs[name]) for name in ("mixture", "dense"))
-    model = checkpoint.load_config(runs["mixture"]).model
+    model = checkpoint.load_config(runs["mixture"]).config
     router = model.layers * model.width * model.experts
     assert dense.active == dense.total == mixture.active - router
     assert mixture.total > mixture.active
@@ -261,7 +254,7 @@ def test_a_twin_can_have_a_recipe_of_its_own_and_refuses_what_makes_no_sense(
             folder, corpus=CORPUS, changes=changes, out=tmp_path / out, device="cpu", threads=1, progress=False
         )
 
-    recipe = checkpoint.load_config(train(runs["mixture"], "own", steps=1, learning_rate=0.5).folder).train
+    recipe = checkpoint.load_config(train(runs["mixture"], "own", steps=1, learning_rate=0.5).folder).recipe
     assert (recipe.steps, recipe.learning_rate) == (1, 0.5)
     with pytest.raises(UserError, match="dense already"):
         train(runs["dense"], "again")
@@ -271,14 +264,14 @@ def test_a_twin_can_have_a_recipe_of_its_own_and_refuses_what_makes_no_sense(
 
 
 def test_a_twin_of_any_mixture_differs_in_what_is_about_experts_only() -> None:
-    toy = config.preset("toy")
-    twin = config.dense_twin(toy)
-    assert (twin.model.experts, twin.model.active_experts, twin.model.expert_width) == (1, 1, 512)
-    assert twin.corpus == toy.corpus and twin.train.learning_rate == toy.train.learning_rate
-    recipe = twin.train
+    toy = presets.preset("toy")
+    twin = presets.dense_twin(toy)
+    assert (twin.config.experts, twin.config.active_experts, twin.config.expert_width) == (1, 1, 512)
+    assert twin.corpus == toy.corpus and twin.recipe.learning_rate == toy.recipe.learning_rate
+    recipe = twin.recipe
     assert recipe.balance_loss == recipe.z_loss == recipe.load_loss == recipe.importance_loss == 0
     switch = dataclasses.replace(toy, model=ModelConfig(active_experts=1, renormalize=False))
-    assert config.dense_twin(switch).model.expert_width == 256
+    assert presets.dense_twin(switch).model.expert_width == 256
 
 
 def of(name: str, bits: float, right: int, active: int = 1000, tokens: int = 5000) -> Measured:

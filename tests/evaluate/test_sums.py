@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from minimoe import corpus, sums
+from minimoe.evaluate import sums
+from minimoe.text import corpus
 
 DATA = corpus.load("sums").documents["sums"]
-MAKE = runpy.run_path(str(Path(__file__).parent.parent / "data/make_sums.py"))
+MAKE = runpy.run_path(str(Path(__file__).parent.parent.parent / "data/make_sums.py"))
 
 
 @pytest.mark.parametrize("kind", sums.KINDS)

@@ -7,11 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import evaluation, tokenizer, tree, workers
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.evaluate import text_loss
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.parallel import thread_pool
+from minimoe.text import tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,7 @@ def brute_force(params: Decoder, config: ModelConfig, documents: list[np.ndarray
 )
 def test_it_equals_a_loop_over_single_tokens(params: Decoder, config: ModelConfig, lengths: list[int]) -> None:
     documents = [document(length, seed) for seed, length in enumerate(lengths)]
-    found = evaluation.evaluate(params, config, documents)
+    found = text_loss.evaluate(params, config, documents)
     loss, count, load = brute_force(params, config, documents)
     assert found.tokens == count == sum(lengths) - len(lengths)
     assert found.loss == pytest.approx(loss, rel=1e-12)
@@ -69,11 +72,11 @@ def test_it_equals_a_loop_over_single_tokens(params: Decoder, config: ModelConfi
 
 def test_pieces_add_up_to_the_whole(params: Decoder, config: ModelConfig) -> None:
     ids = document(66)
-    pieces = evaluation.by_piece(params, config, ids)
+    pieces = text_loss.by_piece(params, config, ids)
     assert [len(piece.targets) for piece in pieces] == [4] * 16 + [1]
     np.testing.assert_array_equal(np.concatenate([piece.targets for piece in pieces]), ids[1:])
     for number, piece in enumerate(pieces):
-        alone = evaluation.evaluate(params, config, [ids[4 * number : 4 * number + 5]])
+        alone = text_loss.evaluate(params, config, [ids[4 * number : 4 * number + 5]])
         assert piece.nats == pytest.approx(alone.loss * alone.tokens, rel=1e-12)
 
 
@@ -84,10 +87,10 @@ def test_every_token_but_the_first_is_predicted_exactly_once(length: int, contex
         ModelConfig(vocab_size=300, width=2, layers=1, heads=1, kv_heads=1, head_width=2, experts=2, expert_width=1),
     )
     ids = np.arange(length, dtype=np.int32)
-    shards = evaluation._shards(params, ids, context)
+    shards = text_loss._shards(params, ids, context)
     np.testing.assert_array_equal(np.concatenate([shard.targets.ravel() for shard in shards]), ids[1:])
     np.testing.assert_array_equal(np.concatenate([shard.tokens.ravel() for shard in shards]), ids[:-1])
-    assert all(shard.tokens.shape[1] <= context and len(shard.tokens) <= evaluation.SEQUENCES for shard in shards)
+    assert all(shard.tokens.shape[1] <= context and len(shard.tokens) <= text_loss.SEQUENCES for shard in shards)
 
 
 def test_two_evaluations_are_equal_and_threads_change_nothing(params: Decoder, config: ModelConfig) -> None:
@@ -95,8 +98,8 @@ def test_two_evaluations_are_equal_and_threads_change_nothing(params: Decoder, c
     params = decoder.init(np.random.default_rng(2), config)  # float32, where the order of a sum shows
     results = []
     for threads in (1, 1, 2, 3, 7):
-        with workers.pool(threads) as pool:
-            results.append(evaluation.evaluate(params, config, documents, pool))
+        with thread_pool.pool(threads) as pool:
+            results.append(text_loss.evaluate(params, config, documents, pool))
     for other in results[1:]:
         assert other.loss == results[0].loss
         assert other.tokens == results[0].tokens
@@ -109,15 +112,15 @@ def test_the_noise_of_training_is_off(params: Decoder, config: ModelConfig) -> N
         for layer in params.blocks
     ]
     documents = [document(50)]
-    noisy = evaluation.evaluate(params, config, documents)
-    assert evaluation.evaluate(params._replace(blocks=quiet), config, documents).loss == noisy.loss
+    noisy = text_loss.evaluate(params, config, documents)
+    assert text_loss.evaluate(params._replace(blocks=quiet), config, documents).loss == noisy.loss
 
 
 def test_a_loss_that_is_no_number_is_refused(params: Decoder, config: ModelConfig) -> None:
     damaged = tree.map(np.copy, params)
     damaged.blocks[0].moe.router.w_gate[0] = np.nan
     with pytest.raises(UserError, match="the loss is nan, expected a finite number: the model has diverged"):
-        evaluation.evaluate(damaged, config, [document(9)])
+        text_loss.evaluate(damaged, config, [document(9)])
 
 
 def test_a_document_that_leaves_nothing_to_predict_is_refused_alone_and_skipped_in_company(
@@ -125,16 +128,16 @@ def test_a_document_that_leaves_nothing_to_predict_is_refused_alone_and_skipped_
 ) -> None:
     for documents in ([], [document(1)], [document(0), document(1)]):
         with pytest.raises(UserError, match="nothing to predict"):
-            evaluation.evaluate(params, config, documents)
-    alone = evaluation.evaluate(params, config, [document(9)])
-    assert evaluation.evaluate(params, config, [document(1), document(9)]).loss == alone.loss
+            text_loss.evaluate(params, config, documents)
+    alone = text_loss.evaluate(params, config, [document(9)])
+    assert text_loss.evaluate(params, config, [document(1), document(9)]).loss == alone.loss
 
 
 def test_bits_per_byte_count_bytes_not_characters() -> None:
     """A model that gives each of V tokens the same chance needs log2(V) bits a token, however many bytes that is."""
-    uniform = evaluation.Evaluation(math.log(8), 100, np.ones((1, 1)))
-    assert evaluation.bits_per_byte(uniform, 100) == pytest.approx(3)
-    assert evaluation.bits_per_byte(uniform, 200) == pytest.approx(1.5), "two bytes a character: half the bits a byte"
+    uniform = text_loss.Evaluation(math.log(8), 100, np.ones((1, 1)))
+    assert text_loss.bits_per_byte(uniform, 100) == pytest.approx(3)
+    assert text_loss.bits_per_byte(uniform, 200) == pytest.approx(1.5), "two bytes a character: half the bits a byte"
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
@@ -148,9 +151,9 @@ def test_a_uniform_model_needs_log2_of_its_vocabulary_a_token(kind: str) -> None
     assert params.head is not None
     params.head.weight[...] = 0
     ids = codec.encode(text)
-    result = evaluation.evaluate(params, config, [ids])
+    result = text_loss.evaluate(params, config, [ids])
     size = len(text[1:].encode())  # the first character, a single byte, is not predicted
-    bits = evaluation.bits_per_byte(result, codec.bytes_of(ids[1:]))
+    bits = text_loss.bits_per_byte(result, codec.bytes_of(ids[1:]))
     assert bits == pytest.approx(math.log2(codec.vocab_size) * (len(ids) - 1) / size)
     if kind == "byte":
         assert bits == pytest.approx(8)

@@ -5,8 +5,9 @@ import warnings
 
 import pytest
 
-from minimoe import corpus, well_formed
-from minimoe.well_formed import first_definition, is_closed, parses, whole_lines
+from minimoe.evaluate import well_formed
+from minimoe.evaluate.well_formed import first_definition, is_closed, parses, whole_lines
+from minimoe.text import corpus
 
 
 @pytest.mark.parametrize(

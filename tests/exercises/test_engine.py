@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import finite_differences
 from minimoe.exercises.engine import gradients, values
-from minimoe.exercises.report import Report, first_failure
+from minimoe.exercises.feedback import Report, first_failure
+from minimoe.proof import finite_differences
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 Check = Callable[[Callable[..., Any]], Report]
 LONGEST_CHECK = 2  # seconds
 

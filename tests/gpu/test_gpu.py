@@ -10,7 +10,7 @@ import pytest
 import strict_cupy
 from on_devices import assert_equal, cases, mover
 
-from minimoe import arrays
+from minimoe.core import arrays
 
 pytestmark = pytest.mark.gpu
 

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from minimoe import arrays, generation, kv_cache, tree
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
+from minimoe.core import arrays, tree
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.inference import generation, kv_cache
+from minimoe.inference.sampling import sample
 from minimoe.layers import decoder
-from minimoe.sampling import sample
-from minimoe.tokenizer import ByteTokenizer
+from minimoe.text.tokenizer import ByteTokenizer
 
 BASE = ModelConfig(
     vocab_size=11, width=16, layers=3, heads=4, kv_heads=2, head_width=6, context=8, experts=5, expert_width=7

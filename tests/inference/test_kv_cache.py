@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import kv_cache
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.kv_cache import LayerCache, generation_window
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.inference import kv_cache
+from minimoe.inference.kv_cache import LayerCache, generation_window
 from minimoe.layers import decoder
 
 B, G, C = 2, 3, 4

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from minimoe.errors import UserError
-from minimoe.sampling import probabilities, sample
+from minimoe.core.errors import UserError
+from minimoe.inference.sampling import probabilities, sample
 
 ODDS = np.array([0.15, 0.5, 0.05, 0.3])
 LOGITS = np.log(ODDS)

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.gradcheck import check, failed
 from minimoe.layers import attention, rope
 from minimoe.layers.attention import ROWS, Attention, KeyValues
 from minimoe.layers.linear import Linear
+from minimoe.proof.gradcheck import check, failed
 
 
 def attend_by_loops(q: Any, k: Any, v: Any, window: int | None) -> np.ndarray:

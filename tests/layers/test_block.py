@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import tree
-from minimoe.config import ModelConfig
-from minimoe.gradcheck import Ranked, check, failed
-from minimoe.layers import attention, balance, block, moe, rmsnorm, rope
-from minimoe.layers.balance import Coefficients
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.layers import attention, block, moe, rmsnorm, rope
 from minimoe.layers.block import Block
+from minimoe.losses import balance
+from minimoe.losses.balance import Coefficients
+from minimoe.proof.gradcheck import Ranked, check, failed
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 

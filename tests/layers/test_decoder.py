@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import drawn
 
-from minimoe import tree
-from minimoe.config import PRESETS, ModelConfig
-from minimoe.gradcheck import check_decoder, failed
-from minimoe.layers import block, cross_entropy, decoder, rmsnorm, rope
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.core.presets import PRESETS
+from minimoe.layers import block, decoder, rmsnorm, rope
 from minimoe.layers.linear import Linear
+from minimoe.losses import cross_entropy
+from minimoe.proof.gradcheck import check_decoder, failed
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])

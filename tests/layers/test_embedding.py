@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minimoe.gradcheck import check, failed
 from minimoe.layers import embedding
 from minimoe.layers.embedding import Cache, Embedding
+from minimoe.proof.gradcheck import check, failed
 
 
 def backward(params: Embedding, cache: Cache, dy: np.ndarray) -> tuple[None, Any]:

@@ -4,9 +4,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.gradcheck import check, failed
 from minimoe.layers import linear
 from minimoe.layers.linear import Linear
+from minimoe.proof.gradcheck import check, failed
 
 
 @given(

@@ -8,11 +8,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from small_models import EVERY_LOSS, drawn_mixture, mixture, mixtures
 
-from minimoe import tree
-from minimoe.config import ModelConfig
-from minimoe.gradcheck import Ranked, check, failed
-from minimoe.layers import balance, moe, swiglu
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.layers import capacity, moe, routing
+from minimoe.layers.experts import swiglu
 from minimoe.layers.moe import MoE
+from minimoe.losses import balance
+from minimoe.proof.gradcheck import Ranked, check, failed
 
 ONE_TOKEN_ONE_EXPERT = {
     "batch": 1,
@@ -82,7 +84,7 @@ def test_an_expert_that_nobody_chose_gets_exactly_zero_gradient(rng: np.random.G
 
 def test_capacity_serves_each_sequence_first_come_first_served() -> None:
     choices = np.array([[0, 0, 1, 0, 1, 0], [1, 1, 1, 1, 0, 1]])
-    kept = moe.within_capacity(choices, 2, 2)
+    kept = capacity.within_capacity(choices, 2, 2)
     assert kept.tolist() == [[True, True, True, False, True, False], [True, True, False, False, True, False]]
 
 
@@ -158,7 +160,7 @@ def test_a_later_token_takes_no_place_from_an_earlier_one(rng: np.random.Generat
 def test_sorting_is_stable_and_can_be_undone(entries: list[tuple[int, int]], keep: int) -> None:
     experts = np.array(entries)
     kept = np.array([bool(keep >> i & 1) for i in range(experts.size)]).reshape(experts.shape)
-    dispatch = moe.sort_by_expert(experts, 4, kept)
+    dispatch = routing.sort_by_expert(experts, 4, kept)
     flat, flags = experts.reshape(-1), kept.reshape(-1)
     assert dispatch.counts == [int(((flat == e) & flags).sum()) for e in range(4)]
     segments = swiglu.segments_of(dispatch.counts)

@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.gradcheck import check, failed
 from minimoe.layers import rope
 from minimoe.layers.rope import Rotation
+from minimoe.proof.gradcheck import check, failed
 
 
 def rotation_of(positions: list[int], head_width: int, theta: float = 10_000.0) -> Rotation:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minimoe import normal
+from minimoe.core import gaussian
 from minimoe.exercises import lesson_07 as check
 
 
@@ -20,7 +20,7 @@ def forgot_top_1(N, E, K, renormalize):
 
 def duel(spread, sign=1):
     """The right chance but for the spread or the sign."""
-    return lambda c_0, c_1, a, b: normal.cumulative(sign * (c_0 - c_1) / spread(a, b))
+    return lambda c_0, c_1, a, b: gaussian.cumulative(sign * (c_0 - c_1) / spread(a, b))
 
 
 def scattered(p, chosen, values):

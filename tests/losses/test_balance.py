@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import tree
-from minimoe.gradcheck import check, failed
-from minimoe.layers import balance
-from minimoe.layers.balance import Coefficients
-from minimoe.layers.router import RouterStats
+from minimoe.core import tree
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance
+from minimoe.losses.balance import Coefficients
+from minimoe.proof.gradcheck import check, failed
 
 EACH = [Coefficients(**{name: 1.0}) for name in Coefficients._fields]
 

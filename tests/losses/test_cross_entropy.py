@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.gradcheck import check, failed
-from minimoe.layers import cross_entropy
+from minimoe.losses import cross_entropy
+from minimoe.proof.gradcheck import check, failed
 
 
 @given(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from small_models import EVERY_LOSS, SEQUENCES, assert_same, batch_of, drawn, split
 
-from minimoe import objective, tree
-from minimoe.config import ModelConfig
-from minimoe.layers import balance, decoder
-from minimoe.layers.balance import Coefficients
-from minimoe.objective import Objective, Shard, loss_and_gradient
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.layers import decoder
+from minimoe.losses import balance, objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard, loss_and_gradient
 
 
 def test_the_total_is_cross_entropy_and_each_layer_s_losses_by_their_coefficients(

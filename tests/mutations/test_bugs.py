@@ -9,7 +9,7 @@ from run import TABLE, catchers, table
 
 from minimoe.exercises import bugs
 from minimoe.exercises.bugs import KINDS, Bug
-from minimoe.layers import router
+from minimoe.layers.routers import noisy_top_k
 
 ROOT = Path(__file__).parent.parent.parent
 BUGS = bugs.load()
@@ -55,10 +55,10 @@ def test_a_line_that_does_not_stand_there_once_is_an_error() -> None:
 
 
 def test_an_installed_bug_is_gone_when_the_block_ends() -> None:
-    intact = dict(vars(router))
+    intact = dict(vars(noisy_top_k))
     with bugs.installed(BUGS["wrong matrix"]):
-        assert router.backward is not intact["backward"]
-    assert vars(router) == intact
+        assert noisy_top_k.gate_backward is not intact["backward"]
+    assert vars(noisy_top_k) == intact
 
 
 def test_a_bug_shows_its_file_and_what_is_exchanged_for_what() -> None:

@@ -6,10 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from minimoe import optimizer, tree
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.layers import decoder
-from minimoe.optimizer import POLYNOMIALS, Moments, adam_direction, muon_direction, orthogonalize
+from minimoe.optim import clipping, optimizer, schedule
+from minimoe.optim.adamw import direction
+from minimoe.optim.muon import POLYNOMIALS, direction, orthogonalize
+from minimoe.optim.optimizer import Moments
 
 MODEL = ModelConfig(
     vocab_size=11, width=8, layers=2, heads=2, kv_heads=1, head_width=4, context=4, experts=3, expert_width=12
@@ -51,8 +54,8 @@ def test_adam_follows_a_sequence_worked_by_hand():
     """β₁ = ½, β₂ = ¾, gradients 1, 3: means ½, 7/4, unbiased 1, 7/3; squares ¼, 39/16, unbiased 1, 39/7."""
     config = TrainConfig(beta1=0.5, beta2=0.75)
     moments = Moments(np.zeros(1), np.zeros(1))
-    assert adam_direction(np.array([1.0]), moments, config, 0) == pytest.approx(1.0)
-    assert adam_direction(np.array([3.0]), moments, config, 1) == pytest.approx((7 / 3) / math.sqrt(39 / 7))
+    assert direction(np.array([1.0]), moments, config, 0) == pytest.approx(1.0)
+    assert direction(np.array([3.0]), moments, config, 1) == pytest.approx((7 / 3) / math.sqrt(39 / 7))
     assert moments.mean == pytest.approx(7 / 4)
     assert moments.square == pytest.approx(39 / 16)
 
@@ -70,12 +73,12 @@ def test_adam_of_a_constant_gradient_has_its_sign_at_every_step():
     moments = Moments(np.zeros(3), np.zeros(3))
     gradient = np.array([1e-3, -2.0, 50.0])
     for step in range(20):
-        np.testing.assert_allclose(adam_direction(gradient, moments, TrainConfig(), step), [1, -1, 1], atol=1e-4)
+        np.testing.assert_allclose(direction(gradient, moments, TrainConfig(), step), [1, -1, 1], atol=1e-4)
 
 
 def test_adam_does_not_move_what_has_no_gradient():
     moments = Moments(np.zeros(2), np.zeros(2))
-    assert not adam_direction(np.zeros(2), moments, TrainConfig(), 0).any()
+    assert not direction(np.zeros(2), moments, TrainConfig(), 0).any()
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -205,7 +208,7 @@ def test_muon_averages_looks_ahead_orthogonalises_and_scales(rng, shape):
     mean, remembered = np.zeros(shape), np.zeros(shape)
     for _ in range(3):
         d = rng.standard_normal(shape)
-        result = muon_direction(d, mean, config)
+        result = direction(d, mean, config)
         remembered = 0.8 * remembered + 0.2 * d
         ahead = 0.8 * remembered + 0.2 * d
         np.testing.assert_allclose(mean, remembered)
@@ -214,7 +217,7 @@ def test_muon_averages_looks_ahead_orthogonalises_and_scales(rng, shape):
 
 def test_muon_moves_a_matrix_by_two_tenths_of_the_learning_rate_in_root_mean_square(rng):
     d = rng.standard_normal((16, 48))
-    direction = muon_direction(d, np.zeros_like(d), TrainConfig(newton_schulz_steps=6))
+    direction = direction(d, np.zeros_like(d), TrainConfig(newton_schulz_steps=6))
     assert math.sqrt(np.square(direction).mean()) == pytest.approx(0.2, rel=1e-3)
 
 
@@ -236,9 +239,9 @@ def test_one_update_gives_every_parameter_its_own_optimisers_direction(rng):
     expected, fresh = tree.map(np.copy, params), optimizer.init(params, config)
     for (name, leaf), d in zip(tree.named_leaves(expected), tree.leaves(gradient), strict=True):
         if fresh[name].square is None:
-            leaf -= 0.03 * muon_direction(d, fresh[name].mean, config)
+            leaf -= 0.03 * direction(d, fresh[name].mean, config)
         else:
-            leaf -= 0.03 * adam_direction(d, fresh[name], config, 0)
+            leaf -= 0.03 * direction(d, fresh[name], config, 0)
     state = optimizer.init(params, config)
     optimizer.update(params, gradient, state, config, 0)
     for new, wanted in zip(tree.leaves(params), tree.leaves(expected), strict=True):
@@ -311,13 +314,13 @@ def test_training_a_linear_map_finds_it(rng, kind):
 def test_global_norm_is_that_of_all_entries_together(rng):
     _, gradient = a_model(rng, np.float32)
     everything = np.concatenate([leaf.ravel() for leaf in tree.leaves(gradient)]).astype(np.float64)
-    assert math.sqrt(optimizer.squared_norm(gradient)) == pytest.approx(frobenius(everything), rel=1e-6)
+    assert math.sqrt(clipping.squared_norm(gradient)) == pytest.approx(frobenius(everything), rel=1e-6)
 
 
 def test_clipping_scales_to_exactly_the_limit_and_keeps_the_direction(rng):
     _, gradient = a_model(rng)
-    before, norm = tree.map(np.copy, gradient), math.sqrt(optimizer.squared_norm(gradient))
-    assert float(optimizer.clip(gradient, norm / 4)) == norm
+    before, norm = tree.map(np.copy, gradient), math.sqrt(clipping.squared_norm(gradient))
+    assert float(clipping.clip(gradient, norm / 4)) == norm
     for d, old in zip(tree.leaves(gradient), tree.leaves(before), strict=True):
         np.testing.assert_allclose(d, old / 4, rtol=1e-12)
 
@@ -326,7 +329,7 @@ def test_clipping_scales_to_exactly_the_limit_and_keeps_the_direction(rng):
 def test_clipping_changes_no_bit_below_the_limit_or_without_one(rng, limit):
     _, gradient = a_model(rng, np.float32)
     before = tree.map(np.copy, gradient)
-    optimizer.clip(gradient, limit)
+    clipping.clip(gradient, limit)
     for d, old in zip(tree.leaves(gradient), tree.leaves(before), strict=True):
         np.testing.assert_array_equal(d, old)
 
@@ -334,7 +337,7 @@ def test_clipping_changes_no_bit_below_the_limit_or_without_one(rng, limit):
 def test_a_zero_gradient_is_clipped_to_zero(rng):
     _, gradient = a_model(rng, np.float32)
     zero = tree.zeros_like(gradient)
-    assert float(optimizer.clip(zero, 1.0)) == 0
+    assert float(clipping.clip(zero, 1.0)) == 0
     assert not any(leaf.any() for leaf in tree.leaves(zero))
 
 
@@ -343,15 +346,15 @@ def test_a_zero_gradient_is_clipped_to_zero(rng):
 
 def test_learning_rate_warms_up_then_falls_in_a_straight_line_to_its_end():
     config = TrainConfig(learning_rate=0.8, warmup=4, steps=12, final_rate=0.25, schedule="linear")
-    rates = [optimizer.learning_rate(step, config) for step in range(13)]
+    rates = [schedule.learning_rate(step, config) for step in range(13)]
     assert rates[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
     assert rates[4:] == pytest.approx(np.linspace(0.8, 0.2, 9))
-    assert optimizer.learning_rate(1000, config) == pytest.approx(0.2)
+    assert schedule.learning_rate(1000, config) == pytest.approx(0.2)
 
 
 def test_a_cosine_starts_and_ends_flat_and_is_half_way_at_half_time():
     config = TrainConfig(learning_rate=0.8, warmup=4, steps=12, final_rate=0.25)
-    rates = [optimizer.learning_rate(step, config) for step in range(4, 13)]
+    rates = [schedule.learning_rate(step, config) for step in range(4, 13)]
     assert rates[0] == 0.8
     assert rates[4] == pytest.approx(0.5)
     assert rates[-1] == pytest.approx(0.2)
@@ -360,10 +363,10 @@ def test_a_cosine_starts_and_ends_flat_and_is_half_way_at_half_time():
 
 
 def test_learning_rate_starts_at_its_peak_without_warm_up():
-    assert optimizer.learning_rate(0, TrainConfig(learning_rate=0.8, warmup=0)) == 0.8
+    assert schedule.learning_rate(0, TrainConfig(learning_rate=0.8, warmup=0)) == 0.8
 
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 def test_learning_rate_of_a_run_shorter_than_its_warm_up_only_rises(steps):
     config = TrainConfig(learning_rate=1.0, warmup=3, steps=steps)
-    assert [optimizer.learning_rate(step, config) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert [schedule.learning_rate(step, config) for step in range(3)] == pytest.approx([1 / 3, 2 / 3, 1.0])

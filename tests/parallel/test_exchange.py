@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import assert_close, gradient_in_a_group, identical
 
-from minimoe import config, data_parallel, expert_parallel, objective, optimizer, step, tree
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.data_parallel import ALONE, Group
+from minimoe.core import presets, tree
+from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.layers import decoder
-from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
-from minimoe.objective import Objective, Shard
+from minimoe.losses import objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
+from minimoe.optim import optimizer
+from minimoe.parallel import exchange, launch, processes
+from minimoe.parallel.group import ALONE, Group
+from minimoe.training import step
 
-NO_FORK = pytest.mark.skipif(not data_parallel.forks(), reason="workers are threads on this system")
+NO_FORK = pytest.mark.skipif(not processes.can_fork(), reason="workers are threads on this system")
 KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
 
 MODEL = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
@@ -37,14 +41,14 @@ def travelled(counts: Sequence[Sequence[int]], extra: int = 0) -> tuple[list[np.
 
     def work(group: Group, rank: int) -> Any:
         rows = rows_of(rank)
-        journey = expert_parallel.begin(list(counts[rank]), group)
+        journey = exchange.begin(list(counts[rank]), group)
         arrived = journey.there(rows)
         assert len(arrived) == sum(journey.counts)
         back = journey.back(arrived.copy(), len(rows))
         return group.all_gather((rows, arrived, back))
 
     size = len(counts)
-    with data_parallel.workers(size, work, {}, processes=False) as run:
+    with launch.launch(size, work, {}, processes=False) as run:
         everyones = run(range(size))
     return tuple(map(list, zip(*everyones, strict=True)))  # type: ignore[return-value]
 
@@ -76,7 +80,7 @@ def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
     rows = [rng.standard_normal((of_one.sum(), 3)).astype("f") for of_one in counts]
 
     def work(group: Group, rank: int) -> Any:
-        journey = expert_parallel.begin(counts[rank].tolist(), group)
+        journey = exchange.begin(counts[rank].tolist(), group)
         seen = []
         for turn in range(20):
             seen.append(journey.there(rows[rank] + turn))
@@ -85,7 +89,7 @@ def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
 
     found = []
     for processes in (True, False):
-        with data_parallel.workers(size, work, {}, processes, board=int(counts.sum()) * 3 * 4) as run:
+        with launch.launch(size, work, {}, processes, board=int(counts.sum()) * 3 * 4) as run:
             found.append(run(range(size)))
     assert identical(*found)
     assert all(one.dtype == np.float32 for one in tree.leaves(found))
@@ -93,7 +97,7 @@ def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
 
 def test_alone_every_row_stays_where_it_is() -> None:
     rows = np.ones((3, 2))
-    journey = expert_parallel.begin([2, 0, 1], ALONE)
+    journey = exchange.begin([2, 0, 1], ALONE)
     assert journey.there(rows) is rows and journey.back(rows, 3) is rows
     assert journey.counts == [2, 0, 1] and (journey.own(rows) == rows).all()
 
@@ -162,8 +166,8 @@ def test_owners_of_experts_take_the_step_that_one_takes_alone(
 ) -> None:
     recipe = TrainConfig(batch=6, warmup=0, accumulate=accumulate, dtype="float64", clip=0.01, optimizer=optimizer_name)
     alone, moments = stepped(recipe, 1, processes, monkeypatch)
-    monkeypatch.setattr(expert_parallel, "pays", lambda *_: True)
-    assert expert_parallel.rows_travel(MODEL, recipe, workers)
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: True)
+    assert exchange.worth_exchanging(MODEL, recipe, workers)
     together, their_moments = stepped(recipe, workers, processes, monkeypatch)
     assert_close(together, alone, atol=1e-10)
     assert_close(their_moments, moments, atol=1e-10)
@@ -173,33 +177,33 @@ def stepped(
     recipe: TrainConfig, workers: int, processes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Decoder, optimizer.State]:
     """A model and the optimiser's memory after three steps."""
-    monkeypatch.setattr(data_parallel, "forks", lambda: processes)
+    monkeypatch.setattr(processes, "can_fork", lambda: processes)
     rng = np.random.default_rng(2)
     params = decoder.init(rng, MODEL, "float64")
     tokens, targets = rng.integers(MODEL.vocab_size, size=(2, recipe.batch, MODEL.context))
-    with step.together(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
+    with step.open_workers(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
         for number in range(3):
-            team.take(step.cut(rng, team.params, tokens, targets, MODEL, recipe, workers), number)
+            team.step(step.shard_batch(rng, team.params, tokens, targets, MODEL, recipe, workers), number)
     return team.params, team.moments
 
 
 def test_rows_stay_where_that_is_quicker() -> None:
-    toy = config.preset("toy")
-    many = dataclasses.replace(toy.model, experts=64)
-    assert expert_parallel.rows_travel(many, toy.train, 2)
-    assert not expert_parallel.rows_travel(many, toy.train, 1), "alone"
-    assert not expert_parallel.rows_travel(toy.model, toy.train, 2), "few experts"
-    few_rows = dataclasses.replace(toy.train, accumulate=8)
-    assert not expert_parallel.rows_travel(toy.model, few_rows, 2), "few experts, and few rows, but again and again"
+    toy = presets.preset("toy")
+    many = dataclasses.replace(toy.config, experts=64)
+    assert exchange.worth_exchanging(many, toy.recipe, 2)
+    assert not exchange.worth_exchanging(many, toy.recipe, 1), "alone"
+    assert not exchange.worth_exchanging(toy.config, toy.recipe, 2), "few experts"
+    few_rows = dataclasses.replace(toy.recipe, accumulate=8)
+    assert not exchange.worth_exchanging(toy.config, few_rows, 2), "few experts, and few rows, but again and again"
     rows = 4 * many.width
-    most = (3 * many.experts * many.width * many.expert_width - expert_parallel.WAITING) // (2 * rows)
-    assert expert_parallel.pays(many, most)
-    assert not expert_parallel.pays(many, most + 1)
+    most = (3 * many.experts * many.width * many.expert_width - exchange.WAITING_COST) // (2 * rows)
+    assert exchange.exchange_is_faster(many, most)
+    assert not exchange.exchange_is_faster(many, most + 1)
 
 
 def test_rows_travel_only_where_everyone_has_experts_and_equally_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(expert_parallel, "pays", lambda model, rows: asked.append(rows) or True)
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda model, rows: asked.append(rows) or True)
     one, K = MODEL.context, MODEL.active_experts
     for batch, accumulate, workers, sequences in (
         (5, 1, 5, 5),
@@ -211,7 +215,7 @@ def test_rows_travel_only_where_everyone_has_experts_and_equally_many_shards(mon
         (3, 1, 4, None),  # 3 shards
     ):
         recipe = TrainConfig(batch=batch, accumulate=accumulate)
-        assert expert_parallel.rows_travel(MODEL, recipe, workers) == (sequences is not None)
+        assert exchange.worth_exchanging(MODEL, recipe, workers) == (sequences is not None)
         if sequences is not None:
             assert asked.pop() == sequences * one * K
         assert asked == []
@@ -221,21 +225,21 @@ def test_where_rows_travel_no_room_is_kept_for_experts_that_others_would_add_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened = {}
-    monkeypatch.setattr(data_parallel, "workers", lambda size, work, like, board=0: opened.update({board: like}))
+    monkeypatch.setattr(launch, "launch", lambda size, work, like, board=0: opened.update({board: like}))
     params = decoder.init(np.random.default_rng(0), MODEL)
     recipe = TrainConfig(batch=6)
     step.workers_for(2, print, params, MODEL, recipe)
-    monkeypatch.setattr(expert_parallel, "pays", lambda *_: True)
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: True)
     step.workers_for(2, print, params, MODEL, recipe)
     board = 6 * MODEL.context * MODEL.active_experts * MODEL.width * 4  # rows in single precision
     everything = dict(tree.named_leaves(params))
     assert opened[0].keys() == everything.keys()
-    assert opened[board].keys() == everything.keys() - expert_parallel.split(everything)[0].keys()
+    assert opened[board].keys() == everything.keys() - exchange.split(everything)[0].keys()
 
 
 def test_every_stack_of_experts_and_nothing_else_is_split_off() -> None:
     params = decoder.init(np.random.default_rng(0), MODEL)
-    experts, others = expert_parallel.split(dict(tree.named_leaves(params)))
+    experts, others = exchange.split(dict(tree.named_leaves(params)))
     assert {id(leaf) for leaf in experts.values()} == {
         id(leaf) for block in params.blocks for leaf in block.moe.experts
     }

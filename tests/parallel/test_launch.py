@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from small_models import identical
 
-from minimoe import config, data_parallel, expert_parallel, optimizer, step, tree
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.data_parallel import ALONE, Group
-from minimoe.errors import UserError
+from minimoe.core import presets, tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.optim import optimizer
+from minimoe.parallel import exchange, launch, processes
+from minimoe.parallel.group import ALONE, Group
+from minimoe.training import step
 
-NO_FORK = pytest.mark.skipif(not data_parallel.forks(), reason="workers are threads on this system")
+NO_FORK = pytest.mark.skipif(not processes.can_fork(), reason="workers are threads on this system")
 KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
 
 MODEL = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=3, expert_width=4)
@@ -30,7 +33,7 @@ TOKENS, TARGETS = np.random.default_rng(0).integers(MODEL.vocab_size, size=(2, 6
 
 def asked(size: int, processes: bool | None, work: Any, like: Any = MappingProxyType({})) -> Any:
     """What worker 0 of a group answers when everyone is told its own rank."""
-    with data_parallel.workers(size, work, like, processes) as run:
+    with launch.launch(size, work, like, processes) as run:
         return run(range(size))
 
 
@@ -53,7 +56,7 @@ def test_all_gather_keeps_the_order_and_all_reduce_adds_in_it(size: int, process
 
 @pytest.mark.parametrize("processes", KINDS)
 def test_no_one_passes_a_barrier_before_all_have_come(processes: bool) -> None:
-    came = data_parallel.shared(np.zeros(2))
+    came = processes.shared(np.zeros(2))
 
     def work(group: Group, rank: int) -> float:
         if rank == 1:
@@ -66,7 +69,7 @@ def test_no_one_passes_a_barrier_before_all_have_come(processes: bool) -> None:
 
 
 def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> None:
-    params = dict(tree.named_leaves(decoder.init(np.random.default_rng(0), config.preset("toy").model)))
+    params = dict(tree.named_leaves(decoder.init(np.random.default_rng(0), presets.preset("toy").config)))
     groups = [Group() for _ in range(3)]
     for rank, group in enumerate(groups):
         group.rank, group.size = rank, 3
@@ -117,7 +120,7 @@ def test_assembled_rows_stay_as_they_are_until_the_next_call(processes: bool) ->
         group.assemble(rows + 9, 2 * rank, 4)
         return group.all_gather(seen)
 
-    with data_parallel.workers(2, work, {}, processes, board=4 * 3 * 8) as run:
+    with launch.launch(2, work, {}, processes, board=4 * 3 * 8) as run:
         for seen in run(range(2)):
             np.testing.assert_array_equal(seen, np.arange(4)[:, None] * np.ones(3))
 
@@ -142,10 +145,10 @@ def stepped(recipe: TrainConfig, workers: int, processes: bool | None) -> tuple[
     rng = np.random.default_rng(2)
     with pytest.MonkeyPatch.context() as patch:
         if processes is not None:
-            patch.setattr(data_parallel, "forks", lambda: processes)
-        with step.together(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
+            patch.setattr(processes, "can_fork", lambda: processes)
+        with step.open_workers(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
             for number in range(3):
-                team.take(step.cut(rng, team.params, TOKENS, TARGETS, MODEL, recipe, workers), number)
+                team.step(step.shard_batch(rng, team.params, TOKENS, TARGETS, MODEL, recipe, workers), number)
     return team.params, team.moments
 
 
@@ -154,13 +157,13 @@ def stepped(recipe: TrainConfig, workers: int, processes: bool | None) -> tuple[
 def test_a_loss_that_is_no_number_changes_nothing_in_any_worker(
     processes: bool, travel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data_parallel, "forks", lambda: processes)
-    monkeypatch.setattr(expert_parallel, "pays", lambda *_: travel)
+    monkeypatch.setattr(processes, "can_fork", lambda: processes)
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: travel)
     recipe = TrainConfig(batch=6, warmup=0)
     params = decoder.init(np.random.default_rng(1), MODEL)
     params.norm.gain[0] = np.nan
-    with step.together(params, optimizer.init(params, recipe), MODEL, recipe, 2) as team:
-        shards = step.cut(np.random.default_rng(2), team.params, TOKENS, TARGETS, MODEL, recipe, 2)
+    with step.open_workers(params, optimizer.init(params, recipe), MODEL, recipe, 2) as team:
+        shards = step.shard_batch(np.random.default_rng(2), team.params, TOKENS, TARGETS, MODEL, recipe, 2)
         totals, norm = team.take(shards, 0)
     assert not step.is_finite(totals, norm)
     for one, other in zip(tree.leaves(params), tree.leaves(team.params), strict=True):
@@ -192,7 +195,7 @@ def test_a_group_of_threads_that_has_ended_is_not_taken_for_one_that_works() -> 
             raise ZeroDivisionError
         group.barrier()
 
-    with data_parallel.workers(2, work, {}, processes=False) as run:
+    with launch.launch(2, work, {}, processes=False) as run:
         with pytest.raises(ZeroDivisionError):
             run([False, True])
         with pytest.raises(threading.BrokenBarrierError):
@@ -215,7 +218,7 @@ def test_ctrl_c_while_a_worker_is_forked_does_not_make_it_a_second_caller(monkey
 
 def test_a_linux_that_hides_its_files_gets_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.path.isdir", lambda path: False)
-    assert not data_parallel.forks()
+    assert not processes.can_fork()
 
 
 @pytest.mark.parametrize("processes", KINDS)
@@ -268,12 +271,12 @@ def test_memory_that_cannot_be_shared_is_told_as_memory(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("mmap.mmap", refused)
     with pytest.raises(MemoryError, match="800 bytes to share: Cannot allocate memory"):
-        data_parallel.shared(np.zeros(100))
+        processes.shared(np.zeros(100))
 
 
 @NO_FORK
 def test_ctrl_c_is_left_to_the_caller_and_no_worker_outlives_the_group() -> None:
-    processes = data_parallel.shared(np.zeros(2, int))
+    processes = processes.shared(np.zeros(2, int))
 
     def work(group: Group, rank: int) -> str:
         processes[rank] = os.getpid()

@@ -6,31 +6,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import data_parallel, workers
-from minimoe.data_parallel import Group
-from minimoe.errors import UserError
+from minimoe.core import resources
+from minimoe.core.errors import UserError
+from minimoe.parallel import launch, processes, thread_pool
+from minimoe.parallel.group import Group
 
 
 def test_every_core_is_used_unless_told_otherwise() -> None:
-    assert workers.count(None) == workers.cores() >= 1
-    assert workers.count(3) == 3
+    assert resources.thread_count(None) == resources.cores() >= 1
+    assert resources.thread_count(3) == 3
 
 
 @pytest.mark.parametrize("wish", [0, -2, 1025, 1.5, "2"])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(wish: int) -> None:
     with pytest.raises(UserError, match=f"threads {wish!r} makes no sense"):
-        workers.count(wish)
+        resources.thread_count(wish)
 
 
 def test_memory_is_told_in_bytes_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = workers.memory_bytes()
+    known = resources.memory_bytes()
     assert known is None or known > 10**8
 
     def unknown(_: str) -> int:
         raise ValueError("unrecognized configuration name")
 
     monkeypatch.setattr("os.sysconf", unknown, raising=False)
-    assert workers.memory_bytes() is None
+    assert resources.memory_bytes() is None
 
 
 def test_peak_memory_grows_with_what_is_held() -> None:
@@ -41,9 +42,9 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     assert peak() > before + 5e7, "a peak does not fall"
 
 
-@pytest.mark.skipif(not data_parallel.forks(), reason="workers are threads on this system")
+@pytest.mark.skipif(not processes.can_fork(), reason="workers are threads on this system")
 def test_peak_memory_counts_what_a_worker_process_shares_with_no_one() -> None:
-    shared = data_parallel.shared(np.zeros(10_000_000))
+    shared = processes.shared(np.zeros(10_000_000))
 
     def work(group: Group, mine: int) -> Any:
         held = np.ones(mine)
@@ -53,7 +54,7 @@ def test_peak_memory_counts_what_a_worker_process_shares_with_no_one() -> None:
         group.barrier()
         return found, held
 
-    with data_parallel.workers(2, work, {}) as run:
+    with launch.launch(2, work, {}) as run:
         run([0, 0])
         before, _ = run([0, 0])
         after, _ = run([0, 10_000_000])
@@ -61,7 +62,7 @@ def test_peak_memory_counts_what_a_worker_process_shares_with_no_one() -> None:
 
 
 def peak() -> int:
-    found = workers.peak_memory_bytes()
+    found = resources.peak_memory_bytes()
     if found is None:
         pytest.skip("this system does not tell")
     return found
@@ -75,24 +76,24 @@ def test_a_pool_keeps_the_order_and_holds_blas_to_one_thread_each(threads: int) 
         return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
     before = busy()
-    with workers.pool(threads) as pool:
+    with thread_pool.pool(threads) as pool:
         assert list(pool(lambda n: n * n, range(50))) == [n * n for n in range(50)]
         assert busy() <= {1}
     assert busy() == before
 
 
 def test_a_failure_in_a_thread_reaches_the_caller() -> None:
-    with workers.pool(2) as pool, pytest.raises(ZeroDivisionError):
+    with thread_pool.pool(2) as pool, pytest.raises(ZeroDivisionError):
         list(pool(lambda n: 1 // n, [1, 0, 1]))
 
 
 def test_settings_of_the_process_stay_until_the_last_one_has_gone() -> None:
     """Of two trainings in threads, the first to begin may be the first to end."""
     before = sys.getswitchinterval()
-    one, other = workers.pool(2), workers.pool(2)
+    one, other = thread_pool.pool(2), thread_pool.pool(2)
     one.__enter__()
     other.__enter__()
     one.__exit__(None, None, None)
-    assert sys.getswitchinterval() == pytest.approx(workers.HAND_OVER)
+    assert sys.getswitchinterval() == pytest.approx(thread_pool.HAND_OVER)
     other.__exit__(None, None, None)
     assert sys.getswitchinterval() == before

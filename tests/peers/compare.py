@@ -29,14 +29,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 import rows  # noqa: E402
 from rows import Plan, Row  # noqa: E402
 
-from minimoe import config, workers  # noqa: E402
-from minimoe.arrays import gpu_problem  # noqa: E402
-from minimoe.config import ModelConfig  # noqa: E402
+from minimoe.core import presets, resources  # noqa: E402
+from minimoe.core.arrays import gpu_problem  # noqa: E402
+from minimoe.core.config import ModelConfig  # noqa: E402
 
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """Variables that keep NumPy's BLAS from its own kernels; PyTorch brings another BLAS, which they do not reach."""
 
-TOY = config.preset("toy").model
+TOY = presets.preset("toy").config
 LARGER = ModelConfig(width=384, layers=6, heads=6, kv_heads=2, head_width=64, context=256, expert_width=768)
 LARGER_ON_GPU = ModelConfig(width=1024, layers=8, heads=16, kv_heads=4, head_width=64, context=512, expert_width=2048)
 QUICK = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, head_width=8, context=16, experts=4, expert_width=16)
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds")
     parser.add_argument("--only", nargs="+", metavar="ROW", choices=rows.ROWS, help=f"of {', '.join(rows.ROWS)}")
-    parser.add_argument("--threads", type=int, default=workers.cores(), help="of every contender (all cores)")
+    parser.add_argument("--threads", type=int, default=resources.cores(), help="of every contender (all cores)")
     parser.add_argument("--rounds", type=int, default=7, help="in each, every contender has a turn (7)")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep each row there, and measure none twice")
     chosen = parser.parse_args(arguments)
@@ -173,7 +173,7 @@ def machine(plan: Plan) -> list[str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "transformers"))
     blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
     lines = [
-        f"{processor()}, {workers.cores()} cores, {(workers.memory_bytes() or 0) / 2**30:.0f} GB; {platform.system()} "
+        f"{processor()}, {resources.cores()} cores, {(resources.memory_bytes() or 0) / 2**30:.0f} GB; {platform.system()} "
         f"{platform.machine()}",
         f"Python {platform.python_version()}, {versions}",
         *(f"BLAS of NumPy: {one['internal_api']} {one['version']}, {one.get('architecture')} kernels" for one in blas),

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe import workers
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import resources
+from minimoe.core.config import ModelConfig, TrainConfig
 
 PROMPT = 8
 """Tokens that decoding starts from; it then fills the model's context."""
@@ -106,14 +106,14 @@ def serve(pipe: Connection, task: Task) -> None:
             elif question == "times":
                 answer = [timed(contender.run) for _ in range(values[0])]
             else:
-                answer = workers.peak_memory_bytes(), imported
+                answer = resources.peak_memory_bytes(), imported
             pipe.send(answer)
 
 
 def import_what_it_needs(task: Task) -> None:
     """What every process of the kind has in memory, whatever it computes."""
     numpy_alone = task.who in ("minimoe", "peak")
-    for name in ("minimoe.generation", "minimoe.step") if numpy_alone else ("torch", "twins"):
+    for name in ("minimoe.inference.generation", "minimoe.training.step") if numpy_alone else ("torch", "twins"):
         importlib.import_module(name)
 
 
@@ -133,7 +133,7 @@ def resident() -> int:
 
 def parameters(task: Task) -> Any:
     """The weights that all contenders of a task start from, away from the ones and zeros of a fresh model."""
-    from minimoe import tree
+    from minimoe.core import tree
     from minimoe.layers import decoder
 
     rng = np.random.default_rng(0)
@@ -168,12 +168,16 @@ def prompt(task: Task) -> np.ndarray:
 
 
 def minimoe(task: Task, stack: ExitStack) -> Contender:
-    from minimoe import generation, objective, optimizer, step, tree
-    from minimoe.arrays import array_module, like, to_device, to_host
-    from minimoe.data_parallel import Group
+    from minimoe.core import tree
+    from minimoe.core.arrays import array_module, like, to_device, to_host
+    from minimoe.inference import generation
     from minimoe.layers import decoder
-    from minimoe.layers.balance import Coefficients
-    from minimoe.objective import Objective, Shard
+    from minimoe.losses import objective
+    from minimoe.losses.balance import Coefficients
+    from minimoe.losses.objective import Objective, Shard
+    from minimoe.optim import optimizer
+    from minimoe.parallel.group import Group
+    from minimoe.training import step
 
     params = tree.map(lambda leaf: to_device(leaf, task.device), parameters(task))
     where = params.norm.gain
@@ -201,7 +205,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     taken = 0
 
     def shards() -> list[Shard]:
-        return step.cut(rng, params, tokens, targets, task.model, task.recipe, at_work)
+        return step.shard_batch(rng, params, tokens, targets, task.model, task.recipe, at_work)
 
     def gradient_alone(group: Group, mine: Sequence[Shard]) -> None:
         step.gradient(params, mine, task.model, task.recipe, group)
@@ -210,7 +214,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     if task.work == "gradient":
         run_all = stack.enter_context(step.workers_for(at_work, gradient_alone, params, task.model, task.recipe))
     else:
-        team = stack.enter_context(step.together(params, moments, task.model, task.recipe, at_work))
+        team = stack.enter_context(step.open_workers(params, moments, task.model, task.recipe, at_work))
 
     def run_gradient() -> None:
         run_all([[shard] for shard in shards()])
@@ -240,7 +244,7 @@ def twin(task: Task, _: ExitStack) -> Contender:
     import torch
     import twins
 
-    from minimoe import tree
+    from minimoe.core import tree
 
     torch.set_num_threads(task.threads)
     torch._dynamo.config.recompile_limit = 64  # every layer is compiled, however uneven its routing
@@ -303,7 +307,7 @@ def transformers(task: Task, _: ExitStack) -> Contender:
     import torch
     from transformers import MixtralForCausalLM
 
-    from minimoe import huggingface
+    from minimoe.storage import huggingface
 
     torch.set_num_threads(task.threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from contenders import GEMM, Process, Result, Task
 
-from minimoe import config
-from minimoe.bench import matrix_operations
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import presets
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.timing.bench import matrix_operations
 
 TWINS = ("loop", "sorted", "loop compiled", "sorted compiled")
 DECODERS = ("cached", "cached compiled")
@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def recipe(batch: int) -> TrainConfig:
-    return dataclasses.replace(config.preset("toy").train, optimizer="adamw", batch=batch)
+    return dataclasses.replace(presets.preset("toy").recipe, optimizer="adamw", batch=batch)
 
 
 class Measured(NamedTuple):

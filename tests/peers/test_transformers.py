@@ -15,11 +15,15 @@ import transformers
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from minimoe import generation, huggingface, huggingface_config, huggingface_tokenizer, tokenizer, tree
-from minimoe.config import ModelConfig
-from minimoe.layers import balance, cross_entropy, decoder
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.inference import generation
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.router import RouterStats
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance, cross_entropy
+from minimoe.storage import huggingface, huggingface_config
+from minimoe.text import huggingface_tokenizer, tokenizer
 
 pytestmark = pytest.mark.torch
 

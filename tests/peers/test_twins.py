@@ -8,11 +8,13 @@ import pytest
 import torch
 import twins
 
-from minimoe import generation, objective, tree
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.inference import generation
 from minimoe.layers import decoder
-from minimoe.layers.balance import Coefficients
-from minimoe.objective import Objective, Shard
+from minimoe.losses import objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
 
 pytestmark = pytest.mark.torch
 

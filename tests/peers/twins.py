@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minimoe import tree
-from minimoe.config import ModelConfig, TrainConfig
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.router import NOISE_FLOOR
+from minimoe.layers.routers.noisy_top_k import NOISE_FLOOR
 
 Dispatch = Literal["loop", "sorted"]
 PARTS = ("gate", "up", "down")

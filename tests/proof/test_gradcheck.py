@@ -8,13 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import gradcheck, tree
-from minimoe.errors import UserError
-from minimoe.finite_differences import gradient
-from minimoe.gradcheck import Ranked, Row, check, failed
-from minimoe.layers import decoder, embedding, linear, rmsnorm, router
+from minimoe.core import tree
+from minimoe.core.errors import UserError
+from minimoe.layers import decoder, embedding, linear, rmsnorm
 from minimoe.layers.linear import Linear
 from minimoe.layers.rmsnorm import RMSNorm
+from minimoe.layers.routers import noisy_top_k
+from minimoe.proof import gradcheck
+from minimoe.proof.finite_differences import gradient
+from minimoe.proof.gradcheck import Ranked, Row, check, failed
 
 LARGE = Linear(np.random.default_rng(0).standard_normal((20, 30)))
 X = np.random.default_rng(1).standard_normal((4, 20))
@@ -78,14 +80,14 @@ def test_a_missing_gradient_and_one_too_many_are_said_in_words() -> None:
     rows = check_linear(lambda params, cache, dy: (None, linear.backward(params, cache, dy)[1]))
     assert rows["x"].problem == "backward returns no gradient for x"
     assert rows["weight"].passed
-    extra = router.Router(np.zeros((3, 2)), np.zeros((3, 2)))
+    extra = noisy_top_k.Router(np.zeros((3, 2)), np.zeros((3, 2)))
     rows = {
         row.tensor: row
         for row in check(
             "router",
             lambda params, x: (x @ params.w_gate, x),
             lambda params, x, dy: (dy @ params.w_gate.T, extra._replace(w_gate=x.T @ dy)),
-            router.Router(np.ones((3, 2)), None),
+            noisy_top_k.Router(np.ones((3, 2)), None),
             np.ones((1, 3)),
         )
     }
@@ -430,7 +432,7 @@ def test_the_same_seed_gives_the_same_rows(rows: list[Row]) -> None:
 
 def test_a_fault_in_one_layer_is_seen_through_the_whole_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path back through the threshold of the load estimate, the one that is easily forgotten."""
-    right = router.backward
+    right = noisy_top_k.gate_backward
 
     def forgetful(params: Any, cache: Any, dweights: Any, dstats: Any) -> Any:
         load = cache.load
@@ -438,7 +440,7 @@ def test_a_fault_in_one_layer_is_seen_through_the_whole_decoder(monkeypatch: pyt
             load = load._replace(first_out=cache.ranking[:, 0])
         return right(params, cache._replace(load=load), dweights, dstats)
 
-    monkeypatch.setattr(router, "backward", forgetful)
+    monkeypatch.setattr(noisy_top_k, "backward", forgetful)
     wrong = gradcheck.check_decoder("decoder", gradcheck.CONFIG, np.random.default_rng(0), entries=1)
     assert {row.tensor for row in failed(wrong)} >= {"embedding.table", "blocks[0].moe.router.w_gate"}
     assert {row.tensor: row.passed for row in wrong}["head.weight"], "no router lies between it and the loss"

@@ -14,11 +14,15 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import CORPUS, SMALL, finished, resume, train
 
-from minimoe import checkpoint, config, corpus, files, metrics, optimizer, tokenizer, tree
-from minimoe.checkpoint import Progress, RunConfig, Source
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.errors import UserError
+from minimoe.core import files, presets, tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.optim import optimizer
+from minimoe.storage import checkpoint, metrics
+from minimoe.storage.checkpoint import Progress, RunConfig
+from minimoe.text import corpus, tokenizer
+from minimoe.text.corpus import Source
 
 
 @pytest.fixture
@@ -29,8 +33,8 @@ def run(tmp_path: Path) -> Path:
 
 def small_run(**settings: Any) -> RunConfig:
     codec = tokenizer.build(settings.get("tokenizer", "char"), CORPUS.text)
-    chosen = config.override(SMALL, {**settings, "vocab_size": codec.vocab_size})
-    return RunConfig(chosen.model, chosen.train, codec, Source("small", [], "0" * 64))
+    chosen = presets.override(SMALL, {**settings, "vocab_size": codec.vocab_size})
+    return RunConfig(chosen.config, chosen.recipe, codec, Source("small", [], "0" * 64))
 
 
 # What a run leaves behind
@@ -78,10 +82,10 @@ def test_a_loaded_model_is_the_one_that_was_trained(tmp_path: Path) -> None:
 )
 def test_parameters_moments_and_random_state_survive_to_the_bit(tmp_path: Path, settings: dict[str, Any]) -> None:
     run, rng = small_run(**settings), np.random.default_rng(5)
-    params = decoder.init(rng, run.model, run.train.dtype)
+    params = decoder.init(rng, run.config, run.recipe.dtype)
     state = {
         name: tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(leaf.dtype), moments)
-        for name, moments in optimizer.init(params, run.train).items()
+        for name, moments in optimizer.init(params, run.recipe).items()
     }
     rng.standard_normal(3, np.float32)  # leaves half a word in the generator, which belongs to its state
     checkpoint.save(tmp_path, run, params, state, Progress(7, 1.5, dict(rng.bit_generator.state)))
@@ -308,9 +312,9 @@ def test_a_value_that_was_changed_in_the_config_is_noticed_unless_its_checksum_i
         with pytest.raises(UserError, match="was damaged or edited, and does not match its checksum"):
             checkpoint.load_config(run)
     rewrite(run, lambda values: values["train"].update(steps=9))
-    assert checkpoint.load_config(run).train.steps == 9
+    assert checkpoint.load_config(run).recipe.steps == 9
     (run / "config.json").write_text(json.dumps(json.loads(text)), encoding="utf-8")
-    assert checkpoint.load_config(run).train.steps == 6, "how the values are laid out is no matter"
+    assert checkpoint.load_config(run).recipe.steps == 6, "how the values are laid out is no matter"
 
 
 @pytest.mark.parametrize(
@@ -356,7 +360,7 @@ def test_tensors_that_do_not_say_where_they_come_from_are_refused(run: Path, set
 
 def test_what_a_resumed_run_may_change_does_not_part_it_from_its_checkpoint(run: Path) -> None:
     rewrite(run, lambda values: values["train"].update(steps=9, save_every=1, evaluate_every=0))
-    assert checkpoint.load_model(run).run.train.steps == 9
+    assert checkpoint.load_model(run).run.recipe.steps == 9
     assert checkpoint.load_progress(run, checkpoint.load_config(run)) is not None
 
 
@@ -390,8 +394,8 @@ def test_the_file_to_resume_from_is_written_last(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(metrics, "sync", lambda _: written.append("metrics forced to disk"))
     monkeypatch.setattr(files, "write_atomically", lambda path, content: written.append(path.name))
     run = small_run()
-    params = decoder.init(np.random.default_rng(0), run.model)
-    checkpoint.save(tmp_path, run, params, optimizer.init(params, run.train), Progress(1, 0.0, {}))
+    params = decoder.init(np.random.default_rng(0), run.config)
+    checkpoint.save(tmp_path, run, params, optimizer.init(params, run.recipe), Progress(1, 0.0, {}))
     assert written == ["metrics forced to disk", "model.safetensors", "resume.safetensors"]
 
 
@@ -435,7 +439,7 @@ def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
 
 def test_config_types_are_those_of_the_classes() -> None:
     run = checkpoint.load_config(finished())
-    assert isinstance(run.model, ModelConfig)
-    assert isinstance(run.train, TrainConfig)
+    assert isinstance(run.config, ModelConfig)
+    assert isinstance(run.recipe, TrainConfig)
     assert run.source.paths == [str(finished().parent / "pyramid.txt")]
     assert len(run.source.sha256) == 64

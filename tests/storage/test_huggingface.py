@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from minimoe import generation, huggingface, huggingface_config, tree, workers
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.layers import balance, cross_entropy, decoder
+from minimoe.core import resources
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.inference import generation
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.losses import balance, cross_entropy
+from minimoe.storage import huggingface, huggingface_config
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent.parent / "golden"
 EXPECTED = load_file(GOLDEN / "expected.safetensors")
 AUXILIARY = 0.1  # as in golden/make.py
 
@@ -450,7 +454,7 @@ def test_a_model_larger_than_the_machine_is_refused(
     tmp_path: Path, small: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = folder_of(tmp_path / "saved", small)
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 5000)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 5000)
     with pytest.raises(UserError, match="this machine has 0.0 GB"):
         huggingface.load_params(folder)
 

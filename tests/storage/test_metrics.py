@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from minimoe import metrics
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.storage import metrics
 
 ROWS = [{"step": step, "loss": 4 / step, "load": [[0.25, 0.75]], "val_loss": 1e-9} for step in range(1, 7)]
 

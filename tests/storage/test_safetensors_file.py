@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from minimoe import safetensors_file
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.storage import safetensors_file
 
 
 def file_of(path: Path, header: Any, data: bytes = b"") -> Path:

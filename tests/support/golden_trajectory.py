@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from minimoe import config, trainer
-from minimoe.config import ModelConfig, Preset, TrainConfig
+from minimoe.core import config, presets
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.presets import Preset
+from minimoe.training import trainer
 
-PATH = Path(__file__).resolve().parent / "golden" / "trajectory.json"
+PATH = Path(__file__).resolve().parent.parent / "golden" / "trajectory.json"
 DTYPES = ("float32", "float64")
 
 
@@ -29,7 +31,7 @@ def told() -> dict[str, Any]:
 def preset(settings: dict[str, Any], **changes: Any) -> Preset:
     """The settings of the file as a preset, some of them changed."""
     model, recipe = config.from_dict(ModelConfig, settings["model"]), config.from_dict(TrainConfig, settings["train"])
-    return config.override(Preset("golden", model, recipe, settings["corpus"]), changes)
+    return presets.override(Preset("golden", model, recipe, settings["corpus"]), changes)
 
 
 def losses(chosen: Preset, out: Path, threads: int = 1) -> dict[str, list[float]]:
@@ -44,8 +46,8 @@ def losses(chosen: Preset, out: Path, threads: int = 1) -> dict[str, list[float]
 
 def write() -> None:
     """Trains with the preset as it is now, and keeps settings and losses."""
-    tiny = config.preset("tiny")
-    settings = {"corpus": tiny.corpus, "model": dataclasses.asdict(tiny.model), "train": dataclasses.asdict(tiny.train)}
+    tiny = presets.preset("tiny")
+    settings = {"corpus": tiny.corpus, "model": dataclasses.asdict(tiny.config), "train": dataclasses.asdict(tiny.recipe)}
     settings["train"]["steps"] = 50
     with tempfile.TemporaryDirectory() as room:
         runs = {dtype: losses(preset(settings, dtype=dtype), Path(room) / dtype) for dtype in DTYPES}

@@ -13,27 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import small_runs
 
-from minimoe import evaluation, generation, objective, optimizer, trainer, tree
-from minimoe.arrays import Device, to_device, to_host
-from minimoe.config import ModelConfig, TrainConfig
-from minimoe.layers import (
-    attention,
-    balance,
-    block,
-    cross_entropy,
-    decoder,
-    embedding,
-    linear,
-    moe,
-    rmsnorm,
-    rope,
-    router,
-    swiglu,
-)
+from minimoe.core import tree
+from minimoe.core.arrays import Device, to_device, to_host
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.evaluate import text_loss
+from minimoe.inference import generation
+from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
-from minimoe.layers.balance import Coefficients
-from minimoe.objective import Objective, Shard
-from minimoe.trainer import Trained
+from minimoe.layers.experts import swiglu
+from minimoe.layers.routers import noisy_top_k
+from minimoe.losses import balance, cross_entropy, objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
+from minimoe.optim import clipping, optimizer
+from minimoe.training import trainer
+from minimoe.training.trainer import Trained
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 CONFIG = ModelConfig(
@@ -164,24 +158,24 @@ def _router(
     noisy: bool = True,
     masked: bool = False,
 ) -> Case:
-    params, x = on(moved(rng, router.init(rng, D, E, noisy=noisy))), on(rng.standard_normal((T, D)))
+    params, x = on(moved(rng, noisy_top_k.init(rng, D, E, noisy=noisy))), on(rng.standard_normal((T, D)))
     noise = on(rng.standard_normal((T, E))) if noisy else None
     mask = on(rng.integers(2, size=T)) if masked else None
     dweights = on(rng.standard_normal((T, top_k)))
 
     def forward() -> tuple[Any, Any]:
-        routing, stats, cache = router.forward(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+        routing, stats, cache = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
         losses, dstats = balance.loss(stats, EVERY_LOSS)
         return (routing, stats, losses, dstats), (cache, dstats)
 
-    return Case(forward, lambda kept: router.backward(params, kept[0], dweights, kept[1]))
+    return Case(forward, lambda kept: noisy_top_k.gate_backward(params, kept[0], dweights, kept[1]))
 
 
 def _pooled(on: Move, rng: np.random.Generator) -> Case:
-    params, x = on(router.init(rng, D, E)), on(rng.standard_normal((T, D)))
+    params, x = on(noisy_top_k.init(rng, D, E)), on(rng.standard_normal((T, D)))
 
     def forward() -> tuple[Any, Any]:
-        _, stats, _ = router.forward(params, x, 2)
+        _, stats, _ = noisy_top_k.gate(params, x, 2)
         return balance.pooled([stats, stats], 0.1), None
 
     return Case(forward, lambda cache: ())
@@ -249,7 +243,7 @@ def training_step(on: Move, dtype: Any, optimizer_name: str = "muon", padding: b
     params, shards, config = whole(on, dtype, padding, **changes)
     recipe = TrainConfig(optimizer=optimizer_name, clip=0.5, warmup=1)
     totals, gradient = objective.loss_and_gradient(params, shards, config, Objective(EVERY_LOSS, 0.8))
-    norm = optimizer.clip(gradient, recipe.clip)
+    norm = clipping.clip(gradient, recipe.clip)
     state = optimizer.init(params, recipe)
     optimizer.update(params, gradient, state, recipe, 0)
     return totals.total, totals.cross_entropy, totals.auxiliary, gradient, norm, params, list(state.values())
@@ -276,10 +270,10 @@ def losses(done: Trained) -> list[float]:
     ]
 
 
-def evaluated(trained: Trained, device: Device) -> evaluation.Evaluation:
+def evaluated(trained: Trained, device: Device) -> text_loss.Evaluation:
     model = trained.model.to(device)
     ids = model.tokenizer.encode(small_runs.SEASONS)
-    return evaluation.evaluate(model.params, model.config, [ids, ids[:3]])
+    return text_loss.evaluate(model.params, model.config, [ids, ids[:3]])
 
 
 def written(trained: Trained, device: Device, temperature: float) -> str:

@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from minimoe import data_parallel, expert_parallel, tree
-from minimoe.config import ModelConfig
-from minimoe.data_parallel import ALONE, Group
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder, moe
-from minimoe.layers.balance import Coefficients
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.moe import MoE
-from minimoe.objective import Objective, Shard, Totals, loss_and_gradient
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard, Totals, loss_and_gradient
+from minimoe.parallel import exchange, launch
+from minimoe.parallel.group import ALONE, Group
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 SEQUENCES = 6
@@ -96,7 +97,7 @@ def gradient_in_a_group(
         totals, part = loss_and_gradient(
             params, mine, config, goal, recompute=recompute, group=group, owners=group if owners else ALONE
         )
-        own, to_add_up = expert_parallel.split(dict(tree.named_leaves(part)))
+        own, to_add_up = exchange.split(dict(tree.named_leaves(part)))
         if not owners:
             own, to_add_up = {}, own | to_add_up
         owned = group.reduce_scatter(to_add_up, group.share(to_add_up))
@@ -106,7 +107,7 @@ def gradient_in_a_group(
         return totals, tree.rebuild(params, [named[name] for name, _ in tree.named_leaves(params)])
 
     room = 8 * config.active_experts * config.width * sum(shard.tokens.size for shard in shards)
-    with data_parallel.workers(size, work, dict(tree.named_leaves(params)), processes, room) as run:
+    with launch.launch(size, work, dict(tree.named_leaves(params)), processes, room) as run:
         result: tuple[Totals, Decoder] = run([shards[rank::size] for rank in range(size)])
     return result
 

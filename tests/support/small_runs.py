@@ -9,10 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from minimoe import checkpoint, files, trainer
-from minimoe.config import ModelConfig, Preset, TrainConfig, override
-from minimoe.corpus import Corpus
-from minimoe.trainer import Trained
+from minimoe.core import files
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.presets import Preset, override
+from minimoe.storage import checkpoint
+from minimoe.text.corpus import Corpus
+from minimoe.training import trainer
+from minimoe.training.trainer import Trained
 
 PYRAMID = "".join(f"{n} steps up, {n * n} stones laid; ça monte à {n + 7} pieds.\n" for n in range(30))
 SEASONS = "".join(f"In year {n} the spring was {'wet' if n % 3 else 'dry'} and the harvest fair.\n" for n in range(25))
@@ -65,7 +68,7 @@ def finished() -> Path:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     text = folder / "pyramid.txt"
     text.write_text(PYRAMID, encoding="utf-8")
-    from minimoe import corpus
+    from minimoe.text import corpus
 
     train(folder / "run", corpus.read_files(text))
     return folder / "run"
@@ -74,7 +77,7 @@ def finished() -> Path:
 def options(**settings: Any) -> list[str]:
     """The small preset, with some settings of its own, as options of ``minimoe train``."""
     preset = override(SMALL, settings)
-    values = dataclasses.asdict(preset.model) | dataclasses.asdict(preset.train)
+    values = dataclasses.asdict(preset.config) | dataclasses.asdict(preset.recipe)
     del values["vocab_size"]
     words = []
     for name, value in values.items():

@@ -10,12 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import CORPUS
 
-from minimoe import corpus, texts, tokenizer
-from minimoe.checkpoint import Source
-from minimoe.config import TrainConfig
-from minimoe.corpus import Corpus, read_files
-from minimoe.errors import UserError
-from minimoe.texts import Texts
+from minimoe.core.config import TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.text import batches, corpus, tokenizer
+from minimoe.text.batches import Texts
+from minimoe.text.corpus import Corpus, Source, read_files
 
 BYTES = TrainConfig(tokenizer="byte")
 
@@ -27,7 +26,7 @@ def numbered(*lengths: int) -> Texts:
     names = [str(i) for i in range(len(ids))]
     codec = NumberTokenizer(int(ends[-1]))
     corpus = Corpus("numbers", {name: " ".join(map(str, values)) for name, values in zip(names, ids, strict=True)})
-    return texts._encode(corpus, codec, context=5)[0]  # type: ignore[arg-type]
+    return batches._encode(corpus, codec, context=5)[0]  # type: ignore[arg-type]
 
 
 class NumberTokenizer:
@@ -112,20 +111,20 @@ def test_the_shortest_text_that_is_accepted_has_a_sequence_to_draw_and_a_token_t
     context: int, more: int, other: int
 ) -> None:
     with pytest.raises(UserError) as error:
-        texts.prepare(Corpus("c", {"short": "ab"}), BYTES, context)
+        batches.prepare(Corpus("c", {"short": "ab"}), BYTES, context)
     least = int(str(error.value).rpartition("at least ")[2].partition(",")[0])
     corpus = Corpus("c", {"long": "x" * (least + other), "short": "y" * (least + more)})
-    prepared, _, codec = texts.prepare(corpus, BYTES, context)
+    prepared, _, codec = batches.prepare(corpus, BYTES, context)
     drawn, read = prepared.draw(np.random.default_rng(0), 20, context), next(prepared.batches(20, context))
     for row in np.concatenate([*drawn, *read]):
         assert codec.decode(row) in ("x" * context, "y" * context)
     assert min(len(ids) for ids in prepared.validation) >= 2
     with pytest.raises(UserError, match="'short' has .* too few for a context of"):
-        texts.prepare(Corpus("c", {"long": "x" * least, "short": "y" * (least - 1)}), BYTES, context)
+        batches.prepare(Corpus("c", {"long": "x" * least, "short": "y" * (least - 1)}), BYTES, context)
 
 
 def test_the_split_of_a_real_corpus_puts_every_token_in_one_part() -> None:
-    prepared, source, codec = texts.prepare(CORPUS, TrainConfig(), context=8)
+    prepared, source, codec = batches.prepare(CORPUS, TrainConfig(), context=8)
     assert prepared.names == ["pyramid", "seasons"]
     ends = np.cumsum(
         [len(text) - len(ids) for text, ids in zip(CORPUS.documents.values(), prepared.validation, strict=True)]
@@ -141,13 +140,13 @@ def test_the_split_of_a_real_corpus_puts_every_token_in_one_part() -> None:
 def test_the_texts_of_a_run_are_found_again(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("The tide comes in, the tide goes out. " * 5)
-    prepared, source, codec = texts.prepare(read_files(path), BYTES, 4)
-    again = texts.reload(source, codec, 4)
+    prepared, source, codec = batches.prepare(read_files(path), BYTES, 4)
+    again = batches.reload(source, codec, 4)
     np.testing.assert_array_equal(again.train, prepared.train)
     np.testing.assert_array_equal(again.starts, prepared.starts)
     np.testing.assert_array_equal(again.validation[0], prepared.validation[0])
-    built_in, source, codec = texts.prepare("fables", BYTES, 4)
-    np.testing.assert_array_equal(texts.reload(source, codec, 4).train, built_in.train)
+    built_in, source, codec = batches.prepare("fables", BYTES, 4)
+    np.testing.assert_array_equal(batches.reload(source, codec, 4).train, built_in.train)
 
 
 @pytest.mark.parametrize("change", [str.upper, lambda text: text + ".", lambda text: text[::-1], lambda text: "ab"])
@@ -155,35 +154,35 @@ def test_a_text_that_has_changed_is_noticed(tmp_path: Path, change: object) -> N
     assert callable(change)
     path = tmp_path / "text.txt"
     path.write_text("The tide comes in, the tide goes out. " * 5)
-    _, source, codec = texts.prepare(read_files(path), TrainConfig(), 4)
+    _, source, codec = batches.prepare(read_files(path), TrainConfig(), 4)
     path.write_text(change(path.read_text()))
     with pytest.raises(UserError, match="text.txt has changed since this run began: restore the text, or train anew"):
-        texts.reload(source, codec, 4)
+        batches.reload(source, codec, 4)
 
 
 def test_where_one_document_ends_and_the_next_begins_is_part_of_the_text() -> None:
     one, two = "The tide comes in, the tide ", "goes out, and nobody asks it why."
-    _, source, codec = texts.prepare(Corpus("c", {"a": one, "b": two}), BYTES, 4)
+    _, source, codec = batches.prepare(Corpus("c", {"a": one, "b": two}), BYTES, 4)
     with pytest.raises(UserError, match="has changed"):
-        texts.reload(source, codec, 4, Corpus("c", {"a": one + two[:4], "b": two[4:]}))
+        batches.reload(source, codec, 4, Corpus("c", {"a": one + two[:4], "b": two[4:]}))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
 def test_a_pipe_that_a_run_names_as_its_text_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match="which the run names as its text, is no file"):
-        texts.read_source(Source("x", [str(tmp_path / "pipe")], "0"))
+        batches.read_source(Source("x", [str(tmp_path / "pipe")], "0"))
 
 
 def test_a_corpus_made_in_python_has_to_be_passed_again() -> None:
     with pytest.raises(UserError, match="'mine' was made in Python: go on there, and pass it again as corpus="):
-        texts.read_source(Source("mine", [], "0"))
+        batches.read_source(Source("mine", [], "0"))
     codec = tokenizer.build("char", corpus.load("fables").text)
     with pytest.raises(UserError, match="another one of that name was made in Python: pass that again as corpus="):
-        texts.reload(Source("fables", [], "0"), codec, 8)
+        batches.reload(Source("fables", [], "0"), codec, 8)
 
 
 @pytest.mark.parametrize("wrong", [Path("a.txt"), ["a.txt"], {"a": "text"}, 3])
 def test_what_is_no_corpus_is_refused(wrong: object) -> None:
     with pytest.raises(UserError, match="is no corpus: give the name of one, or a minimoe.corpus.Corpus"):
-        texts.prepare(wrong, TrainConfig(), 8)  # type: ignore[arg-type]
+        batches.prepare(wrong, TrainConfig(), 8)  # type: ignore[arg-type]

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe import corpus, shakespeare
-from minimoe.corpus import Corpus, load, read_files, split
-from minimoe.errors import UserError
+from minimoe.core.errors import UserError
+from minimoe.text import corpus, shakespeare
+from minimoe.text.corpus import Corpus, load, read_files, split
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[2] / "data"
 
 
 # The data files themselves

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimoe import cli, huggingface, huggingface_tokenizer, tokenizer
-from minimoe.config import ModelConfig
-from minimoe.errors import UserError
-from minimoe.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.cli import main
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.storage import huggingface
+from minimoe.text import huggingface_tokenizer, tokenizer
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
 
 TEXT = "The bread rises.\n\n  « Ça va ? » 日本 🎉 fin"
 
@@ -199,7 +201,7 @@ def test_text_that_no_token_stands_for_is_counted_in_bits_per_byte(
     (tmp_path / "saved" / "tokenizer.json").write_text(json.dumps(words))
     for text, size in (("a zz b yyyyyyyyyy", 16), ("zz zz", 5)):  # all bytes but those of the first token
         (tmp_path / "text.txt").write_text(text)
-        assert cli.main(["evaluate", str(tmp_path / "saved"), "--text", str(tmp_path / "text.txt")]) == 0
+        assert main.main(["evaluate", str(tmp_path / "saved"), "--text", str(tmp_path / "text.txt")]) == 0
         found = json.loads(capsys.readouterr().out)
         assert found["bits_per_byte"] == pytest.approx(found["loss"] * found["tokens"] / np.log(2) / size)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from minimoe import shakespeare
-from minimoe.corpus import Corpus, load
-from minimoe.errors import UserError
-from minimoe.shakespeare import download
+from minimoe.core.errors import UserError
+from minimoe.text import shakespeare
+from minimoe.text.corpus import Corpus, load
+from minimoe.text.shakespeare import download
 
 PLAY = "".join(f"Line {n}: the quick brown fox says {n * n}.\n" for n in range(10_000)).encode()
 

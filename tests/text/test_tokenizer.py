@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.errors import UserError
-from minimoe.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer, build, from_dict
+from minimoe.core.errors import UserError
+from minimoe.text.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer, build, from_dict
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)  # Cs: surrogates, which are not characters
 MIXED = "deed, été, 中文, 🦊🦊\n\t\0"

@@ -14,11 +14,16 @@ import pytest
 import small_runs
 import strict_cupy
 
-from minimoe import bench, blueprint, cli, config, costs, optimizer, stopwatch
-from minimoe.config import ModelConfig
-from minimoe.layers import linear, moe, swiglu
+from minimoe.cli import main
+from minimoe.core import presets
+from minimoe.core.config import ModelConfig
+from minimoe.cost import blueprint, costs
+from minimoe.layers import linear, moe
+from minimoe.layers.experts import swiglu
+from minimoe.optim import clipping
+from minimoe.timing import bench, stopwatch
 
-TINY = config.override(config.preset("tiny"), {"batch": 4, "optimizer": "adamw"})
+TINY = presets.override(presets.preset("tiny"), {"batch": 4, "optimizer": "adamw"})
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +40,7 @@ def report() -> bench.Report:
 
 
 def test_every_measure_is_there_and_they_fit_together(report: bench.Report) -> None:
-    tokens = TINY.train.batch * TINY.model.context
+    tokens = TINY.recipe.batch * TINY.config.context
     assert report.training_tokens_per_second == pytest.approx(1000 * tokens / report.step_milliseconds)
     speed = 1000 * report.matrix_operations / report.step_milliseconds
     assert report.share_of_peak == pytest.approx(speed / report.peak_operations_per_second)
@@ -86,7 +91,7 @@ def test_decoding_counts_what_is_written_and_not_what_is_read(monkeypatch: pytes
     asked: list[int] = []
     monkeypatch.setattr(bench.generation, "generate", lambda *_, tokens, **__: asked.append(tokens) or iter(()))
     monkeypatch.setattr(bench, "measure", lambda work, seconds: work() or [2.0])
-    model = config.preset("tiny").model
+    model = presets.preset("tiny").config
     assert bench._decoding(None, model, 1, 0) == asked[0] / 2  # type: ignore[arg-type]
     assert asked == [min(bench.WRITTEN, model.context - bench.PROMPT)]
 
@@ -156,7 +161,7 @@ def test_everything_is_put_back_after_a_failure() -> None:
 
 def test_the_command_prints_a_table_and_what_costs_speed(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--preset", "tiny", "--batch", "2", "--seconds", "0", "--device", "cpu", "--threads", "1"]
-    assert cli.main(words) == 0
+    assert main.main(words) == 0
     said = capsys.readouterr().out
     for start in ("training ", "matrices ", "decoding ", "memory ", "attention ", "clip, update", "Only 1 threads."):
         assert f"\n{start}" in said, said
@@ -164,7 +169,7 @@ def test_the_command_prints_a_table_and_what_costs_speed(capsys: pytest.CaptureF
 
 def test_the_command_prints_json_and_takes_settings(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["bench", "--preset", "tiny", "--seconds", "0", "--device", "cpu", "--threads", "1", "--json"]
-    assert cli.main([*words, "--context", "9", "--experts", "5", "--batch", "3", "--vocab-size", "11"]) == 0
+    assert main.main([*words, "--context", "9", "--experts", "5", "--batch", "3", "--vocab-size", "11"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert (values["context"], values["batch"], values["threads"], values["device"]) == (9, 3, 1, "cpu")
     assert values["handicaps"] == ["Only 1 threads."]
@@ -172,13 +177,13 @@ def test_the_command_prints_json_and_takes_settings(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("context", [1, 2, 40])
 def test_any_context_can_be_decoded(context: int) -> None:
-    chosen = config.override(small_runs.SMALL, {"context": context, "vocab_size": 3, "batch": 1})
+    chosen = presets.override(small_runs.SMALL, {"context": context, "vocab_size": 3, "batch": 1})
     assert bench.run(chosen, "cpu", 1, seconds=0).decoding_tokens_per_second > 0
 
 
 def test_layers_are_timed_over_all_steps_that_were_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """By a stopwatch on which every clip takes a second."""
-    clip, spent = optimizer.clip, {("clip", "after"): 0.0}
+    clip, spent = clipping.clip, {("clip", "after"): 0.0}
 
     def a_second(*arguments: Any) -> Any:
         spent["clip", "after"] += 1
@@ -189,7 +194,7 @@ def test_layers_are_timed_over_all_steps_that_were_watched(monkeypatch: pytest.M
         spent["clip", "after"] = 0.0
         yield spent
 
-    monkeypatch.setattr(optimizer, "clip", a_second)
+    monkeypatch.setattr(clipping, "clip", a_second)
     monkeypatch.setattr(stopwatch, "watch", watch)
     assert bench.run(TINY, "cpu", threads=1, seconds=0).clip_milliseconds == 1000
 
@@ -197,7 +202,7 @@ def test_layers_are_timed_over_all_steps_that_were_watched(monkeypatch: pytest.M
 def test_the_peak_is_that_of_the_cores_that_train(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(bench, "matrix_peak", lambda like, threads, *_: seen.append(threads) or 1.0)
-    bench.run(config.override(TINY, {"batch": 1}), "cpu", threads=2, seconds=0)
+    bench.run(presets.override(TINY, {"batch": 1}), "cpu", threads=2, seconds=0)
     assert seen == [1]
 
 
@@ -205,7 +210,7 @@ def test_bad_settings_get_one_sentence(capsys: pytest.CaptureFixture[str]) -> No
     seconds = [["--seconds", wrong] for wrong in ("-1", "nan", "inf")]
     unknown = [["--preset", "toyy"], ["--threads", "0"], ["--preset", "mixtral-8x7b"], ["--device", "tpu"]]
     for words in seconds + unknown:
-        assert cli.main(["bench", *words]) == 2
+        assert main.main(["bench", *words]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 

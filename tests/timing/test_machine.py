@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import minimoe
-from minimoe import arrays, machine, workers
+from minimoe.core import arrays, resources
+from minimoe.timing import machine
 
 
 def described() -> dict[str, str]:
@@ -22,11 +23,11 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_it_names_versions_cores_memory_and_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 8_000_000_000)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 8_000_000_000)
     said = described()
     assert said["minimoe"] == minimoe.__version__
     assert said["NumPy"] == np.__version__
-    assert said["cores"] == str(workers.cores())
+    assert said["cores"] == str(resources.cores())
     assert said["memory"] == "8.0 GB"
     assert said["GPU"] == "none in use. CuPy is not installed: run `pip install x`."
     assert "note" not in said
@@ -47,7 +48,7 @@ def test_a_forced_kernel_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_system_that_hides_its_memory_is_described_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "memory_bytes", lambda: None)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: None)
     assert "memory" not in described()
 
 

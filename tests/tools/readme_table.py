@@ -9,9 +9,9 @@ import math
 import re
 from pathlib import Path
 
-from minimoe import gradcheck
+from minimoe.proof import gradcheck
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 BEGIN, END = "<!-- components: written by tests/readme_table.py -->", "<!-- end of components -->"
 # in the order in which data flows through them
 LAYERS = ["linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe", "block"]

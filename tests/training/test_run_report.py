@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 from small_runs import CORPUS, SMALL, finished, metrics, resume, train
 
-from minimoe import checkpoint, config, report, texts, trainer
-from minimoe.checkpoint import Model
-from minimoe.corpus import Corpus
-from minimoe.texts import Texts
+from minimoe.core import presets
+from minimoe.storage import checkpoint
+from minimoe.storage.checkpoint import Model
+from minimoe.text import batches
+from minimoe.text.batches import Texts
+from minimoe.text.corpus import Corpus
+from minimoe.training import run_report, trainer
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def data(model: Model) -> Texts:
-    return texts.reload(model.run.source, model.tokenizer, model.config.context)
+    return batches.reload(model.run.source, model.tokenizer, model.config.context)
 
 
 class Line:
@@ -38,7 +41,7 @@ class Line:
 
 def test_the_bar_shows_loss_speed_balance_and_the_latest_validation_loss() -> None:
     line = Line()
-    bar = report.Bar(line)
+    bar = run_report.Bar(line)
     row: dict[str, Any] = {
         "loss": 2.34567,
         "tokens_per_second": 12_345.6,
@@ -53,32 +56,32 @@ def test_the_bar_shows_loss_speed_balance_and_the_latest_validation_loss() -> No
 
 
 def test_the_bar_starts_where_the_run_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    with report.bar(steps=10, first=7, visible=True):
+    with run_report.bar(steps=10, first=7, visible=True):
         pass
     assert "7/10" in capsys.readouterr().err
-    with report.bar(steps=10, first=7, visible=False):
+    with run_report.bar(steps=10, first=7, visible=False):
         pass
     assert capsys.readouterr().err == ""
 
 
 def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> None:
-    said = report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
+    said = run_report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
     assert "4 experts, 2 at work for each token" in said
     assert f"pyramid: {len(data.train):,} tokens to learn from, {len(data.validation[0])} held out" in said
     assert "Training takes 6 steps of 32 tokens on 3 CPU cores and writes to runs/x." in said
-    said = report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
+    said = run_report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
     assert "Training continues at step 4 of 6 steps" in said
     assert "on the GPU" in said
     run = model.run._replace(model=dataclasses.replace(model.config, experts=1, active_experts=1))
-    run = run._replace(train=dataclasses.replace(run.train, steps=1))
-    said = report.opening(Path("runs/x"), run, data, "cpu", threads=1, first=0)
+    run = run._replace(train=dataclasses.replace(run.recipe, steps=1))
+    said = run_report.opening(Path("runs/x"), run, data, "cpu", threads=1, first=0)
     assert said.startswith("A dense model: ") and "takes 1 step of 32 tokens on 1 CPU core and" in said
 
 
 def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimoe.plots.save", lambda figure, path: path.write_bytes(b"figure"))
+    monkeypatch.setattr("minimoe.draw.plots.save", lambda figure, path: path.write_bytes(b"figure"))
     folder = train(tmp_path / "run").folder
-    said = report.closing(folder, True, metrics(folder))
+    said = run_report.closing(folder, True, metrics(folder))
     assert (folder / "sample.txt").read_text(encoding="utf-8") in said
     assert f"Validation loss {metrics(folder)[-1]['val_loss']:.3f} nats per token after 6 steps" in said
     for name in ("loss.png", "experts.png", "sample.txt"):
@@ -87,7 +90,7 @@ def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypa
 
 
 def test_the_closing_of_an_interrupted_run_says_how_to_go_on() -> None:
-    said = report.closing(Path("runs/x"), False, [{"step": 17}])
+    said = run_report.closing(Path("runs/x"), False, [{"step": 17}])
     assert "Interrupted at step 17; all of it is saved." in said
     assert "minimoe train --resume runs/x" in said
 
@@ -96,27 +99,27 @@ def test_without_a_step_there_are_a_sample_and_no_figures(tmp_path: Path) -> Non
     trained = train(tmp_path / "run", steps=0)
     assert (tmp_path / "run" / "sample.txt").exists()
     assert not (tmp_path / "run" / "loss.png").exists()
-    said = report.closing(tmp_path / "run", True, trained.metrics)
+    said = run_report.closing(tmp_path / "run", True, trained.metrics)
     assert "Validation loss none" in said
     assert "loss.png" not in said
 
 
 def test_the_sample_continues_what_was_held_out_of_each_document(tmp_path: Path) -> None:
     model = train(tmp_path / "run", steps=0).model
-    data, _, codec = texts.prepare(CORPUS, model.run.train, model.config.context)
-    sample = report.sample(model, data)
+    data, _, codec = batches.prepare(CORPUS, model.run.recipe, model.config.context)
+    sample = run_report.sample(model, data)
     for name, held_out in zip(data.names, data.validation, strict=True):
-        begun = codec.decode(held_out[: report.PROMPT_TOKENS])
+        begun = codec.decode(held_out[: run_report.PROMPT_TOKENS])
         assert f"--- {name} ---\n{begun}|>" in sample
         written = sample.partition(f"{begun}|>")[2].partition("\n\n--- ")[0].removesuffix("\n")
-        assert len(written) == report.SAMPLE_TOKENS
-    assert report.sample(model, data) == sample, "the same seed writes the same text"
+        assert len(written) == run_report.SAMPLE_TOKENS
+    assert run_report.sample(model, data) == sample, "the same seed writes the same text"
 
 
 def test_a_text_full_of_terminal_commands_is_shown_harmless(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The held-out text is shown as it is in the sample, and a model may write what it has read."""
     evil = Corpus("evil", {"\x1b[2Jdoc": "\x1b[31mred\x07\r\x9b2J\u202e bell\n" * 30})
-    trainer.train(config.override(SMALL, {"steps": 0}), corpus=evil, out=tmp_path / "run", device="cpu", threads=1)
+    trainer.train(presets.override(SMALL, {"steps": 0}), corpus=evil, out=tmp_path / "run", device="cpu", threads=1)
     said = capsys.readouterr().out
     assert "\\x1b[31mred" in said
     assert not set("\x1b\x07\x9b\r\u202e") & set(said)
@@ -126,7 +129,7 @@ def test_a_text_full_of_terminal_commands_is_shown_harmless(tmp_path: Path, caps
 def test_figures_are_drawn_again_when_a_finished_run_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("minimoe.plots.save", lambda figure, path: path.write_bytes(b"figure"))
+    monkeypatch.setattr("minimoe.draw.plots.save", lambda figure, path: path.write_bytes(b"figure"))
     train(tmp_path / "run", steps=1)
     for name in ("loss.png", "experts.png", "sample.txt"):
         (tmp_path / "run" / name).unlink()

@@ -14,33 +14,27 @@ import small_runs
 from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
-from minimoe import (
-    accounting,
-    checkpoint,
-    config,
-    corpus,
-    evaluation,
-    objective,
-    optimizer,
-    report,
-    step,
-    texts,
-    trainer,
-    tree,
-    workers,
-)
-from minimoe import metrics as metrics_file
-from minimoe.checkpoint import RunConfig
-from minimoe.errors import UserError
+from minimoe.core import resources
+from minimoe.core import presets, tree
+from minimoe.core.errors import UserError
+from minimoe.cost import memory
+from minimoe.evaluate import text_loss
 from minimoe.layers import decoder
-from minimoe.layers.balance import Coefficients
-from minimoe.objective import Objective, Shard
+from minimoe.losses import objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
+from minimoe.optim import clipping, optimizer, schedule
+from minimoe.storage import checkpoint
+from minimoe.storage import metrics as metrics_file
+from minimoe.storage.checkpoint import RunConfig
+from minimoe.text import batches, corpus
+from minimoe.training import run_report, step, trainer
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures and no waiting for the disk: neither is what these tests are about."""
-    monkeypatch.setattr(report, "write", lambda *_: None)
+    monkeypatch.setattr(run_report, "write", lambda *_: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
 
 
@@ -50,40 +44,40 @@ ALL_LOSSES = Coefficients(0.5, 0.4, 0.3, 0.2)
 
 
 @pytest.fixture(scope="module")
-def batch() -> tuple[RunConfig, decoder.Decoder, texts.Texts]:
+def batch() -> tuple[RunConfig, decoder.Decoder, batches.Texts]:
     settings = {"dtype": "float64", "batch": 6, "capacity_factor": None}
-    chosen = config.override(SMALL, settings)
-    data, source, codec = texts.prepare(CORPUS, chosen.train, chosen.model.context)
-    run = RunConfig(config.override(chosen, {"vocab_size": codec.vocab_size}).model, chosen.train, codec, source)
-    params = decoder.init(np.random.default_rng(1), run.model, "float64")
+    chosen = presets.override(SMALL, settings)
+    data, source, codec = batches.prepare(CORPUS, chosen.recipe, chosen.config.context)
+    run = RunConfig(presets.override(chosen, {"vocab_size": codec.vocab_size}).config, chosen.recipe, codec, source)
+    params = decoder.init(np.random.default_rng(1), run.config, "float64")
     for layer in params.blocks:  # at zero, a wrong gradient through the noise could not be told from a right one
         assert layer.moe.router.w_noise is not None
         layer.moe.router.w_noise[...] = np.random.default_rng(2).standard_normal(layer.moe.router.w_noise.shape)
     return run, params, data
 
 
-def shards_of(batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
+def shards_of(batch: tuple[RunConfig, decoder.Decoder, batches.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
     run, params, data = batch
-    recipe = config.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).train
-    first = next(data.batches(recipe.batch, run.model.context))
-    return step.cut(np.random.default_rng(3), params, *first, run.model, recipe, threads)
+    recipe = presets.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).recipe
+    first = next(data.batches(recipe.batch, run.config.context))
+    return step.shard_batch(np.random.default_rng(3), params, *first, run.config, recipe, threads)
 
 
 def gradient(
-    batch: tuple[RunConfig, decoder.Decoder, texts.Texts],
+    batch: tuple[RunConfig, decoder.Decoder, batches.Texts],
     threads: int,
     accumulate: int = 1,
     coefficients: Coefficients = ALL_LOSSES,
 ) -> tuple[float, list[np.ndarray]]:
     run, params, _ = batch
     shards, goal = shards_of(batch, threads, accumulate), Objective(coefficients, capacity_factor=1.0)
-    totals, found = gradient_in_a_group(threads, params, shards, run.model, goal, accumulate > 1)
+    totals, found = gradient_in_a_group(threads, params, shards, run.config, goal, accumulate > 1)
     return float(totals.total), tree.leaves(found)
 
 
 @pytest.mark.parametrize(("threads", "accumulate"), [(2, 1), (3, 1), (5, 1), (1, 2), (1, 6), (2, 3), (3, 2)])
 def test_threads_and_accumulation_give_the_gradient_of_one_big_batch(
-    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int
+    batch: tuple[RunConfig, decoder.Decoder, batches.Texts], threads: int, accumulate: int
 ) -> None:
     loss, whole = gradient(batch, 1)
     cut_loss, parts = gradient(batch, threads, accumulate)
@@ -105,14 +99,14 @@ def test_accumulation_keeps_no_activations_while_it_adds_up_the_losses(
         return forward(*arguments, keep=keep, **others)
 
     monkeypatch.setattr(objective, "forward", watched)
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: evaluation.Evaluation(0.0, 0, np.zeros((2, 4))))
+    monkeypatch.setattr(text_loss, "evaluate", lambda *_: text_loss.Evaluation(0.0, 0, np.zeros((2, 4))))
     train(tmp_path / "run", steps=1, accumulate=accumulate)
     assert seen == kept
 
 
 @pytest.mark.parametrize("loss", Coefficients._fields)
 def test_each_auxiliary_loss_reaches_the_gradient_and_does_not_depend_on_the_cut(
-    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], loss: str
+    batch: tuple[RunConfig, decoder.Decoder, batches.Texts], loss: str
 ) -> None:
     coefficients = Coefficients(**{loss: 1.0})
     without = gradient(batch, 1, coefficients=Coefficients())[1]
@@ -126,14 +120,14 @@ def test_each_auxiliary_loss_reaches_the_gradient_and_does_not_depend_on_the_cut
 
 @pytest.mark.parametrize(("threads", "accumulate"), [(1, 1), (2, 1), (4, 1), (2, 3), (6, 6)])
 def test_shards_are_the_batch_cut_in_pieces_noise_included(
-    batch: tuple[RunConfig, decoder.Decoder, texts.Texts], threads: int, accumulate: int
+    batch: tuple[RunConfig, decoder.Decoder, batches.Texts], threads: int, accumulate: int
 ) -> None:
     run, _, _ = batch
     (whole,) = shards_of(batch, 1)
     pieces = shards_of(batch, threads, accumulate)
     assert len(pieces) == min(threads * accumulate, 6)
     assert whole.noise is not None
-    assert whole.noise.shape == (run.model.layers, 6, run.model.context, run.model.experts)
+    assert whole.noise.shape == (run.config.layers, 6, run.config.context, run.config.experts)
     assert whole.noise.dtype == np.float64
     for field, axis in (("tokens", 0), ("targets", 0), ("noise", 1)):
         joined = np.concatenate([getattr(piece, field) for piece in pieces], axis)
@@ -169,7 +163,7 @@ def test_metrics_hold_a_line_a_step_with_all_there_is_to_watch(tmp_path: Path) -
             for name, weight in (("balance", 0.01), ("importance", 0.1), ("load", 0.1), ("z", 0.001))
         )
         assert row["total"] == pytest.approx(row["loss"] + auxiliary, abs=1e-5)
-        assert row["learning_rate"] == optimizer.learning_rate(row["step"] - 1, recipe)
+        assert row["learning_rate"] == schedule.learning_rate(row["step"] - 1, recipe)
         assert row["gradient_norm"] > 0
         assert row["tokens_per_second"] > 0
         assert np.shape(row["load"]) == (model.layers, model.experts)
@@ -190,13 +184,13 @@ def test_the_dropped_share_is_that_of_all_entries(tmp_path: Path) -> None:
 def test_more_threads_than_sequences_are_as_many_as_sequences(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, check = [], accounting.check_memory
+    counted, check = [], memory.check_memory
 
     def check_memory(model: Any, recipe: Any, threads: int) -> None:
         counted.append(threads)
         check(model, recipe, threads)
 
-    monkeypatch.setattr(accounting, "check_memory", check_memory)
+    monkeypatch.setattr(memory, "check_memory", check_memory)
     assert train(tmp_path / "run", threads=9).finished
     assert set(counted) == {4}
 
@@ -226,7 +220,7 @@ def test_without_steps_the_untrained_model_is_saved(tmp_path: Path) -> None:
 
 def test_runs_without_a_folder_of_their_own_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    nothing = config.override(SMALL, {"steps": 0})
+    nothing = presets.override(SMALL, {"steps": 0})
     for _ in range(2):
         trainer.train(nothing, corpus=CORPUS, device="cpu", progress=False)
     trained = trainer.train(nothing, corpus=CORPUS, name="mine", device="cpu", progress=False)
@@ -252,11 +246,11 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, ca
 @pytest.mark.parametrize(
     ("module", "function", "call", "stops_at"),
     [
-        (step, "cut", 1, 1),
+        (step, "shard_batch", 1, 1),
         (optimizer, "update_some", 4, 4),
-        (evaluation, "evaluate", 1, 3),
+        (text_loss, "evaluate", 1, 3),
         (metrics_file, "append", 2, 2),
-        (report.Bar, "show", 5, 5),
+        (run_report.Bar, "show", 5, 5),
         (checkpoint, "save", 2, 3),  # the first call is at step 0, the second at step 2
     ],
 )
@@ -293,8 +287,8 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens_to_ctrl_c: None
 ) -> None:
     with monkeypatch.context() as keyboard:
-        press_ctrl_c(keyboard, step, "cut", 3)
-        press_ctrl_c(keyboard, optimizer, "clip", 3)
+        press_ctrl_c(keyboard, step, "shard_batch", 3)
+        press_ctrl_c(keyboard, clipping, "clip", 3)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", save_every=1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -309,7 +303,7 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
     train(tmp_path / "whole", threads=2)
     for attempt in range(6):
         with monkeypatch.context() as keyboard:
-            press_ctrl_c(keyboard, step, "cut")
+            press_ctrl_c(keyboard, step, "shard_batch")
             run = resume(tmp_path / "cut", threads=2) if attempt else train(tmp_path / "cut", threads=2)
     assert run.finished
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
@@ -322,7 +316,7 @@ def test_other_recipes_resume_to_the_bit_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     train(tmp_path / "whole", **settings)
-    press_ctrl_c(monkeypatch, step, "cut", 4)
+    press_ctrl_c(monkeypatch, step, "shard_batch", 4)
     train(tmp_path / "cut", **settings)
     resume(tmp_path / "cut")
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
@@ -347,7 +341,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(
 
     train(tmp_path / "whole")
     with monkeypatch.context() as fault, pytest.raises(Crash):
-        fault.setattr(report.Bar, "show", lambda _, row: crash() if row["step"] == 5 else None)
+        fault.setattr(run_report.Bar, "show", lambda _, row: crash() if row["step"] == 5 else None)
         train(tmp_path / "cut")
     assert len(metrics(tmp_path / "cut")) == 5
     assert lasting(tmp_path / "cut")["progress"]["step"] == 4
@@ -363,7 +357,7 @@ def test_a_finished_run_can_be_continued_to_more_steps(tmp_path: Path) -> None:
     trained = resume(tmp_path / "run", steps=9, save_every=0)
     assert trained.finished
     assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(1, 10))
-    assert checkpoint.load_config(tmp_path / "run").train == config.override(SMALL, {"steps": 9, "save_every": 0}).train
+    assert checkpoint.load_config(tmp_path / "run").recipe == presets.override(SMALL, {"steps": 9, "save_every": 0}).recipe
     assert trained.metrics[-1]["learning_rate"] < trained.metrics[6]["learning_rate"]
 
 
@@ -460,7 +454,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_leaves_the_last_checkpoint(
 ) -> None:
     train(tmp_path / "whole")
     with monkeypatch.context() as fault:
-        fault.setattr(optimizer, "clip", poisoned(optimizer.clip, call=6))
+        fault.setattr(clipping, "clip", poisoned(clipping.clip, call=6))
         with pytest.raises(UserError, match=r"not a finite number at step 6; the checkpoint of step 4 in .* untouched"):
             train(tmp_path / "run")
     assert len(metrics(tmp_path / "run")) == 5
@@ -502,7 +496,7 @@ def test_a_clock_that_stands_still_or_runs_backwards_does_no_harm(
 def test_a_model_that_cannot_fit_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "memory_bytes", lambda: 64 * 10**9)
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 64 * 10**9)
     with pytest.raises(UserError, match=r"46,702,792,704 parameters needs .* GB .*this machine has 64.0 GB"):
         trainer.train("mixtral-8x7b", out=tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
@@ -516,7 +510,7 @@ def test_a_text_too_short_for_the_context_is_refused_before_anything_is_written(
 
 def test_what_is_no_preset_or_no_corpus_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for preset, text, says in (
-        (SMALL.model, CORPUS, "is no preset: give the name of one"),
+        (SMALL.config, CORPUS, "is no preset: give the name of one"),
         (SMALL, "", "The corpus '' is unknown"),
         (SMALL, Path("text.txt"), "is no corpus: give the name of one"),
     ):

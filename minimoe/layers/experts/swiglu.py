@@ -10,19 +10,23 @@ Shazeer 2020, arXiv 2002.05202.  Lesson: lessons/06_swiglu_expert.ipynb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.arrays import Array, array_module
+from minimoe.core import tree
+from minimoe.core.arrays import Array, array_module
+from minimoe.core.config import ModelConfig
 
 
+@tree.marks(matrices=("w_gate", "w_up", "w_down"))
 class Experts(NamedTuple):
     w_gate: Array  # (E, D, F)
     w_up: Array  # (E, D, F)
     w_down: Array  # (E, F, D)
+
 
 
 class Cache(NamedTuple):
@@ -33,30 +37,36 @@ class Cache(NamedTuple):
 
 
 def init(
-    rng: np.random.Generator,
-    experts: int,
-    width: int,
-    expert_width: int,
-    output_std: float | None = None,
-    dtype: DTypeLike = np.float32,
+    rng: np.random.Generator, config: ModelConfig, output_std: float | None = None, dtype: DTypeLike = np.float32
 ) -> Experts:
     """Weights drawn from N(0, 1/inputs); ``output_std`` sets another spread for W_down."""
 
     def normal(inputs: int, outputs: int, std: float | None = None) -> Array:
         std = inputs**-0.5 if std is None else std
-        return (std * rng.standard_normal((experts, inputs, outputs))).astype(dtype)
+        return (std * rng.standard_normal((config.experts, inputs, outputs))).astype(dtype)
 
     return Experts(
-        w_gate=normal(width, expert_width),
-        w_up=normal(width, expert_width),
-        w_down=normal(expert_width, width, output_std),
+        w_gate=normal(config.width, config.expert_width),
+        w_up=normal(config.width, config.expert_width),
+        w_down=normal(config.expert_width, config.width, output_std),
     )
+
+
+def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Experts:
+    """The parameters, each made by ``array`` from its shape."""
+    E, D, F = config.experts, config.width, config.expert_width
+    return Experts(w_gate=array((E, D, F)), w_up=array((E, D, F)), w_down=array((E, F, D)))
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """How many parameters of one layer work for one token: those of K experts."""
+    return config.active_experts * 3 * config.width * config.expert_width
 
 
 def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Cache]:
     """x (M, D), the first ``counts[0]`` rows for expert 0 and so on → y (M, D).
 
-    Rows behind the last segment belong to no expert and come out as zero.
+    Rows after the last segment belong to no expert and come out as zero.
     """
     xp = array_module(x)
     width = params.w_gate.shape[2]
@@ -109,6 +119,36 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
         dx[rows] += db @ params.w_up[e].T
     dx[cache.segments[-1].stop :] = 0
     return dx, grads
+
+
+def decode(params: Experts, x: Array, chosen: list[int], weights: list[float]) -> Array:
+    """x (D,), one token → y (D,): the weighted sum of its chosen experts, one after the other."""
+    xp = array_module(x)
+    w_gate, w_up, w_down = params
+    a, b = xp.empty((2, len(chosen), w_gate.shape[2]), x.dtype)  # (K, F)
+    for k, e in enumerate(chosen):
+        xp.matmul(x, w_gate[e], out=a[k])
+        xp.matmul(x, w_up[e], out=b[k])
+    a *= sigmoid(a)
+    a *= b
+    y = xp.zeros(len(x), x.dtype)
+    for k, e in enumerate(chosen):
+        y += weights[k] * (a[k] @ w_down[e])
+    return y
+
+
+def mixtral_tensors(params: Experts, dense: bool) -> Iterator[tuple[str, Array]]:
+    """Names within a layer of Mixtral's layout, and views in the shapes there; ``dense`` is Mistral's only expert."""
+    w_gate, w_up, w_down = params
+    if dense:
+        yield "mlp.gate_proj.weight", w_gate[0].T
+        yield "mlp.up_proj.weight", w_up[0].T
+        yield "mlp.down_proj.weight", w_down[0].T
+        return
+    for e in range(len(w_gate)):
+        yield f"block_sparse_moe.experts.{e}.w1.weight", w_gate[e].T
+        yield f"block_sparse_moe.experts.{e}.w2.weight", w_down[e].T
+        yield f"block_sparse_moe.experts.{e}.w3.weight", w_up[e].T
 
 
 def sigmoid(x: Array) -> Array:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minimoe import tree
-from minimoe.gradcheck import check, failed
-from minimoe.layers import swiglu
-from minimoe.layers.swiglu import Experts
+from minimoe.core import tree
+from minimoe.layers.experts import swiglu
+from minimoe.layers.experts.swiglu import Experts
+from minimoe.proof.gradcheck import check, failed
 
 
 def drawn(rng: np.random.Generator, experts: int = 3, width: int = 4, expert_width: int = 5) -> Experts:

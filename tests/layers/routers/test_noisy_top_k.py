@@ -8,11 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minimoe import normal, tree
-from minimoe.gradcheck import Ranked, check, failed
-from minimoe.layers import balance, router
-from minimoe.layers.balance import Coefficients
-from minimoe.layers.router import NOISE_FLOOR, Router, RouterStats
+from minimoe.core import gaussian, tree
+from minimoe.layers.routers import noisy_top_k
+from minimoe.layers.routers.noisy_top_k import NOISE_FLOOR, Router
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import balance
+from minimoe.losses.balance import Coefficients
+from minimoe.proof.gradcheck import Ranked, check, failed
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 
@@ -42,13 +44,13 @@ def check_router(
     """Checks the chosen weights (times ``weigh``) together with the auxiliary losses."""
 
     def forward(params: Router, x: np.ndarray) -> tuple[Any, Any]:
-        routing, stats, cache = router.forward(params, x, top_k, **options)
+        routing, stats, cache = noisy_top_k.gate(params, x, top_k, **options)
         losses, dstats = balance.loss(stats, coefficients)
         return (weigh * routing.weights, balance.weighted(losses, coefficients)), (cache, dstats)
 
     def backward(params: Router, cache: Any, dy: Any) -> tuple[Any, Any]:
         dstats = tree.map(lambda sum: sum * dy[1], cache[1])
-        return router.backward(params, cache[0], weigh * dy[0], dstats)
+        return noisy_top_k.gate_backward(params, cache[0], weigh * dy[0], dstats)
 
     def routing(params: Router, cache: Any) -> list[Ranked]:
         return [ranked(params, cache[0].x, top_k, options.get("noise"))]
@@ -157,7 +159,7 @@ def test_choices_weights_and_sums_equal_loops_over_tokens(
     params, x = drawn(rng, 3, experts, noisy), rng.standard_normal((tokens, 3))
     noise = rng.standard_normal((tokens, experts)) if noisy else None
     mask = rng.integers(2, size=tokens) if masked else None
-    routing, stats, _ = router.forward(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+    routing, stats, _ = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
     chosen_of, weights_of, sums = by_loops(params, x, top_k, renormalize, noise, mask)
     assert routing.experts.tolist() == chosen_of
     np.testing.assert_allclose(routing.weights, weights_of, atol=1e-13)
@@ -175,11 +177,11 @@ def test_the_load_estimate_agrees_with_drawing_the_noise_again(rng: np.random.Ge
     draws, experts = 20_000, 5
     params = tree.map(lambda w: 0.1 * w, drawn(rng, 4, experts))
     x, noise = rng.standard_normal((1, 4)), 0.5 * rng.standard_normal((1, experts))
-    estimate = router.forward(params, x, top_k, noise=noise)[1].load
+    estimate = noisy_top_k.gate(params, x, top_k, noise=noise)[1].load
     for i in range(experts):
         fresh = noise.repeat(draws, axis=0)
         fresh[:, i] = rng.standard_normal(draws)
-        routing, _, _ = router.forward(params, x.repeat(draws, axis=0), top_k, noise=fresh)
+        routing, _, _ = noisy_top_k.gate(params, x.repeat(draws, axis=0), top_k, noise=fresh)
         frequency = (routing.experts == i).any(axis=1).mean()
         assert abs(frequency - estimate[i]) < FALSE_ALARM * math.sqrt(estimate[i] * (1 - estimate[i]) / draws)
     assert ((estimate > 0.1) & (estimate < 0.9)).sum() >= 3, "a point that would show a difference"
@@ -198,9 +200,9 @@ def chance_of_being_chosen(c: np.ndarray, sigma: np.ndarray, top_k: int) -> np.n
         above = np.zeros((top_k, len(z)))  # the chance that exactly so many are above
         above[0] = 1
         for j in set(range(len(c))) - {i}:
-            coin = 1 - normal.cumulative((z - c[j]) / sigma[j])
+            coin = 1 - gaussian.cumulative((z - c[j]) / sigma[j])
             above = (1 - coin) * above + coin * np.concatenate([np.zeros((1, len(z))), above[:-1]])
-        chances.append((normal.density(steps) * above.sum(0)).sum() * (steps[1] - steps[0]))
+        chances.append((gaussian.density(steps) * above.sum(0)).sum() * (steps[1] - steps[0]))
     return np.array(chances)
 
 
@@ -222,7 +224,7 @@ def test_noisy_choices_are_as_frequent_as_theory_says_and_the_load_estimate_has_
     theory = chance_of_being_chosen((x @ params.w_gate)[0], sigma, top_k)
     assert theory.sum() == pytest.approx(top_k, abs=1e-7)
     assert ((theory > 0.05) & (theory < 0.95)).sum() >= 2, "a point that would show a difference"
-    _, stats, _ = router.forward(params, x.repeat(draws, axis=0), top_k, noise=rng.standard_normal((draws, experts)))
+    _, stats, _ = noisy_top_k.gate(params, x.repeat(draws, axis=0), top_k, noise=rng.standard_normal((draws, experts)))
     deviation = np.sqrt(theory * (1 - theory) / draws)  # of an estimate between 0 and 1, at most this too
     assert (abs(stats.assignments / draws - theory) < FALSE_ALARM * deviation).all()
     assert (abs(stats.load / draws - theory) < FALSE_ALARM * deviation).all()
@@ -230,7 +232,7 @@ def test_noisy_choices_are_as_frequent_as_theory_says_and_the_load_estimate_has_
 
 def test_ties_go_to_the_lowest_index() -> None:
     gate = np.array([[1.0, 2.0, 2.0, 2.0]])
-    assert router.forward(Router(gate, None), np.array([[0.0], [1.0]]), 2)[0].experts.tolist() == [[0, 1], [1, 2]]
+    assert noisy_top_k.gate(Router(gate, None), np.array([[0.0], [1.0]]), 2)[0].experts.tolist() == [[0, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("experts", [4, 40])
@@ -240,21 +242,21 @@ def test_few_and_many_experts_are_ranked_alike_and_the_first_one_out_behind_them
 ) -> None:
     """Logits of few different values, so that most have an equal."""
     logits = rng.integers(6, size=(30, experts)).astype(float)
-    _, _, cache = router.forward(Router(np.eye(experts), None), logits, top_k)
+    _, _, cache = noisy_top_k.gate(Router(np.eye(experts), None), logits, top_k)
     expected = [sorted(range(experts), key=lambda e: (-row[e], e))[: top_k + 1] for row in logits]
     assert cache.ranking.tolist() == expected
     assert cache.ranking.shape == (30, min(top_k + 1, experts))
 
 
 def test_experts_stand_best_first(rng: np.random.Generator) -> None:
-    routing, _, _ = router.forward(drawn(rng), rng.standard_normal((20, 4)), 3)
+    routing, _, _ = noisy_top_k.gate(drawn(rng), rng.standard_normal((20, 4)), 3)
     assert (np.diff(routing.weights, axis=1) <= 0).all()
 
 
 def test_renormalised_weights_sum_to_one_and_equal_softmax_then_top_k_then_division(rng: np.random.Generator) -> None:
     params, x = drawn(rng), rng.standard_normal((20, 4))
-    over_chosen, _, _ = router.forward(params, x, 2)
-    over_all, _, _ = router.forward(params, x, 2, renormalize=False)
+    over_chosen, _, _ = noisy_top_k.gate(params, x, 2)
+    over_all, _, _ = noisy_top_k.gate(params, x, 2, renormalize=False)
     np.testing.assert_allclose(over_chosen.weights.sum(1), 1, atol=1e-15)
     assert (over_all.weights.sum(1) < 0.999).all()
     np.testing.assert_allclose(
@@ -264,21 +266,21 @@ def test_renormalised_weights_sum_to_one_and_equal_softmax_then_top_k_then_divis
 
 def test_a_renormalised_top_1_router_learns_nothing_from_the_language_model(rng: np.random.Generator) -> None:
     params, x = drawn(rng, noisy=False), rng.standard_normal((6, 4))
-    routing, _, cache = router.forward(params, x, 1)
-    dx, grads = router.backward(params, cache, rng.standard_normal((6, 1)), None)
+    routing, _, cache = noisy_top_k.gate(params, x, 1)
+    dx, grads = noisy_top_k.gate_backward(params, cache, rng.standard_normal((6, 1)), None)
     assert (routing.weights == 1).all()
     assert not grads.w_gate.any()
     assert not dx.any()
-    _, _, cache = router.forward(params, x, 1, renormalize=False)
-    _, grads = router.backward(params, cache, rng.standard_normal((6, 1)), None)
+    _, _, cache = noisy_top_k.gate(params, x, 1, renormalize=False)
+    _, grads = noisy_top_k.gate_backward(params, cache, rng.standard_normal((6, 1)), None)
     assert abs(grads.w_gate).max() > 0.01, "Switch's weight, the plain probability, does teach it"
 
 
 def test_without_renormalisation_experts_that_were_not_chosen_get_gradient_too(rng: np.random.Generator) -> None:
     params, x = drawn(rng, noisy=False), rng.standard_normal((1, 4))
     for renormalize in (True, False):
-        routing, _, cache = router.forward(params, x, 2, renormalize=renormalize)
-        _, grads = router.backward(params, cache, np.array([[1.0, -1.0]]), None)
+        routing, _, cache = noisy_top_k.gate(params, x, 2, renormalize=renormalize)
+        _, grads = noisy_top_k.gate_backward(params, cache, np.array([[1.0, -1.0]]), None)
         others = np.setdiff1d(np.arange(5), routing.experts)
         assert grads.w_gate[:, others].any() == (not renormalize)
 
@@ -287,16 +289,16 @@ def test_padding_changes_no_sum_and_no_gradient(rng: np.random.Generator) -> Non
     params, x, noise = drawn(rng), rng.standard_normal((5, 4)), rng.standard_normal((5, 5))
     padding = rng.standard_normal((3, 4)), rng.standard_normal((3, 5))
     dstats = RouterStats(0, np.zeros(5), *rng.standard_normal((3, 5)), rng.standard_normal(()), np.zeros(()))
-    _, stats, cache = router.forward(params, x, 2, noise=noise)
-    dx, grads = router.backward(params, cache, np.zeros((5, 2)), dstats)
-    _, padded_stats, cache = router.forward(
+    _, stats, cache = noisy_top_k.gate(params, x, 2, noise=noise)
+    dx, grads = noisy_top_k.gate_backward(params, cache, np.zeros((5, 2)), dstats)
+    _, padded_stats, cache = noisy_top_k.gate(
         params,
         np.concatenate([x, padding[0]]),
         2,
         noise=np.concatenate([noise, padding[1]]),
         mask=np.array([1, 1, 1, 1, 1, 0, 0, 0]),
     )
-    padded_dx, padded_grads = router.backward(params, cache, np.zeros((8, 2)), dstats)
+    padded_dx, padded_grads = noisy_top_k.gate_backward(params, cache, np.zeros((8, 2)), dstats)
     ours, theirs = tree.named_leaves((stats, grads)), tree.leaves((padded_stats, padded_grads))
     for (name, leaf), padded in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(padded, leaf, atol=1e-13, err_msg=name)
@@ -306,15 +308,15 @@ def test_padding_changes_no_sum_and_no_gradient(rng: np.random.Generator) -> Non
 
 def test_evaluation_has_no_noise_no_division_by_zero_and_no_chance(rng: np.random.Generator) -> None:
     params, x = drawn(rng), rng.standard_normal((6, 4))
-    routing, stats, cache = router.forward(params, x, 2)
-    plain, _, _ = router.forward(Router(params.w_gate, None), x, 2)
-    again, _, _ = router.forward(params, x, 2)
+    routing, stats, cache = noisy_top_k.gate(params, x, 2)
+    plain, _, _ = noisy_top_k.gate(Router(params.w_gate, None), x, 2)
+    again, _, _ = noisy_top_k.gate(params, x, 2)
     assert (routing.experts == plain.experts).all()
     assert (routing.weights == plain.weights).all()
     assert (routing.weights == again.weights).all()
     assert (stats.load == stats.assignments).all()
     losses, dstats = balance.loss(stats, EVERY_LOSS)
-    dx, grads = router.backward(params, cache, np.ones((6, 2)), dstats)
+    dx, grads = noisy_top_k.gate_backward(params, cache, np.ones((6, 2)), dstats)
     assert all(np.isfinite(leaf).all() for leaf in tree.leaves((losses, dx, grads)))
     assert grads.w_noise is not None
     assert not grads.w_noise.any()
@@ -322,8 +324,8 @@ def test_evaluation_has_no_noise_no_division_by_zero_and_no_chance(rng: np.rando
 
 def test_the_estimate_of_the_load_can_be_left_out_without_changing_anything_else(rng: np.random.Generator) -> None:
     params, x, noise = drawn(rng), rng.standard_normal((6, 4)), rng.standard_normal((6, 5))
-    routing, stats, _ = router.forward(params, x, 2, noise=noise)
-    same, cheaper, _ = router.forward(params, x, 2, noise=noise, estimate_load=False)
+    routing, stats, _ = noisy_top_k.gate(params, x, 2, noise=noise)
+    same, cheaper, _ = noisy_top_k.gate(params, x, 2, noise=noise, estimate_load=False)
     assert (same.weights == routing.weights).all()
     assert (cheaper.load == cheaper.assignments).all()
     assert (stats.load != stats.assignments).any()
@@ -337,9 +339,9 @@ def test_logits_of_ten_thousand_stay_finite_both_ways(dtype: Any, logits: list[f
     """In the gate, in the noise scale (softplus), in log-sum-exp and in the load estimate, all at once."""
     params = Router(np.array([logits], dtype), np.array([logits[::-1]], dtype))
     x, noise = np.array([[1.0], [-1.0]], dtype), np.array([[0.5, -0.5, 0.1], [1.0, 0.0, -2.0]], dtype)
-    routing, stats, cache = router.forward(params, x, 2, renormalize=renormalize, noise=noise)
+    routing, stats, cache = noisy_top_k.gate(params, x, 2, renormalize=renormalize, noise=noise)
     losses, dstats = balance.loss(stats, EVERY_LOSS)
-    gradients = router.backward(params, cache, np.ones((2, 2), dtype), dstats)
+    gradients = noisy_top_k.gate_backward(params, cache, np.ones((2, 2), dtype), dstats)
     for leaf in tree.leaves((routing, stats, losses, gradients)):
         assert np.isfinite(leaf).all()
     assert {leaf.dtype for leaf in tree.leaves((routing.weights, gradients))} == {np.dtype(dtype)}
@@ -361,8 +363,8 @@ def test_gradient_is_right_at_extreme_logits(scale: float, noisy: bool, renormal
 
 
 def test_noise_starts_the_same_for_all_experts(rng: np.random.Generator) -> None:
-    params = router.init(rng, 200, 8)
+    params = noisy_top_k.init(rng, 200, 8)
     assert params.w_noise is not None
     assert not params.w_noise.any()
     assert abs(params.w_gate.std() - 0.02) < 1e-3
-    assert router.init(rng, 4, 3, noisy=False).w_noise is None
+    assert noisy_top_k.init(rng, 4, 3, noisy=False).w_noise is None

@@ -1,0 +1,1 @@
+"""Who goes where, and with what weight? One module for each router; ``moe.ROUTERS`` names them."""
