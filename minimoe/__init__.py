@@ -1,13 +1,13 @@
-"""minimoe: a sparse mixture-of-experts language model written from scratch, every gradient by hand.
+"""minimoe: a sparse mixture-of-experts language model written from scratch, with hand-written gradients.
 
     import minimoe
 
-    trained = minimoe.train("tiny", out="runs/tiny")           a run folder, and the model
+    trained = minimoe.train("tiny", out="runs/tiny")           writes a run folder, returns the model
     model = minimoe.load("runs/tiny")
     print(minimoe.generate(model, "Once", tokens=200))
-    print(minimoe.gradcheck.table(minimoe.gradcheck.run()))    every gradient against finite differences
+    print(minimoe.gradcheck.table(minimoe.gradcheck.run()))    checks every gradient
 
-The layers are modules, ``minimoe.layers.attention`` and so on, each with ``init``, ``forward`` and ``backward``.
+Each layer is a module, such as ``minimoe.layers.attention``, with the functions ``init``, ``forward`` and ``backward``.
 """
 
 from importlib import import_module
@@ -40,7 +40,7 @@ __all__ = [
     "train",
 ]
 
-# What needs NumPy is imported when it is first asked for, so that `minimoe --help` need not wait for it.
+# Names that need NumPy are imported on first use, so that `minimoe --help` does not wait for it.
 _ELSEWHERE = {
     "generate": "inference.generation.write",
     "gradcheck": "proof.gradcheck",
@@ -50,13 +50,13 @@ _ELSEWHERE = {
 }
 
 
-if not TYPE_CHECKING:  # to which every name would be known
+if not TYPE_CHECKING:  # a type checker would accept every attribute name
 
     def __getattr__(name: str) -> Any:
         if name in _ELSEWHERE:
             module, _, attribute = _ELSEWHERE[name].rpartition(".")
             value = getattr(import_module(f"minimoe.{module}"), attribute, None)
-            if value is None:  # a module, which its room has not imported yet
+            if value is None:  # the name is a module that its room has not imported yet
                 value = import_module(f"minimoe.{_ELSEWHERE[name]}")
             globals()[name] = value
             return value

@@ -38,10 +38,11 @@ from minimoe.layers.attention import Attention, KeyValues
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts.swiglu import Experts
 from minimoe.layers.linear import Linear
+from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.routers import noisy_top_k
 from minimoe.layers.routers.noisy_top_k import Router
-from minimoe.layers.routing import Routing
+from minimoe.layers.routing import Choice
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
 from minimoe.parallel import processes
 
@@ -86,7 +87,7 @@ def test_identical_experts_make_routing_irrelevant(rng: np.random.Generator, act
     params = drawn_mixture(rng, config)
     params = MoE(params.router, Experts(*(weight[:1].repeat(4, axis=0) for weight in params.experts)))
     (x, dy), noise = rng.standard_normal((2, 2, 3, 4)), rng.standard_normal((2, 3, 4))
-    y, _, _, cache = moe.forward(params, x, config, noise=noise)
+    y, _, _, cache = moe.forward(params, x, config, Mode(noise=noise))
     dx, grads = moe.backward(params, cache, dy, None)
     dense, back = dense_swiglu(one_of(params.experts, 0), x.reshape(6, 4))
     dense_dx, dense_grads = back(dy.reshape(6, 4))
@@ -121,17 +122,17 @@ def test_infinite_capacity_is_dropless(rng: np.random.Generator) -> None:
     params, (x, dy) = drawn_mixture(rng, config), rng.standard_normal((2, 2, 6, 4))
     y, _, _, cache = moe.forward(params, x, config)
     for factor in (5 / 2, 1e6):
-        same, _, dropped, same_cache = moe.forward(params, x, config, capacity_factor=factor)
+        same, _, dropped, same_cache = moe.forward(params, x, config, Mode(capacity_factor=factor))
         assert dropped == 0
         assert identical((same, moe.backward(params, same_cache, dy, None)), (y, moe.backward(params, cache, dy, None)))
 
 
-def by_loop(experts: Experts, x: np.ndarray, routing: Routing, kept: np.ndarray, dy: np.ndarray) -> Any:
+def by_loop(experts: Experts, x: np.ndarray, choice: Choice, kept: np.ndarray, dy: np.ndarray) -> Any:
     """One token and one of its experts after the other → y, and the gradients of x, the weights and the experts."""
-    y, dx, dweights = np.zeros_like(x), np.zeros_like(x), np.zeros_like(routing.weights)
+    y, dx, dweights = np.zeros_like(x), np.zeros_like(x), np.zeros_like(choice.weights)
     grads = tree.zeros_like(experts)
     for t, k in np.argwhere(kept):
-        e, weight = routing.experts[t, k], routing.weights[t, k]
+        e, weight = choice.experts[t, k], choice.weights[t, k]
         answer, back = dense_swiglu(one_of(experts, e), x[t : t + 1])
         of_x, of_expert = back(weight * dy[t : t + 1])
         y[t] += weight * answer[0]
@@ -142,12 +143,12 @@ def by_loop(experts: Experts, x: np.ndarray, routing: Routing, kept: np.ndarray,
     return y, dx, dweights, grads
 
 
-def by_einsum(experts: Experts, x: np.ndarray, routing: Routing, kept: np.ndarray, dy: np.ndarray) -> Any:
+def by_einsum(experts: Experts, x: np.ndarray, choice: Choice, kept: np.ndarray, dy: np.ndarray) -> Any:
     """GShard's way: a one-hot tensor puts each token into a slot (s) of each of its experts, and all is one einsum."""
-    chosen = (routing.experts[..., None] == np.arange(len(experts.w_gate))) & kept[..., None]  # (N, K, E)
+    chosen = (choice.experts[..., None] == np.arange(len(experts.w_gate))) & kept[..., None]  # (N, K, E)
     slot = chosen.reshape(-1, chosen.shape[-1]).cumsum(0).reshape(chosen.shape)
     dispatch = (chosen[..., None] & (slot[..., None] == np.arange(1, slot.max() + 1))).astype(float)  # (N, K, E, S)
-    weighted = np.einsum("nkes,nk->nes", dispatch, routing.weights)
+    weighted = np.einsum("nkes,nk->nes", dispatch, choice.weights)
     tokens = np.einsum("nkes,nd->esd", dispatch, x)
     a = np.einsum("esd,edf->esf", tokens, experts.w_gate)
     b = np.einsum("esd,edf->esf", tokens, experts.w_up)
@@ -188,17 +189,17 @@ def test_a_loop_over_tokens_is_one_hot_einsum_is_sorted_dispatch(case: dict[str,
     config = mixture(E, K, case["renormalize"], case["noisy"])
     params, (x, dy) = drawn_mixture(rng, config), rng.standard_normal((2, B, T, 4))
     noise = rng.standard_normal((B, T, E)) if case["noisy"] else None
-    y, _, dropped, cache = moe.forward(params, x, config, noise=noise, capacity_factor=factor)
+    y, _, dropped, cache = moe.forward(params, x, config, Mode(noise=noise, capacity_factor=factor))
     dx, grads = moe.backward(params, cache, dy, None)
 
     rows, dy_rows = x.reshape(B * T, 4), dy.reshape(B * T, 4)
     xi = None if noise is None else noise.reshape(B * T, E)
-    routing, _, router_cache = noisy_top_k.gate(params.router, rows, K, renormalize=config.renormalize, noise=xi)
+    choice, _, router_cache = noisy_top_k.gate(params.router, rows, K, renormalize=config.renormalize, noise=xi)
     capacity = math.inf if factor is None else math.ceil(factor * K * T / E)
-    kept = first_come_first_served(routing.experts.reshape(B, T, K), capacity).reshape(B * T, K)
+    kept = first_come_first_served(choice.experts.reshape(B, T, K), capacity).reshape(B * T, K)
     assert dropped == (~kept).sum()
     for way in (by_loop, by_einsum):
-        its_y, its_dx, dweights, dexperts = way(params.experts, rows, routing, kept, dy_rows)
+        its_y, its_dx, dweights, dexperts = way(params.experts, rows, choice, kept, dy_rows)
         dx_router, drouter = noisy_top_k.gate_backward(params.router, router_cache, dweights, None)
         assert_close((y.reshape(B * T, 4), dx.reshape(B * T, 4)), (its_y, its_dx + dx_router))
         assert_close(grads, MoE(drouter, dexperts))
@@ -263,15 +264,15 @@ def one_head(x: np.ndarray, query: Any, key: Any, value: Any, output: Any) -> tu
 
 
 @pytest.mark.parametrize(
-    ("groups", "group_of_head"),
+    ("kv_heads", "group_of_head"),
     [(4, [0, 1, 2, 3]), (1, [0, 0, 0, 0]), (2, [0, 0, 1, 1])],
-    ids=["as many groups as heads are multi-head", "one group is multi-query", "between, neighbours share a group"],
+    ids=["one per query head is multi-head", "a single one is multi-query", "between, neighbours share one"],
 )
 def test_grouped_queries_are_heads_on_their_own(
-    rng: np.random.Generator, groups: int, group_of_head: list[int]
+    rng: np.random.Generator, kv_heads: int, group_of_head: list[int]
 ) -> None:
     """D 6, H 4, C 8."""
-    params = attention.init(rng, 6, 4, groups, 8, dtype=np.float64)
+    params = attention.init(rng, 6, 4, kv_heads, 8, dtype=np.float64)
     x, dy = rng.standard_normal((2, 2, 5, 6))
     y, cache = attention.forward(params, x, rope.init(np.arange(5), 8, dtype=np.float64), 8)
     dx, grads = attention.backward(params, cache, dy)
@@ -349,7 +350,8 @@ def test_cached_decoding_is_full_decoding(small: ModelConfig, cuts: set[int], wi
     params, tokens = drawn(rng, config), rng.integers(13, size=(2, 7))
     whole, _, cache = decoder.forward(params, tokens, config)
     for layer, done in zip(params.blocks, cache.blocks, strict=True):
-        ascending = np.sort(done.moe.router.x @ layer.moe.router.w_gate)
+        [(logits, _)] = noisy_top_k.compared(layer.moe.router, done.moe.router)
+        ascending = np.sort(logits)
         if (ascending[:, -2] - ascending[:, -3]).min() < 1e-9:
             return
     past, pieces = None, []

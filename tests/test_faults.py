@@ -161,7 +161,7 @@ def text(tmp_path: Path) -> Path:
 
 def minimoe(*words: str | Path, code: str = "", **settings: Any) -> "subprocess.Popen[str]":
     """``minimoe`` in a process of its own, after some ``code`` that breaks something."""
-    start = f"import sys\n{code}\nfrom minimoe.cli import main\nsys.exit(main(sys.argv[1:]))"
+    start = f"import sys\n{code}\nfrom minimoe.cli.main import main\nsys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", start, *map(str, words)],
         stdout=subprocess.PIPE,
@@ -171,8 +171,11 @@ def minimoe(*words: str | Path, code: str = "", **settings: Any) -> "subprocess.
     )
 
 
-NO_FIGURES = "from minimoe import report; report.write = lambda *_: None; report.closing = lambda *_: 'done'"
-SLOW_STEPS = "from minimoe import report; import time; report.Bar.show = lambda *_: time.sleep(0.05)"
+NO_FIGURES = (
+    "from minimoe.training import run_report; "
+    "run_report.write = lambda *_: None; run_report.closing = lambda *_: 'done'"
+)
+SLOW_STEPS = "from minimoe.training import run_report; import time; run_report.Bar.show = lambda *_: time.sleep(0.05)"
 
 
 def reference(tmp_path: Path, text: Path, **settings: Any) -> dict[str, Any]:
@@ -283,7 +286,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_the_run_ends_with_the_same_bits(
     assert "Traceback" not in complained
     reached = len(metrics(out))
     assert 3 <= reached < 60
-    assert f"Interrupted at step {reached}; all of it is saved" in said
+    assert f"Interrupted at step {reached}; everything is saved" in said
     assert f"minimoe train --resume {out}" in said
     assert lasting(out)["progress"]["step"] == reached
     process = minimoe("train", "--resume", out, "--threads", "1", code=NO_FIGURES)
@@ -412,7 +415,7 @@ def test_of_two_trainings_into_one_folder_the_second_is_refused_and_the_first_en
     new = ["train", "--text", text, "--out", out, *options(**settings), "--threads", "1"]
     first = minimoe(*new, code=f"{NO_FIGURES}\n{SLOW_STEPS}")
     wait_for_steps(out, 2, first)
-    for words, says in ((new, "already holds a run"), (["train", "--resume", out], "another training is writing to")):
+    for words, says in ((new, "already holds a run"), (["train", "--resume", out], "another training run is writing")):
         second = minimoe(*words)
         said, complained = second.communicate()
         assert (second.returncode, said) == (2, "")
@@ -454,7 +457,8 @@ def killed_after(steps: int, calls: int, of: tuple[str, ...] = ()) -> str:
     """
     return f"""
 import os, signal, sys
-from minimoe import cli, report
+from minimoe.cli import main
+from minimoe.training import run_report
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -477,7 +481,7 @@ def count_steps():
 
 steps = count_steps()
 next(steps)
-report.Bar.show = lambda *_: next(steps)
+run_report.Bar.show = lambda *_: next(steps)
 """
 
 

@@ -23,9 +23,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_runs import CORPUS, SMALL, lasting
 
-from minimoe.core import resources
 from minimoe.cli import main
-from minimoe.core import config, presets, tree
+from minimoe.core import config, presets, resources, tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.inference import generation

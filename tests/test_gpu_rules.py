@@ -175,7 +175,7 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch, cupy: ModuleType) -> None:
 STATES = [
     (no_cupy, "CuPy is not installed: run `pip install cupy-cuda13x`"),
     (old_cupy, "CuPy 13.6.0 is too old: run `pip install --upgrade cupy-cuda1"),
-    (no_driver, "no GPU or driver answers (cudaErrorInsufficientDriver: too old): check `nvidia-smi`"),
+    (no_driver, "no GPU or driver responds (cudaErrorInsufficientDriver: too old): check `nvidia-smi`"),
     (no_gpu, "no GPU was found: check `nvidia-smi`"),
     (no_libraries, "cannot load its CUDA libraries (libcublas.so.12: not found): run `pip install"),
     (no_compiler, "cannot load its CUDA libraries (cannot open source file cuda_fp16.h): run `pip install"),

@@ -23,7 +23,8 @@ STEPS, EVERY = 10_000, 250
 WATCHED = """
 import json, os, sys, time
 from pathlib import Path
-from minimoe import config, report, trainer
+from minimoe.core import presets
+from minimoe.training import run_report, trainer
 
 steps, every, out, threads, settings = json.loads(sys.argv[1])
 held, used = [], []
@@ -37,8 +38,8 @@ def show(bar, row):
         held.append(sum(pages) * os.sysconf("SC_PAGE_SIZE"))
         used.append(time.process_time() + sum(int(n) for pair in ticks for n in pair) / os.sysconf("SC_CLK_TCK"))
 
-report.Bar.show = show
-preset = config.override(config.preset("tiny"), {"steps": steps, **settings})
+run_report.Bar.show = show
+preset = presets.override(presets.preset("tiny"), {"steps": steps, **settings})
 trainer.train(preset, out=out, device="cpu", threads=threads, progress=False)
 print(json.dumps([held, used]))
 """

@@ -11,7 +11,7 @@ def rows_without_gradient(tokens, vocabulary):
 def undo_merges(ids, merges):
     """ids: a list of integers; merges: a list of pairs → an array of bytes, as integers below 256."""
     ids = list(ids)
-    # the last merge may hold all earlier ones, and none of the later: undo them in reverse order
+    # a merge may contain earlier merges but no later ones: undo them in reverse order
     for new, pair in reversed(list(enumerate(merges, start=256))):
         ids = [part for token in ids for part in (pair if token == new else (token,))]
     return np.array(ids)
@@ -21,7 +21,7 @@ def with_positions_backward(tokens, vocabulary, dy):
     """tokens (B, T), dy (B, T, D) → dtable (V, D), dposition (T, D)."""
     dtable = np.zeros((vocabulary, dy.shape[-1]))
     np.add.at(dtable, tokens, dy)
-    return dtable, dy.sum(0)  # place t is used once in every sequence
+    return dtable, dy.sum(0)  # every sequence uses place t once
 
 
 def tied_backward(table, tokens, dz):

@@ -5,7 +5,7 @@ import numpy as np
 
 def linear_with_bias_backward(x, W, dy):
     """x (N, D), W (D, F), dy (N, F) → dx (N, D), dW (D, F), db (F,)."""
-    return dy @ W.T, x.T @ dy, dy.sum(0)  # b is added to every token, so its gradients add over tokens
+    return dy @ W.T, x.T @ dy, dy.sum(0)  # b is added to every token, so its gradient is the sum over tokens
 
 
 def softmax_backward(p, dp):
@@ -17,7 +17,7 @@ def tied_backward(x, W, dy):
     """x (N, D), W (D, F), dy (N, D) → dx (N, D), dW (D, F)."""
     h = x @ W  # (N, F)
     dh = dy @ W  # (N, F)  back through y = h Wᵀ
-    dW = x.T @ dh + dy.T @ h  # the use in x W, and the use in h Wᵀ, whose own gradient is hᵀ dy, transposed
+    dW = x.T @ dh + dy.T @ h  # from x W, and from h Wᵀ: hᵀ dy is the gradient of Wᵀ, so its transpose is that of W
     return dh @ W.T, dW
 
 
@@ -29,5 +29,5 @@ def masked_cross_entropy_backward(p, targets, mask):
 
 
 def best_step(value, curvature, epsilon):
-    """Where −2 ε |value| / h² + |curvature| / 2 = 0."""
+    """The h at which −2 ε |value| / h² + |curvature| / 2 = 0."""
     return 2 * np.sqrt(epsilon * abs(value) / abs(curvature))

@@ -2,7 +2,7 @@
 
 
 def gradient_at_scaled_input(dx, c):
-    """In dx = r · (…) everything in the brackets stays as it was, and r = 1/rms(c·x) is c times smaller."""
+    """In dx = r · (…), everything in the brackets stays the same, and r = 1/rms(c·x) is c times smaller."""
     return dx / c
 
 

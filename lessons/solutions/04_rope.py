@@ -31,7 +31,7 @@ def learned_speeds_backward(speed, x, dy):
     cos, sin = np.cos(t * speed), np.sin(t * speed)
     x1, x2, dy1, dy2 = x[:, :half], x[:, half:], dy[:, :half], dy[:, half:]
     dx = np.concatenate([dy1 * cos + dy2 * sin, dy2 * cos - dy1 * sin], axis=1)
-    # a little more angle moves y along the circle, at right angles to itself: y₁ by −y₂, y₂ by y₁
+    # a small change of the angle moves y along the circle, at right angles to y: y₁ by −y₂, y₂ by y₁
     y1, y2 = x1 * cos - x2 * sin, x2 * cos + x1 * sin
     dangle = dy2 * y1 - dy1 * y2  # (T, C/2)
     return dx, (t * dangle).sum(0)

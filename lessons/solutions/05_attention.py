@@ -20,12 +20,12 @@ def keys_as_values_backward(A, q, k, do):
     """A (T, T), q, k and do (T, C) → dq (T, C), dk (T, C)."""
     dA = do @ k.T
     dS = A * (dA - (A * dA).sum(1, keepdims=True)) / np.sqrt(q.shape[1])
-    return dS @ k, A.T @ do + dS.T @ q  # k as value, and k as key
+    return dS @ k, A.T @ do + dS.T @ q  # dk: k as value, plus k as key
 
 
 def sink_backward(A, dA):
     """A and dA (T, T) → dS (T, T), db a number."""
     gathered = (A * dA).sum(1, keepdims=True)  # (T, 1)
     sink_weight = 1 - A.sum(1, keepdims=True)  # (T, 1)
-    # the sink is one more score, whose own dA is 0: the same line, with da = 0
+    # the sink is one more score, and its own dA is 0: db is the same formula with dA = 0
     return A * (dA - gathered), (sink_weight * (0 - gathered)).sum()

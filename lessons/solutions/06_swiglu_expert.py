@@ -4,7 +4,7 @@ import numpy as np
 
 
 def llama_width(D):
-    """→ int: F with (at least) as many parameters as the classic layer, a multiple of 256."""
+    """→ int: the multiple of 256 with at least as many parameters as the classic layer."""
     same_size = 8 * D / 3  # 3 D F = 2 D · 4D
     return 256 * int(np.ceil(same_size / 256))
 

@@ -4,18 +4,18 @@ import numpy as np
 
 
 def collapsed_score(E, K):
-    """→ a number: E Σ f_e p̄_e of a total collapse."""
+    """→ a number: E Σ f_e p̄_e when all tokens choose the same K experts."""
     return E / K  # K experts, each with f = 1/K and p̄ = 1/K
 
 
 def bias_step(b, counts, gamma):
-    """b (E,), counts (E,) assignments of the last step, gamma a number → the new b (E,)."""
+    """b (E,), counts (E,) of assignments in the last step, gamma a number → the new b (E,)."""
     return b + gamma * np.sign(counts.mean() - counts)
 
 
 def entropy_backward(p):
     """p = softmax(z) (N, E) → dz (N, E)."""
-    u = (np.log(p.mean(0)) + 1) / len(p)  # the same price list for every token
+    u = (np.log(p.mean(0)) + 1) / len(p)  # (E,)  the gradient with respect to p, the same for every token
     return p * (u - (p * u).sum(1, keepdims=True))
 
 
@@ -24,5 +24,5 @@ def sequence_balance_backward(p, chosen):
     B, T, E = p.shape
     counts = np.stack([np.bincount(sequence.ravel(), minlength=E) for sequence in chosen])
     f = counts / counts.sum(1, keepdims=True)  # (B, E)
-    u = E * f[:, None] / (B * T)  # (B, 1, E)  every sequence has its own price list
+    u = E * f[:, None] / (B * T)  # (B, 1, E)  the gradient with respect to p, the same within a sequence
     return p * (u - (p * u).sum(2, keepdims=True))

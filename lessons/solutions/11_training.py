@@ -4,7 +4,7 @@ import numpy as np
 
 
 def uncorrected_step(beta1, beta2, step):
-    """→ a number: 1 would be no difference."""
+    """→ a number: 1 would mean no difference."""
     t = step + 1
     return (1 - beta1**t) / np.sqrt(1 - beta2**t)
 
@@ -21,7 +21,7 @@ def step_backward(weight, direction, rate, decay, dnew):
 
 
 def newton_schulz(m, steps):
-    """m (E, D, F) → (E, D, F) after so many steps."""
+    """m (E, D, F) → (E, D, F) after ``steps`` steps."""
     x = m / np.sqrt((m * m).sum((1, 2), keepdims=True))
     for _ in range(steps):
         x = 1.5 * x - 0.5 * x @ x.swapaxes(1, 2) @ x

@@ -11,7 +11,7 @@ def cache_bytes(config, tokens, bytes_per_number):
 
 def min_p_probabilities(logits, min_p):
     """logits (V,), min_p in (0, 1] → the probability (V,) of each token to be drawn."""
-    p = np.exp(logits - logits.max())  # relative to the likeliest, which is all that the filter asks
+    p = np.exp(logits - logits.max())  # relative to the likeliest token, as the filter needs it
     p[p < min_p] = 0
     return p / p.sum()
 
@@ -34,5 +34,5 @@ def entropy_backward(logits, temperature):
     p /= p.sum()
     surprise = -np.log(p)
     ds = p * (surprise - (p * surprise).sum())
-    # ds·s is −Var(s): the warmer, the more undecided, unless all logits are equal
+    # Σ ds·s is −Var(s): a higher temperature raises the entropy, unless all logits are equal
     return ds / temperature, -(ds * s).sum() / temperature

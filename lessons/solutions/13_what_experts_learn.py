@@ -4,7 +4,7 @@ import numpy as np
 
 
 def either_by_chance(E, K):
-    """The second token draws K experts, one after the other, and none may be among the K of the first."""
+    """1 − the chance that the second token draws K experts, one by one, and none is among the K of the first."""
     return 1 - np.prod([(E - K - i) / (E - i) for i in range(K)])
 
 
@@ -15,7 +15,7 @@ def shuffled_exactly(counts):
 
 
 def jensen_shannon_backward(p):
-    """d/dp of −p log p is −log p − 1: the mixture's and the row's constants cancel, p (n, E) → dp (n, E)."""
+    """p (n, E) → dp (n, E). d/dp of −p log p is −log p − 1; the constants of the mixture and the rows cancel."""
     return (np.log2(p) - np.log2(p.mean(0))) / len(p)
 
 

@@ -10,14 +10,14 @@ def experts_touched(experts, active, batch):
 
 
 def paired_difference(a, b):
-    """Losses a and b (n,), one for each seed → the mean difference (), its standard error ()."""
+    """Losses a and b (n,), one per seed → the mean difference (), its standard error ()."""
     difference = a - b
     return difference.mean(), difference.std(ddof=1) / np.sqrt(len(difference))
 
 
 def tokens_per_second(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak):
-    """Counts of parameters; bytes a parameter; bytes and operations a second → tokens a second."""
-    touched = 1 - (1 - K / E) ** batch  # share of the experts
+    """Counts of parameters; bytes per parameter; bytes and operations per second → tokens per second."""
+    touched = 1 - (1 - K / E) ** batch  # the share of experts that is read
     reading = bytes_each * (shared + experts_total * touched) / bandwidth
     arithmetic = 2 * (shared + experts_total * K / E) * batch / peak
     return batch / max(reading, arithmetic)
@@ -25,5 +25,5 @@ def tokens_per_second(shared, experts_total, E, K, batch, bytes_each, bandwidth,
 
 def touched_backward(q, batch):
     """q (E,) probabilities, a whole number → dq (E,)."""
-    # largest for the rarest expert: popularity that moves to a frequent one touches fewer, and balance touches most
+    # largest for the rarest expert: moving popularity to a frequent expert touches fewer experts; balance touches most
     return batch * (1 - q) ** (batch - 1)

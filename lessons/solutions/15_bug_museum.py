@@ -9,14 +9,14 @@ def library_form(E, K):
 
 
 def balance_of_parts(assignments, probability, tokens):
-    """Add the sums, then take the loss: assignments (M, E), probability (M, E), tokens (M,) → a number."""
+    """assignments (M, E), probability (M, E), tokens (M,) → a number: add the sums first, then compute the loss."""
     f = assignments.sum(0) / assignments.sum()  # (E,)
     p_mean = probability.sum(0) / tokens.sum()  # (E,)
     return len(f) * (f * p_mean).sum()
 
 
 def leaks_the_future(model, tokens, vocabulary):
-    """Change one token after the other, and look at everything before it."""
+    """Change each token in turn, and compare all logits before it."""
     before = model(tokens)
     for t in range(1, len(tokens)):
         changed = tokens.copy()
@@ -27,7 +27,7 @@ def leaks_the_future(model, tokens, vocabulary):
 
 
 def double_softmax_backward(z, dp):
-    """z (N, E), dp (N, E) → dz (N, E): through the outer softmax first, then through the inner one."""
+    """z (N, E), dp (N, E) → dz (N, E): back through the outer softmax first, then through the inner one."""
 
     def softmax(z):
         p = np.exp(z - z.max(1, keepdims=True))

@@ -1,1 +1,1 @@
-"""What do the experts do? The routing of any text, measured, drawn as a page, and shown in the text itself."""
+"""What do the experts do? The routing of any text: measured, drawn as a page, and shown in the text itself."""

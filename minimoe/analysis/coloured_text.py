@@ -1,12 +1,12 @@
-"""A text in the colours of the experts that read it, for a notebook, a web page or a terminal.
+"""A text coloured by the experts that its tokens are sent to, for a notebook, a web page or a terminal.
 
-    ColouredText(routing.trace(params, config, tokens), tokenizer)     as the last line of a cell: shows itself
+    ColouredText(routing_trace.trace(params, config, tokens), tokenizer)     the last line of a cell displays it
     print(ColouredText(…).to_terminal(layer=2))
 
-Figure 8 of Jiang et al. 2024, arXiv 2401.04088, with every layer at once: radio buttons choose the layer, and a token
-under the pointer names its experts and weights. It is HTML and CSS alone, so it also works where a notebook is only
-shown and no program runs. JupyterLab takes the style sheet out of a notebook it does not trust yet: there the text is
-plain, with its tooltips, until the cell is run.
+This is Figure 8 of Jiang et al. 2024, arXiv 2401.04088, for every layer: radio buttons choose the layer, and pointing
+at a token shows its experts and weights. The output is HTML and CSS without a script, so it also works in a viewer that
+displays a notebook without running it. JupyterLab removes the style sheet from a notebook that it does not trust yet:
+there, the text has tooltips but no colours until the cell is run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer
 HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through",
               "underline overline")  # fmt: skip
 TERMINAL_MARKS = ("", ";4", ";1", ";1;4", ";3", ";3;4", ";1;3", ";1;3;4")
-"""What sets experts of one colour apart: the first eight have no mark, the next eight an underline, and so on."""
+"""Marks for experts of the same colour: the first eight experts have none, the next eight an underline, and so on."""
 
 STYLE = """
 #ID{margin:.5em 0;line-height:1.7}
@@ -45,13 +45,13 @@ background:none;border:0;margin:.3em 0;padding:0}
 
 @dataclass(frozen=True, repr=False)
 class ColouredText:
-    """The tokens of a trace, each in the colour of its first choice; at most ``limit`` of them.
+    """The first ``limit`` tokens of a trace, each in the colour of the expert that is its first choice.
 
-    Any text is safe to show: what would be markup is escaped, and what would be invisible or would steer the terminal
-    or the direction of writing is shown by name.
+    Any text is safe to show: markup is escaped, and a character that is invisible or that controls the terminal or the
+    writing direction is replaced by its code point.
 
     Raises:
-        UserError: the trace has a token that the tokenizer does not know.
+        UserError: ``limit`` is below 1, or the trace has a token that the tokenizer does not know.
     """
 
     trace: Trace
@@ -64,18 +64,18 @@ class ColouredText:
         self.tokenizer.decode(self.trace.tokens[: self.limit])
 
     def __repr__(self) -> str:
-        return f"ColouredText({self._shown()}; in a notebook it shows itself, elsewhere print .to_terminal())"
+        return f"ColouredText({self._shown()}; a notebook displays it, elsewhere print its .to_terminal())"
 
     def _repr_html_(self) -> str:
         return self.to_html()
 
     def to_html(self) -> str:
-        """A piece of a page, about 90 bytes a token for 4 layers and 2 choices.
+        """A fragment of an HTML page, about 90 bytes per token for 4 layers and 2 choices.
 
-        A token carries its experts once, as the words of its tooltip, "L0: 5 61% 2 39%", and the style sheet matches
-        those words. Naming them in a class as well would cost a fifth more.
+        A token names its experts only once, in its tooltip, "L0: 5 61% 2 39%", and the style sheet matches the text of
+        the tooltip. Naming them in a class as well would take a fifth more bytes.
         """
-        name = "experts-" + uuid.uuid4().hex[:8]  # two of these on a page must not answer each other's buttons
+        name = "experts-" + uuid.uuid4().hex[:8]  # two fragments on one page must not react to each other's buttons
         layers, _, experts = self.trace.logits.shape
         style = STYLE.replace("#ID", f"#{name}") + "\n".join(_colour_rule(name, e, layers) for e in range(experts))
         buttons = "\n".join(
@@ -90,12 +90,12 @@ class ColouredText:
         )
         return (
             f'<div id={name} role=group aria-label="Text coloured by expert">\n<style>{style}\n</style>\n{buttons}\n'
-            f"<p>expert {key} &ensp; {self._shown()}; point at a token for its experts and weights</p>\n"
+            f"<p>expert {key} &ensp; {self._shown()}; point at a token to see its experts and weights</p>\n"
             f"<pre>{tokens}</pre>\n</div>"
         )
 
     def to_terminal(self, layer: int = 0) -> str:
-        """The text of one layer with the escape codes of a 256-colour terminal, below a key to its colours.
+        """The text in the colours of one layer, with the escape codes of a 256-colour terminal and a key above it.
 
         Raises:
             UserError: there is no such layer.
@@ -112,7 +112,7 @@ class ColouredText:
         return token_texts(self.tokenizer, self.trace.tokens[: self.limit].tolist())
 
     def _tooltips(self) -> list[str]:
-        """For each token a line per layer: its experts, best first, each with its weight."""
+        """For each token, one line per layer: the token's experts, best first, each with its weight."""
         lines = []
         for layer, (experts, weights) in enumerate(zip(self.trace.experts, self.trace.weights, strict=True)):
             pairs = zip(experts[: self.limit].tolist(), weights[: self.limit].tolist(), strict=True)
@@ -130,18 +130,18 @@ class ColouredText:
 
 
 def token_texts(tokenizer: AnyTokenizer, ids: list[int]) -> list[str]:
-    """What each token stands for; one that is no text of its own is named: ⟨C3⟩ for a byte of é, ⟨s⟩ for a mark."""
+    """The text of each token, or a name if it is not text by itself: ⟨C3⟩ for a byte of é, ⟨s⟩ for a special token."""
     texts = {token: _text_of(tokenizer, token) for token in set(ids)}
     return [texts[token] for token in ids]
 
 
 def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
-    """What the token adds to a text that ends in the same token.
+    """The text that the token adds to a text that ends in the same token.
 
-    Decoded alone it would be the first of its text, and the first word of a text loses the space in front of it.
+    The token is not decoded alone, because the first word of a text loses the space in front of it.
     """
     text = tokenizer.decode([token, token])[len(tokenizer.decode([token])) :]
-    if isinstance(tokenizer, CharTokenizer) or (text and "\ufffd" not in text):  # � is a part of a character
+    if isinstance(tokenizer, CharTokenizer) or (text and "\ufffd" not in text):  # � stands for a part of a character
         return text
     if isinstance(tokenizer, ByteTokenizer):
         return f"⟨{token:02X}⟩"
@@ -150,10 +150,10 @@ def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with nothing in it that hides or acts: only a new line and a tab keep their effect, behind an arrow.
+    """``text`` with every invisible or active character replaced; only newlines and tabs stay, after an arrow.
 
-    Control characters, marks of direction, zero-width characters and the like become their number, ⟨1B⟩ or ⟨202E⟩. An
-    accent without its letter gets a dotted circle to stand on.
+    Control characters, direction marks, zero-width characters and the like become their code point, ⟨1B⟩ or ⟨202E⟩. If
+    the text begins with an accent that has no letter, the accent is put on a dotted circle.
     """
     shown = "".join(map(_visible_character, text))
     return "◌" + shown if text and unicodedata.category(text[0]).startswith("M") else shown
@@ -162,14 +162,14 @@ def visible(text: str) -> str:
 def _visible_character(character: str) -> str:
     if character in "\n\t":
         return {"\n": "↵\n", "\t": "→\t"}[character]
-    # all controls, formats (directions, zero widths), surrogates, private and unknown ones, and separators of lines
+    # controls, formats (directions, zero widths), surrogates, private-use and unassigned characters, line separators
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return f"⟨{ord(character):02X}⟩"
     return character
 
 
 def _colour_rule(name: str, expert: int, layers: int) -> str:
-    """The CSS that colours one expert's tokens in the chosen layer, and its place in the key."""
+    """The CSS rule that colours one expert's tokens in the chosen layer, and the expert's entry in the key."""
     tokens = "".join(f'#{name}-{layer}:checked~pre [title*="L{layer}: {expert} "],' for layer in range(layers))
     background = palette.colour(expert)
     mark = HTML_MARKS[expert // len(palette.COLOURS) % len(HTML_MARKS)]
@@ -178,7 +178,7 @@ def _colour_rule(name: str, expert: int, layers: int) -> str:
 
 
 def _in_colour(text: str, expert: int) -> str:
-    """``text`` between escape codes that colour it; the colour ends before a new line, lest it fill it."""
+    """``text`` between escape codes that colour it; the colour ends before each newline, or it would fill the line."""
     place = expert % len(palette.COLOURS)
     ink = 16 if palette.ink(palette.COLOURS[place]) == "#000000" else 231
     mark = TERMINAL_MARKS[expert // len(palette.COLOURS) % len(TERMINAL_MARKS)]

@@ -1,10 +1,10 @@
-"""The routing microscope: all that can be asked of the routers on several texts, gathered, as a table or as JSON.
+"""The routing microscope: all statistics of a model's routing on several texts, as a table or as JSON.
 
-    model = models.load("runs/toy")
+    model = open_model.load("runs/toy")
     seen = look(model, {"fables": model.tokenizer.encode(…), "sums": …})
     print(table(seen))
 
-What each number means stands in ``routing``; ``microscope_page`` shows the same on a page to explore.
+``routing_trace`` explains each number; ``microscope_page`` shows the same numbers on a page to explore.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from minimoe.text import batches
 from minimoe.text.corpus import Corpus
 
 LINE = 100
-"""Characters of a line of the tables, at most."""
+"""Most characters in a line of the tables."""
 
 FAVOURITES = 8
 """How many favourite tokens are listed for each expert."""
 
 RATES = ("observed", "uniform", "load", "shuffled")
-"""How often neighbours share an expert, and by three kinds of chance, as ``routing.Repetition`` has them."""
+"""The fields of ``routing_trace.Repetition``: how often neighbours share an expert, and three chance levels."""
 
 SHUFFLED_TOKENS = 100_000
-"""A text is shuffled until about so many tokens have been, at most 20 times: half a percent by luck is then rare."""
+"""About how many tokens of a text are shuffled, in at most 20 rounds: a chance error of half a percent is then rare."""
 
 
 class Favourite(NamedTuple):
-    """``routing.Favourite``, with the token's text made visible."""
+    """``routing_trace.Favourite`` with the visible text of the token."""
 
     token: int
     text: str
@@ -52,17 +52,17 @@ class Favourite(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """What one layer's first choices do, or its second ones, or all of them together."""
+    """The statistics of one layer's first choices, of its second choices, or of all its choices together."""
 
     load: Array  # (texts, E)  each expert's share of the assignments
-    difference: Array  # (texts, texts)  Jensen-Shannon divergence of their loads, in bits
-    divergence: float  # that of all texts at once, 0 if there is only one
+    difference: Array  # (texts, texts)  Jensen-Shannon divergence of the loads of two texts, in bits
+    divergence: float  # the divergence of all texts at once; 0 if there is only one
     repetition: Array  # (texts, 4)  in the order of RATES
-    favourites: list[list[Favourite]]  # of each expert, in all texts together
+    favourites: list[list[Favourite]]  # of each expert, over all texts
 
 
 class Layer(NamedTuple):
-    """What one layer's router does."""
+    """The statistics of one layer's router."""
 
     choices: dict[Choice, Chosen]
     entropy: Array  # (texts,)  mean over the tokens, nats
@@ -72,11 +72,11 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Seen:
-    """What there is to see of a model's routing on some texts."""
+    """A model's routing on some texts, and all statistics of it."""
 
-    context: int  # T  longer texts are read in windows of so many tokens
+    context: int  # T  longer texts are read in windows of this many tokens
     traces: dict[str, Trace]  # by the name of the text
-    token_texts: dict[int, str]  # what each token stands for, made visible
+    token_texts: dict[int, str]  # the visible text of each token
     layers: list[Layer]
 
     @property
@@ -91,11 +91,11 @@ class Seen:
 
     def __repr__(self) -> str:
         names = ", ".join(map(visible, self.traces))
-        return f"Seen({names}; print microscope.table(…), or give it to microscope_page.write)"
+        return f"Seen({names}; pass it to microscope.table and print the result, or to microscope_page.write)"
 
 
 def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Array]:
-    """The tokens of each file; without files those that the run was validated on, which it never learned from.
+    """The tokens of each file; without files, those of the run's validation split, which it was not trained on.
 
     Raises:
         UserError: there are neither files nor a run, the run's texts have changed, or a text cannot be encoded.
@@ -109,21 +109,21 @@ def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Ar
 
 
 def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map) -> Seen:
-    """Routes every text, given as tokens (T,) by name, and gathers what ``routing`` says of it.
+    """Routes every text, given as tokens (T,) by name, and computes all statistics of ``routing_trace``.
 
-    The layers are looked at one by one, which bounds the memory that the statistics take beside the traces.
+    The layers are processed one by one, which bounds the memory that the statistics need in addition to the traces.
 
     Args:
-        run: a ``map`` over the texts, one of several threads for instance.
+        run: a ``map`` over the texts, for example one that uses several threads.
 
     Raises:
-        UserError: there is no text, one has fewer than two tokens, or one that the model does not know.
+        UserError: there is no text, a text has fewer than two tokens, or a token is not in the model's vocabulary.
     """
     if not tokens:
         raise UserError("There is no text to look at; give at least one.")
     for name, ids in tokens.items():
         if len(ids) < 2:
-            raise UserError(f"The text {name!r} is {len(ids)} token long; give at least two, which can be compared.")
+            raise UserError(f"The text {name!r} is {len(ids)} token long; give at least two, to compare neighbours.")
     traced = run(lambda ids: routing_trace.trace(model.params, model.config, ids), tokens.values())
     traces = dict(zip(tokens, traced, strict=True))
     known = np.unique(np.concatenate([trace.tokens for trace in traces.values()])).tolist()
@@ -150,13 +150,13 @@ def _rates(trace: Trace, choice: Choice) -> Array:
 
 
 def _layer(trace: Trace, layer: int) -> Trace:
-    """One layer of a trace, still with an axis of layers."""
+    """One layer of a trace; its arrays keep the axis of layers, with length 1."""
     experts, weights, logits = (part[layer : layer + 1] for part in (trace.experts, trace.weights, trace.logits))
     return trace._replace(experts=experts, weights=weights, logits=logits)
 
 
 def _look_at(traces: list[Trace], repetition: Mapping[Choice, Array], shown: Mapping[int, str]) -> Layer:
-    """The statistics of one layer; the traces, one a text, have no other."""
+    """The statistics of one layer; ``traces`` holds one trace per text, each of this layer only."""
     together = Trace(*(np.concatenate(parts, axis=int(parts[0].ndim > 1)) for parts in zip(*traces, strict=True)))
     return Layer(
         {choice: _look_at_choice(traces, together, choice, rates, shown) for choice, rates in repetition.items()},
@@ -181,7 +181,7 @@ def _look_at_choice(
 
 
 def to_dict(seen: Seen) -> dict[str, Any]:
-    """All statistics in lists and numbers, by name; a margin that is infinite, where K = E, is None."""
+    """All statistics as lists and numbers, by name; an infinite margin, where K = E, becomes None."""
     names = list(seen.traces)
     return {
         "layers": len(seen.layers),
@@ -223,9 +223,9 @@ def to_json(seen: Seen) -> str:
 
 
 def table(seen: Seen) -> str:
-    """The statistics in columns, layer by layer, with nothing in them that could steer a terminal."""
+    """The statistics in columns, layer by layer, without characters that could control a terminal."""
     lengths = ", ".join(f"{_in_line(visible(name))} {len(trace.tokens):,}" for name, trace in seen.traces.items())
-    head = f"{len(seen.layers)} layers, {seen.active} of {seen.experts} experts a token. Tokens: {lengths}."
+    head = f"{len(seen.layers)} layers, {seen.active} of {seen.experts} experts per token. Tokens: {lengths}."
     return "\n".join([head, *(line for layer in range(len(seen.layers)) for line in _layer_table(seen, layer))])
 
 
@@ -248,21 +248,21 @@ def _layer_table(seen: Seen, number: int) -> Iterator[str]:
             row[itself] = "-"
         yield from _columns("of its tokens, also to", experts, experts, others)
     chosen = list(layer.choices.values())[-1]
-    yield "\ntakes most, times its base rate"
+    yield "\nfavourite tokens, each with its multiple of the expert's base rate"
     for expert, favourites in zip(experts, chosen.favourites, strict=True):
         tokens = "   ".join(f"'{_in_line(token.text)}' {token.lift:.1f}" for token in favourites)
         yield f"  {expert:<3} {tokens or '-'}"
 
 
 def shared(co_activation: Array) -> Array:
-    """co_activation (E, E) → of the tokens sent to expert i, the share also sent to expert j, (E, E)."""
+    """co_activation (E, E) → (E, E): of the tokens sent to expert i, the share that is also sent to expert j."""
     own = np.diag(co_activation)[:, None]
     given: Array = co_activation / np.where(own > 0, own, 1)
     return given
 
 
 def _columns(title: str, heads: Sequence[str], names: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A title and heads of columns, then one line a name; columns that do not fit into ``LINE`` follow below."""
+    """A title and column heads, then one line per name; columns that do not fit into ``LINE`` follow below."""
     left = max(len(title), *(len(name) + 2 for name in names)) + 1
     width = max(len(cell) for cells in (heads, *rows) for cell in cells) + 2
     count = max(1, (LINE - left) // width)
@@ -274,7 +274,7 @@ def _columns(title: str, heads: Sequence[str], names: list[str], rows: list[list
 
 
 def _in_line(text: str) -> str:
-    """A visible text on one line: its new lines and tabs stand behind arrows, which are enough."""
+    """A visible text on one line: its newlines and tabs are removed, because the arrows before them are enough."""
     return text.replace("\n", "").replace("\t", "")
 
 

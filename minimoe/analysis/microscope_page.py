@@ -1,10 +1,10 @@
-"""The routing microscope as one HTML page: the text in the experts' colours, and every table and figure beside it.
+"""The routing microscope as one HTML page: the text in the experts' colours, with every table and figure.
 
     microscope_page.write("routing.html", microscope.look(model, texts))
 
-The page loads nothing and works from disk. Its script and style stand in minimoe/web; its policy names them by their
-checksum, so that nothing else can run, whatever a text holds. The experts and weights of a token are small integers,
-2·L·K of them, in columns that are deflated.
+The page loads nothing and works from disk. Its script and style are in minimoe/analysis/web; its content security
+policy names them by checksum, so that nothing else can run, whatever a text contains. The experts and weights of a
+token are 2·L·K small integers, stored in compressed columns.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from minimoe.draw import palette
 WEB = Path(__file__).with_name("web")
 
 MOST_CHOICES = 16_000_000
-"""At most so many experts of tokens are on the page, N·L·K of all texts together; of longer texts the beginning."""
+"""Most choices of experts on the page, N·L·K over all texts; of a longer text, the page has only the beginning."""
 
 
 def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> None:
-    """Writes the page; a reader sees the whole file or the one before.
+    """Writes the page; a reader sees either the whole new file or the old one.
 
     Raises:
         UserError: the file cannot be written.
@@ -43,7 +43,7 @@ def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> No
 
 
 def page(seen: Seen, title: str = "Routing microscope") -> str:
-    """The page as one string; what comes from a text is in it as ASCII."""
+    """The page as one string; everything that comes from a text is written in ASCII."""
     style = _read("microscope.css") + "\n".join(_expert_rules(seen.experts))
     script = _read("microscope_figures.js") + _read("microscope.js")
     parts = {
@@ -62,12 +62,12 @@ def _read(name: str) -> str:
 
 
 def _checksum(content: str) -> str:
-    """How a content security policy names what may run."""
+    """The name of a script or style sheet in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
 def _expert_rules(experts: int) -> list[str]:
-    """The style of each expert: as a ground for text, and as the band under a token of which it is another choice."""
+    """The style of each expert: its background, the band under a token whose second choice it is, and its button."""
     rules = []
     for expert in range(experts):
         ground = palette.colour(expert)
@@ -79,7 +79,7 @@ def _expert_rules(experts: int) -> list[str]:
 
 
 def _data(seen: Seen) -> str:
-    """All that the page shows, as JSON that cannot end the element it stands in."""
+    """Everything that the page shows, as JSON that cannot close the element that contains it."""
     names = list(seen.traces)
     places = {token: place for place, token in enumerate(seen.token_texts)}
     limit = max(1, MOST_CHOICES // (len(seen.layers) * seen.active * len(names)))
@@ -94,7 +94,7 @@ def _data(seen: Seen) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Dictionaries and lists of numbers, each with the four digits that a page may show."""
+    """Dictionaries and lists of numbers, each rounded to four digits, which is as many as the page shows."""
     match value:
         case dict():
             return {name: _rounded(part) for name, part in value.items()}
@@ -107,7 +107,7 @@ def _rounded(value: Any) -> Any:
 
 def _columns(trace: Trace, places: dict[int, int], limit: int) -> dict[str, Any]:
     """The first ``limit`` tokens of a text: places in the vocabulary (N,), experts and weights in percent (L, K, N)."""
-    known = np.array(list(places))  # ascending, as numpy.unique made them
+    known = np.array(list(places))  # ascending, because numpy.unique made them
     weights = np.rint(100 * trace.weights[:, :limit])
     return {
         "shown": min(limit, len(trace.tokens)),
@@ -119,7 +119,7 @@ def _columns(trace: Trace, places: dict[int, int], limit: int) -> dict[str, Any]
 
 
 def _packed(values: Array) -> dict[str, str]:
-    """Whole numbers from 0 up in as few bytes as hold them, little-endian, deflated, in base64."""
+    """Non-negative integers in the narrowest type that holds them, little-endian, deflated, in base64."""
     bits = next(bits for bits in (8, 16, 32) if values.max() < 2**bits)
     content = zlib.compress(np.ascontiguousarray(values, f"<u{bits // 8}").tobytes(), 6)
     return {"type": f"Uint{bits}Array", "content": base64.b64encode(content).decode()}

@@ -1,12 +1,12 @@
-"""What the experts do: which tokens go where, on any text, once a model is trained.
+"""What the experts do: which expert a trained model sends each token of a text to, and statistics of that.
 
-    seen = trace(params, config, tokens)        every layer's routing of every token; everything below reads it
+    seen = trace(params, config, tokens)        the routing of every token in every layer
     load(seen)                                  (L, E)  each expert's share of the work
     repetition(seen)                            do neighbours in the text share an expert more often than by chance?
-    favourite_tokens(seen, layer=0)             which tokens each expert takes more of than its fair share
+    favourite_tokens(seen, layer=0)             which tokens go to an expert more often than tokens do in general
 
-The questions are those of section 5 of Jiang et al. 2024, arXiv 2401.04088 (Mixtral), which found syntax rather than
-topics. Layers and experts are counted from 0, as there.
+The questions are those of section 5 of Jiang et al. 2024, arXiv 2401.04088 (Mixtral), which found that experts follow
+syntax rather than topics. Layers and experts are counted from 0, as in that paper.
 """
 
 from __future__ import annotations
@@ -30,51 +30,51 @@ Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
 
 TOKENS_AT_ONCE = 2048
-"""About how many tokens go through the model together, which bounds the memory."""
+"""About how many tokens go through the model at once; this bounds the memory."""
 
 
 class Trace(NamedTuple):
-    """The routing of N tokens in L layers, on the host, tokens in the order of the text."""
+    """The routing of N tokens in L layers, on the host; the tokens are in the order of the text."""
 
     tokens: Array  # (N,)
-    window: Array  # (N,)  the number of the stretch of text that the token was read in
+    window: Array  # (N,)  the number of the window that the token was read in
     experts: Array  # (L, N, K)  best first
     weights: Array  # (L, N, K)
     logits: Array  # (L, N, E)  the routers' clean logits
 
 
 class Repetition(NamedTuple):
-    """How often two consecutive tokens share an expert, beside three kinds of chance."""
+    """How often two consecutive tokens share an expert, and the same rate at three levels of chance."""
 
     observed: Array  # (L,)
-    uniform: float  # every token draws k of the E experts, all alike
-    load: Array  # (L,)  every token draws from the choices that were really made
-    shuffled: Array  # (L,)  the tokens of each window in random order
+    uniform: float  # if every token draws k of the E experts, all equally likely
+    load: Array  # (L,)  if every token draws from the observed choices
+    shuffled: Array  # (L,)  if the tokens of each window are in random order
 
 
 class Favourite(NamedTuple):
-    """A token that an expert takes more often than it takes tokens in general."""
+    """A token that goes to an expert more often than tokens do in general."""
 
     token: int
-    seen: int  # how often the token is in the text
-    share: float  # how much of that goes to this expert
-    lift: float  # share over the expert's share of all tokens, drawn towards 1 where the count is small
+    seen: int  # how often the token occurs in the text
+    share: float  # the share of these occurrences that goes to this expert
+    lift: float  # share divided by the expert's share of all tokens; closer to 1 if the token is rare
 
 
 def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -> Trace:
-    """Runs the model over tokens (T,) or (B, T) and keeps what its routers decide: no noise, nothing dropped.
+    """Runs the model over tokens (T,) or (B, T) and records what its routers decide, without noise and without drops.
 
-    Text longer than ``config.context`` is cut into windows of that length, each read without the ones before it. The
-    tokens of a trace are the N = B·T given ones, row by row.
+    Text longer than ``config.context`` is cut into windows of that length, and each window is read without the windows
+    before it. The tokens of the trace are the N = B·T given tokens, row by row.
 
     Raises:
-        UserError: ``tokens`` has another shape, no token, or one that is not in the vocabulary; or a router's logits
-            are no finite numbers.
+        UserError: ``tokens`` has another shape, no token, or a token that is not in the vocabulary; or a router's
+            logits are not finite.
     """
     try:
         ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
     except ValueError:
-        raise UserError("Tokens to trace come in rows of different lengths; trace one after the other.") from None
+        raise UserError("Tokens to trace are in rows of different lengths; trace one row at a time.") from None
     if ids.ndim not in (1, 2) or ids.size == 0 or ids.dtype.kind not in "iu":
         raise UserError(
             f"Tokens to trace have shape {ids.shape} and type {ids.dtype}; give one row or several equal rows of "
@@ -91,7 +91,7 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
     experts, weights, logits = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
     if not np.isfinite(logits).all():
         raise UserError(
-            "a router gives logits that are no finite numbers: the model has diverged or is damaged, so use an earlier "
+            "a router gives logits that are not finite: the model has diverged or is damaged, so use an earlier "
             "checkpoint, or download it again."
         )
     windows_per_row = math.ceil(rows.shape[1] / config.context)
@@ -101,7 +101,7 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
 
 
 def _batches(rows: Array, context: int) -> Iterator[Array]:
-    """rows (B, T) cut into windows, row by row, and those stacked (·, ≤ context) as far as their lengths agree."""
+    """Cuts rows (B, T) into windows, row by row, and stacks consecutive windows of equal length (·, ≤ context)."""
     windows = (row[start : start + context] for row in rows for start in range(0, len(row), context))
     for _, alike in itertools.groupby(windows, key=len):
         while stack := list(itertools.islice(alike, max(1, TOKENS_AT_ONCE // context))):
@@ -125,7 +125,7 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
 def load(trace: Trace, choice: Choice = "either") -> Array:
     """Each expert's share of a layer's assignments (L, E); rows sum to 1, and 1/E is the fair share.
 
-    Figure 7 of the Mixtral paper shows ``"either"``, its Figure 9 the first and the second choice apart.
+    Figure 7 of the Mixtral paper shows ``"either"``; its Figure 9 shows the first and the second choice separately.
     """
     experts = trace.logits.shape[2]
     counts = np.stack([np.bincount(layer.reshape(-1), minlength=experts) for layer in _chosen(trace, choice)])
@@ -136,23 +136,23 @@ def load(trace: Trace, choice: Choice = "either") -> Array:
 def load_by_domain(
     params: Decoder, config: ModelConfig, domains: Mapping[str, Array | Sequence[int]], choice: Choice = "either"
 ) -> dict[str, Array]:
-    """The load (L, E) on each of several texts, given as tokens (T,) by name."""
+    """The load (L, E) on each of several texts; ``domains`` gives the tokens (T,) of each text by its name."""
     return {name: load(trace(params, config, tokens), choice) for name, tokens in domains.items()}
 
 
 def jensen_shannon(*distributions: Array) -> Array:
-    """How different two or more distributions (…, E) are, in bits (…): 0 if equal, log₂ of their number at most.
+    """How different two or more distributions (…, E) are, in bits (…): 0 if equal, at most log₂ of their number.
 
         JS = H(mean of p₁ … p_n) − mean of H(p₁) … H(p_n)
 
-    Two that have no expert in common are 1 bit apart. Lin 1991, doi 10.1109/18.61115.
+    Two distributions without a common expert are 1 bit apart. Lin 1991, doi 10.1109/18.61115.
 
     Raises:
         UserError: fewer than two are given, their shapes differ, or a row is not a distribution.
     """
     if len(distributions) < 2 or len({np.shape(p) for p in distributions}) > 1:
         shapes = ", ".join(str(np.shape(p)) for p in distributions) or "none"
-        raise UserError(f"Distributions of shapes {shapes} cannot be compared; give at least two of one shape.")
+        raise UserError(f"Distributions of shapes {shapes} cannot be compared; give at least two of the same shape.")
     p = np.stack(distributions).astype(np.float64)  # (n, …, E)
     sums = p.sum(-1)
     if not (np.allclose(sums, 1, atol=1e-6) and (p >= 0).all()):
@@ -170,18 +170,20 @@ def jensen_shannon(*distributions: Array) -> Array:
 
 
 def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, seed: int = 0) -> Repetition:
-    """How often two tokens in a row share an expert: Table 5 of the Mixtral paper.
+    """How often two consecutive tokens share an expert: Table 5 of the Mixtral paper.
 
-    With ``"first"``, both have the same best expert; with ``"either"``, their sets of K have one in common ("first or
-    second choice" there). Pairs across the edge of a window do not count. Three nulls, each stricter than the last:
+    With ``"first"``, both tokens have the same best expert; with ``"either"``, their sets of K have an expert in common
+    (the paper's "first or second choice"). Pairs across the edge of a window do not count. The observed rate is
+    compared with three levels of chance, each stricter than the one before; k is the number of choices that count:
 
-        uniform     1 − C(E−k, k)/C(E, k), k the experts that count: 1/E for one, 46.4 % for 2 of 8
-        load        Σ p_S p_S' over all sets that meet, p as observed: Σ p² for one. Uneven load repeats by itself.
-        shuffled    observed again after ``shuffles`` random orders, by ``seed``, within each window. A window keeps
-                    its own subject and so its own load: what observed has beyond this is due to order alone.
+        uniform     1 − C(E−k, k)/C(E, k): 1/E for k = 1, and 46.4 % for 2 of 8
+        load        Σ p_S p_S' over all pairs of sets that share an expert, with p as observed: Σ p² for k = 1. An
+                    uneven load makes neighbours share an expert, whatever the order of the text.
+        shuffled    the mean rate over ``shuffles`` random orders within each window, drawn by ``seed``. A window keeps
+                    its subject and therefore its load, so a higher observed rate is due to order alone.
 
     Raises:
-        UserError: the trace has no two tokens in a row.
+        UserError: the trace has no two consecutive tokens, or ``shuffles`` or ``seed`` is out of range.
     """
     chosen = _chosen(trace, choice)  # (L, N, k)
     k, experts = chosen.shape[2], trace.logits.shape[2]
@@ -190,15 +192,17 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
         raise UserError("The trace has no two tokens in a row; trace a text of at least two tokens.")
 
     def rate(order: Array) -> Array:
-        """(L,): the share of pairs in a row that meet, with the tokens in this order."""
+        """The share of consecutive pairs that have an expert in common (L,), with the tokens in this order."""
         before, after = chosen[:, order[:-1]][:, together], chosen[:, order[1:]][:, together]
         shares: Array = _meet(before, after).mean(1)
         return shares
 
     if shuffles < 1 or seed < 0:
-        raise UserError(f"shuffles {shuffles} from seed {seed} are none: give at least 1, from a seed of at least 0.")
+        raise UserError(
+            f"{shuffles} shuffles from seed {seed} are impossible: give at least 1, from a seed of at least 0."
+        )
     rng = np.random.default_rng(seed)
-    # Sorted by window and a random fraction: every window has its tokens in random order, where it was.
+    # Sorting by window plus a random fraction keeps every window in its place and shuffles the tokens inside it.
     orders = (np.argsort(trace.window + rng.random(len(trace.window))) for _ in range(shuffles))
     return Repetition(
         observed=rate(np.arange(len(trace.window))),
@@ -209,7 +213,7 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
 
 
 def _meet(one: Array, other: Array) -> Array:
-    """Sets of experts, one (…, k) and other (…, k) → whether they have one in common, (…) bool."""
+    """Sets of experts, one (…, k) and other (…, k) → whether they have an expert in common, (…) bool."""
     common: Array = (one[..., :, None] == other[..., None, :]).any((-2, -1))
     return common
 
@@ -232,9 +236,9 @@ def entropy(trace: Trace) -> Array:
 
 
 def margin(trace: Trace) -> Array:
-    """By how much the worst chosen expert beats the best one not chosen, in logits (L, N); infinite if K = E.
+    """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite if K = E.
 
-    A token with a small margin changes its experts at the smallest change of the weights.
+    If the margin is small, even a tiny change of the weights sends the token to other experts.
     """
     k = trace.experts.shape[2]
     if k == trace.logits.shape[2]:
@@ -245,9 +249,9 @@ def margin(trace: Trace) -> Array:
 
 
 def co_activation(trace: Trace) -> Array:
-    """The share of tokens that go to expert i and to expert j, (L, E, E); on the diagonal, to expert i at all.
+    """The share of tokens that go to both expert i and expert j, (L, E, E); the diagonal is the share that goes to i.
 
-    Row i over its diagonal entry is the chance of each other expert, given i.
+    Row i divided by its diagonal entry is the probability of each other expert, given expert i.
     """
     sent = _sent(trace.experts, trace.logits.shape[2])  # (L, N, E)
     together: Array = np.swapaxes(sent, 1, 2) @ sent / len(trace.tokens)
@@ -257,13 +261,13 @@ def co_activation(trace: Trace) -> Array:
 def favourite_tokens(
     trace: Trace, layer: int, top: int = 5, prior: float = 10.0, choice: Choice = "either"
 ) -> list[list[Favourite]]:
-    """For each of the E experts of a layer, the ``top`` tokens it takes most over its base rate, best first.
+    """For each of the E experts of a layer, the ``top`` tokens that exceed its base rate most, best first.
 
         lift = (n_ve + prior · b_e) / (n_v + prior) / b_e
 
-    n_v counts token v, n_ve how often expert e is its ``choice``, and b_e is e's share of all tokens. The ``prior``
-    imaginary tokens, routed like all others, keep a rare token from winning by luck. Only tokens with a lift above 1
-    are listed.
+    n_v is how often token v occurs, n_ve how often it then goes to expert e as its ``choice``, and b_e the share of all
+    tokens that go to e. The ``prior`` imaginary occurrences of v, routed like the average token, prevent a rare token
+    from ranking high by luck. Only tokens with a lift above 1 are listed.
 
     Raises:
         UserError: there is no such layer, or no such choice.
@@ -291,15 +295,15 @@ def _chosen(trace: Trace, choice: Choice) -> Array:
     """The experts that count (L, N, k), k = 1 or K."""
     active = trace.experts.shape[2]
     if choice == "second" and active == 1:
-        raise UserError("There is no second choice where active_experts is 1; ask for the first.")
+        raise UserError("There is no second choice if active_experts is 1; choose the first.")
     columns = {"first": slice(0, 1), "second": slice(1, 2), "either": slice(None)}
     if choice not in columns:
-        raise UserError(f"The choice {choice!r} is unknown; ask for first, second or either.")
+        raise UserError(f"The choice {choice!r} is unknown; choose first, second or either.")
     return trace.experts[:, :, columns[choice]]
 
 
 def _sent(chosen: Array, experts: int) -> Array:
-    """chosen (…, N, k) → 1 where a token was sent to an expert, 0 elsewhere: (…, N, E)."""
+    """chosen (…, N, k) → (…, N, E), 1 where a token was sent to an expert and 0 elsewhere."""
     sent = np.zeros((*chosen.shape[:-1], experts))
     np.put_along_axis(sent, chosen, 1, axis=-1)
     return sent

@@ -1,1 +1,1 @@
-"""What can be asked of minimoe in a terminal? The commands, and their options."""
+"""What does the command line offer? The commands and their options."""

@@ -1,7 +1,7 @@
 """The command line: ``minimoe train``, ``evaluate``, ``generate``, ``routing``, ``gradcheck``, ``params`` and more.
 
-Longer lists of options stand in ``options``. A command imports what it needs when it runs, so that ``--help`` answers
-at once.
+Longer lists of options are in ``options``. A command imports what it needs when it runs, so that ``--help`` appears at
+once.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # a closed one is None
+    """Runs one command and returns its exit code: 0, or 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
+    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # a closed stream is None
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals that know fewer characters than the texts
-    os.environ["MPLBACKEND"] = "agg"  # all figures go to files; one that does not exist would stop matplotlib
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not know all characters of the texts
+    os.environ["MPLBACKEND"] = "agg"  # all figures go to files; an unknown backend would stop matplotlib
     chosen, unknown = _parser().parse_known_args(arguments)
     if unknown:
         chosen.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         _refuse_empty(chosen)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused, and that in words
+            warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused by a UserError
             code: int = chosen.run(chosen)
         sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
     except MemoryError as error:
-        return _refuse(f"the memory does not suffice ({error}): choose a smaller --batch, --context or model.")
+        return _refuse(f"there is not enough memory ({error}): choose a smaller --batch, --context or model.")
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the program that reads the output has ended
         _drop_output()
         if chosen.run is not _train:
             return 0
-        _refuse("nobody reads the output any more, and the training stops: go on with --resume.")
+        _refuse("nothing reads the output any more, so the run stops: continue it with --resume.")
         return INTERRUPTED
     except OSError as error:
         _drop_output()
-        return _refuse(f"the system refuses ({error}): free space, or choose another path.")
+        return _refuse(f"the system refuses the operation ({error}): free space, or choose another path.")
     return code
 
 
@@ -62,11 +62,11 @@ def _nowhere() -> TextIO:
 
 
 def _refuse_empty(chosen: argparse.Namespace) -> None:
-    """An empty word is most likely a variable of the shell that was never set; only a prompt may be empty."""
+    """Refuses empty arguments, which most likely come from unset shell variables; only a prompt may be empty."""
     for name, value in vars(chosen).items():
         if name != "prompt" and (value == "" or (isinstance(value, list) and "" in value)):
             if name in ("folder", "model", "name"):
-                raise UserError(f"the {name} is empty, expected a value: give one.")
+                raise UserError(f"the argument {name} is empty, expected a value: give one.")
             raise UserError(f"--{name.replace('_', '-')} is empty, expected a value: give one, or leave it out.")
 
 
@@ -76,12 +76,12 @@ def _refuse(sentence: str) -> int:
 
 
 def _in_a_line(text: str) -> str:
-    """``text`` harmless and in one line, even if it names a file that has line ends in its name."""
+    """``text`` in one line and without control characters, whatever file names it contains."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _drop_output() -> None:
-    """Sends what cannot be written nowhere, so that the interpreter does not try again on its way out."""
+    """Discards output that cannot be written, so that the interpreter does not try again when it exits."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -89,7 +89,7 @@ def _drop_output() -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence; the list of all options is left to --help."""
+    """A parser whose errors are one sentence; only --help lists all options."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {_in_a_line(message)} (see {self.prog} --help)\n")
@@ -107,60 +107,62 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, parser=sub)
         return sub
 
-    options.of_training(command("train", _train, "train a model, or continue a training"))
+    options.of_training(command("train", _train, "train a model, or resume a run"))
 
     sub = command(
         "evaluate",
         _evaluate,
-        "loss over the validation split of a run, or over another text, as one JSON line; with --suite, what the model "
-        "can do beside that, alone or against another one",
+        "print the loss on the validation split of a run, or on another text, as one JSON line; with --suite, measure "
+        "what else the model can do, alone or compared with another one",
     )
-    sub.add_argument("folder", metavar="RUN", help="folder of a run, or with --text of a model of Hugging Face's kind")
+    sub.add_argument("folder", metavar="RUN", help="folder of a run; with --text, also of a Hugging Face model")
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
     options.of_the_suite(sub.add_argument_group("suite"))
     options.of_the_machine(sub)
 
-    sub = command("generate", _generate, "let a model continue a prompt")
-    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a model of Hugging Face's kind")
+    sub = command("generate", _generate, "continue a prompt with a model")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument("--prompt", required=True, help="the text to continue")
-    sub.add_argument("--tokens", type=whole_number, default=300, help="how many tokens to write (300)")
+    sub.add_argument("--tokens", type=whole_number, default=300, help="number of tokens to generate (300)")
     sub.add_argument(
-        "--temperature", type=number, default=0.8, help="0 takes the likeliest token, 1 the model's own odds (0.8)"
+        "--temperature", type=number, default=0.8, help="0 takes the likeliest token, 1 samples from the model (0.8)"
     )
-    sub.add_argument("--top-k", type=whole_number, help="choose among the K likeliest tokens only")
+    sub.add_argument("--top-k", type=whole_number, help="sample from the K likeliest tokens only")
     sub.add_argument(
-        "--top-p", type=number, help="choose among the likeliest tokens that together have this probability"
+        "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
-    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed writes the same text (0)")
+    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
 
-    sub = command("routing", _routing, "look at what the experts do on one or several texts")
-    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a model of Hugging Face's kind")
+    sub = command("routing", _routing, "show what the experts do on one or several texts")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare, instead of the run's validation split"
     )
-    sub.add_argument("--html", metavar="FILE", help="write one page to explore in a browser")
+    sub.add_argument("--html", metavar="FILE", help="write a page to this file, to explore in a browser")
     sub.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options.of_the_machine(sub)
 
-    sub = command("gradcheck", _gradcheck, "prove every gradient by finite differences in float64")
+    sub = command("gradcheck", _gradcheck, "check every gradient against finite differences in float64")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    sub.add_argument("--seed", type=whole_number, default=0, help="of the random parameters and inputs (0)")
+    sub.add_argument("--seed", type=whole_number, default=0, help="seed of the random parameters and inputs (0)")
 
-    sub = command("params", _params, "count what a model is made of, and what it costs to run, to keep and to train")
+    sub = command("params", _params, "count a model's parameters, and what it costs to run, store and train it")
     sub.add_argument("model", metavar="MODEL", help="a preset, a published model (mistral-7b, ...) or a folder")
-    sub.add_argument("--shared", type=number, default=0.0, help="rumour-8x220b: the fraction all experts share (0)")
+    sub.add_argument("--shared", type=number, default=0.0, help="rumour-8x220b: fraction that all experts share (0)")
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    options.of_the_bench(command("bench", _bench, "measure how fast this machine trains and writes, and what slows it"))
+    options.of_the_bench(
+        command("bench", _bench, "measure how fast this machine trains and generates, and what slows it down")
+    )
 
-    sub = command("corpus", _corpus, "fetch a corpus and say where it is")
-    sub.add_argument("name", metavar="NAME", help="shakespeare")
+    sub = command("corpus", _corpus, "download a corpus and print its path")
+    sub.add_argument("name", metavar="NAME", help="the corpus to download: shakespeare")
 
-    command("info", _info, "what this machine computes with: NumPy, BLAS, threads, GPU, memory")
+    command("info", _info, "show what this machine computes with: NumPy, BLAS, threads, GPU, memory")
     return parser
 
 
@@ -191,11 +193,11 @@ def _train(chosen: argparse.Namespace) -> int:
 
 
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
-    """Raises ``UserError`` if an option was given beside one whose folder says all that already."""
+    """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
     for name in others:
         if getattr(chosen, name) is not None:
             other = name.replace("_", "-")
-            raise UserError(f"--{other} cannot go with --{option}: the folder says all that; leave --{other} out.")
+            raise UserError(f"--{other} cannot go with --{option}: the folder determines it; leave --{other} out.")
 
 
 def _evaluate(chosen: argparse.Namespace) -> int:
@@ -215,12 +217,12 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     if chosen.text:
         read = list(corpus.read_files(chosen.text).documents.values())
         documents = [model.tokenizer.encode(text) for text in read]
-        # of the text itself: a tokenizer from elsewhere may have written what it does not know as a token without text
+        # counted in the text itself: a tokenizer from elsewhere may encode unknown characters as a token without text
         sizes = [
             len(text.encode()) - model.tokenizer.bytes_of(ids[:1]) for text, ids in zip(read, documents, strict=True)
         ]
     elif model.run is None:
-        raise UserError(f"{chosen.folder} was trained elsewhere and has no validation split: name a text with --text.")
+        raise UserError(f"{chosen.folder} was trained elsewhere and has no validation split: give a text with --text.")
     else:
         documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
@@ -341,7 +343,7 @@ def _corpus(chosen: argparse.Namespace) -> int:
     if chosen.name != "shakespeare":
         if chosen.name in corpus.NAMES:
             raise UserError(f"The corpus {chosen.name!r} is here already: train on it with --corpus {chosen.name}.")
-        raise UserError(f"The corpus {chosen.name!r} is unknown; the one that is downloaded is 'shakespeare'.")
+        raise UserError(f"The corpus {chosen.name!r} is unknown; the only one to download is 'shakespeare'.")
     print(printable(str(shakespeare.download())))
     return 0
 

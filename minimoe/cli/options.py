@@ -1,4 +1,4 @@
-"""Options of the command line. Every setting of ``ModelConfig`` and ``TrainConfig`` is one, made from the class."""
+"""Options of the command line. Every field of ``ModelConfig`` and ``TrainConfig`` becomes an option."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from minimoe.core.config import ModelConfig, TrainConfig
 
 
 def of_training(sub: argparse.ArgumentParser) -> None:
-    """What to learn from, where to, and every setting; a setting that was not given is left to the preset."""
-    sub.add_argument("--preset", help=f"settings to start from: {', '.join(presets.PRESETS)} (toy)")
+    """Adds the text, the folder, and every setting; a setting that is not given keeps the value of the preset."""
+    sub.add_argument("--preset", help=f"preset to start from: {', '.join(presets.PRESETS)} (toy)")
     source = sub.add_mutually_exclusive_group()
     source.add_argument(
         "--corpus",
         metavar="NAME",
         help="a built-in corpus: data (four small texts), fables, python-docs, shakespeare, ...",
     )
-    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from")
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on")
     sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="continue the run in this folder")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
     sub.add_argument(
-        "--dense-twin", metavar="DIR", help="train the dense model of equal active parameters, as this run was trained"
+        "--dense-twin",
+        metavar="DIR",
+        help="train the dense twin of this run: as many active parameters, same text and recipe",
     )
     of_the_machine(sub)
-    _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # the tokenizer's to say
+    _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
     _fields(sub, "training", TrainConfig)
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
-    """What to measure, and every setting that changes how long a step takes."""
-    sub.add_argument("--preset", default="toy", help=f"what to measure: {', '.join(presets.PRESETS)} (toy)")
-    sub.add_argument("--seconds", type=number, default=3.0, help="for each of four measurements, about (3)")
+    """Adds what to measure, and every setting that changes how long a step takes."""
+    sub.add_argument("--preset", default="toy", help=f"preset to measure: {', '.join(presets.PRESETS)} (toy)")
+    sub.add_argument("--seconds", type=number, default=3.0, help="about how long each of four measurements takes (3)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig)
@@ -49,7 +51,7 @@ def _fields(
     kind: type[ModelConfig] | type[TrainConfig],
     leave_out: Sequence[str] = (),
 ) -> None:
-    """An option for each field of a config."""
+    """Adds an option for each field of a config."""
     group = sub.add_argument_group(title)
     types = config.field_types(kind)
     for field in dataclasses.fields(kind):
@@ -58,29 +60,29 @@ def _fields(
 
 
 def settings(chosen: argparse.Namespace) -> dict[str, Any]:
-    """The fields of the configs that were given."""
+    """The fields of the configs that were given as options, by name."""
     known = {field.name for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
     return {name: value for name, value in vars(chosen).items() if name in known}
 
 
 def of_the_suite(group: argparse._ArgumentGroup) -> None:
-    """These mean nothing without ``--suite``, so they have no default here: what was not given is None."""
+    """Adds the options of ``--suite``. They have no default here, so an option that is not given is None."""
     group.add_argument(
         "--suite",
         action="store_true",
-        help="loss by document, unseen sums, Python that parses, brackets closed, with confidence intervals",
+        help="measure loss per document, unseen sums, Python that parses, closed brackets, with confidence intervals",
     )
-    group.add_argument("--against", metavar="RUN", help="another run on the same text, to be shown beside it")
-    group.add_argument("--samples", type=whole_number, metavar="N", help="texts that a model writes (100)")
-    group.add_argument("--questions", type=whole_number, metavar="N", help="sums of each kind (200)")
-    group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens of a text (256)")
-    group.add_argument("--temperature", type=number, metavar="X", help="at which it writes (0.8)")
+    group.add_argument("--against", metavar="RUN", help="another run on the same text, to compare with")
+    group.add_argument("--samples", type=whole_number, metavar="N", help="number of texts to generate (100)")
+    group.add_argument("--questions", type=whole_number, metavar="N", help="number of sums of each kind (200)")
+    group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens per text (256)")
+    group.add_argument("--temperature", type=number, metavar="X", help="temperature of the generated texts (0.8)")
     group.add_argument("--seed", type=whole_number, metavar="N", help="the same seed gives the same numbers (0)")
     group.add_argument("--json", action="store_true", default=None, help="print JSON instead of a table")
 
 
 def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
-    """How argparse reads one field of a config; left out, it stays as the preset has it."""
+    """The arguments of ``add_argument`` for a field of a config; an option that is left out is not in the namespace."""
     toy = presets.PRESETS["toy"]
     usual = getattr(toy.config, field.name) if hasattr(toy.config, field.name) else getattr(toy.recipe, field.name)
     choices = field.metadata["choices"]
@@ -104,12 +106,12 @@ def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[s
 
 
 def whole_number(text: str) -> int:
-    """For argparse, which names the type in its errors."""
+    """``int`` for argparse, whose errors show the name of the function."""
     return int(text)
 
 
 def number(text: str) -> float:
-    """For argparse, which names the type in its errors."""
+    """``float`` for argparse, whose errors show the name of the function."""
     return float(text)
 
 
@@ -117,6 +119,6 @@ whole_number.__name__ = "whole number"
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:
-    """What to compute with."""
+    """Adds the device and the number of CPU cores."""
     sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
     sub.add_argument("--threads", type=whole_number, metavar="N", help="CPU cores to use (all)")

@@ -1,2 +1,2 @@
-"""What does everything use? Arrays of NumPy or CuPy, trees of arrays, settings and presets, errors, files, and what
-this machine has."""
+"""What does everything use? NumPy and CuPy arrays, trees of arrays, settings and presets, errors, files, and the
+resources of this machine."""

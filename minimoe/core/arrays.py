@@ -1,7 +1,7 @@
-"""NumPy or CuPy: which module an array belongs to, and moving arrays between host and GPU.
+"""NumPy or CuPy: finds the module that an array belongs to, and moves arrays between host and GPU.
 
-No choice is global. A function asks ``xp = array_module(x)`` and computes with ``xp``, so both libraries can work
-side by side in one process and a test can compare them.
+There is no global choice. A function sets ``xp = array_module(x)`` and computes with ``xp``, so one process can use
+both libraries and a test can compare them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ Array: TypeAlias = NDArray[Any]
 Device = Literal["cpu", "gpu"]
 
 OLDEST_CUPY = 14
-"""CuPy before version 14 lacks ``put_along_axis``, and mixes dtypes by other rules than NumPy 2."""
+"""The oldest supported version. Earlier ones lack ``put_along_axis`` and promote dtypes by other rules than NumPy 2."""
 
 
 def array_module(x: Array) -> Any:
-    """The module, ``numpy`` or ``cupy``, that made ``x``."""
+    """The module that ``x`` belongs to: ``numpy`` or ``cupy``."""
     return np if isinstance(x, np.ndarray | np.generic) else sys.modules[type(x).__module__.partition(".")[0]]
 
 
 def to_host(x: Array) -> NDArray[Any]:
-    """``x`` as a NumPy array; copies from the GPU and waits for it, does nothing on the host."""
+    """``x`` as a NumPy array. An array on the GPU is copied, which waits for the GPU; a NumPy array is not copied."""
     return x if isinstance(x, np.ndarray) else cast("NDArray[Any]", cast(Any, x).get())
 
 
@@ -42,20 +42,22 @@ def to_device(x: Array, device: Device) -> Array:
 
 
 def like(x: Array, host: NDArray[Any]) -> Array:
-    """A host array moved to where ``x`` lives."""
+    """The array ``host`` on the device of ``x``: copied if that is the GPU, otherwise ``host`` itself."""
     return host if isinstance(x, np.ndarray) else cast(Array, array_module(x).asarray(host))
 
 
 def placeholder(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> Array:
-    """An array of zeros that takes no memory, whatever its shape: for counting and comparing, not to be written to."""
+    """A read-only array of zeros that takes no memory, whatever its shape: to count numbers and compare shapes."""
     return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def select_device(wish: str = "auto") -> Device:
     """Turns ``"auto"``, ``"cpu"`` or ``"gpu"`` into the device to use.
 
-    ``"auto"`` takes the GPU only if a real product on it succeeds. ``"gpu"`` raises ``UserError`` with the reason if
-    it cannot be used.
+    ``"auto"`` chooses the GPU only if it multiplies two small matrices correctly.
+
+    Raises:
+        UserError: ``wish`` is none of the three, or it is ``"gpu"`` and the GPU cannot be used; the error says why.
     """
     if wish == "cpu":
         return "cpu"
@@ -70,10 +72,10 @@ def select_device(wish: str = "auto") -> Device:
 
 
 def gpu_problem() -> str | None:
-    """None if the GPU computes; otherwise one sentence that says what is missing: CuPy, a GPU or its libraries.
+    """None if the GPU can compute; otherwise one sentence that says what is missing: CuPy, a GPU or its libraries.
 
-    CuPy imports happily without a GPU, and with one it can lack cuBLAS or the run-time compiler, so nothing less than
-    a computation tells.
+    CuPy can be imported without a GPU, and with one it may still lack cuBLAS or the run-time compiler. Only a
+    computation shows whether it works.
     """
     try:
         cupy = importlib.import_module("cupy")
@@ -88,11 +90,11 @@ def gpu_problem() -> str | None:
         if cupy.cuda.runtime.getDeviceCount() == 0:
             return "CuPy is installed, but no GPU was found: check `nvidia-smi`, or use --device cpu."
     except RuntimeError as error:
-        return f"CuPy is installed, but no GPU or driver answers ({error}): check `nvidia-smi`, or use --device cpu."
+        return f"CuPy is installed, but no GPU or driver responds ({error}): check `nvidia-smi`, or use --device cpu."
     try:
         ones = cupy.ones((2, 2), dtype=np.float32)
         works = float((ones @ ones).sum()) == 8.0
-    except Exception as error:  # beside ImportError and RuntimeError, CuPy's compiler raises exceptions of its own
+    except Exception as error:  # CuPy's compiler raises exceptions of its own, besides the usual ones
         return (
             f"There is a GPU, but CuPy cannot load its CUDA libraries ({_first_line(error)}): "
             f'run `pip install "{_wheel_name()}[ctk]"`, or use --device cpu.'
@@ -105,7 +107,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _wheel_name() -> str:
-    """The CuPy wheel for the CUDA version that the driver announces; the 12.x one if there is no driver to ask."""
+    """The CuPy wheel for the CUDA version that the driver supports; the wheel for 12.x if there is no driver."""
     import ctypes
 
     version = ctypes.c_int(0)

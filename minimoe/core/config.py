@@ -1,7 +1,7 @@
 """Settings: what a model is (``ModelConfig``), and how it is trained (``TrainConfig``).
 
-Every field is documented here once; the command line and the checkpoints are made from these classes. A value that
-makes no sense raises ``UserError`` when the config is made, so that no later code has to check it again.
+Every field is documented once, here: the options of the command line and the contents of config.json follow from these
+classes. An invalid value raises ``UserError`` when the config is created, so that no later code has to check it again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from minimoe.core.errors import UserError, suggestion
 
 MAX_SIZE = 2**20
-"""No single size of a model may exceed this: larger ones are slips of the keyboard."""
+"""The largest value of any single size of a model; a larger one is most likely a typing error."""
 
 
 def _setting(
@@ -31,25 +31,25 @@ class ModelConfig:
     """The architecture: Mixtral's, in any size."""
 
     vocab_size: int = _setting(
-        256, "V: tokens of the vocabulary; training takes it from the tokenizer", least=1, most=MAX_SIZE
+        256, "V: tokens in the vocabulary; training takes it from the tokenizer", least=1, most=MAX_SIZE
     )
-    width: int = _setting(128, "D: numbers that stand for one token", least=1, most=MAX_SIZE)
-    layers: int = _setting(4, "L: blocks", least=1, most=4096)
-    heads: int = _setting(4, "H: query heads", least=1, most=4096)
-    kv_heads: int = _setting(2, "G: key/value heads, shared by heads/kv_heads query heads each", least=1, most=4096)
-    head_width: int = _setting(32, "C: numbers in one head; even, since RoPE turns pairs", least=2, most=MAX_SIZE)
-    context: int = _setting(128, "T: tokens of a training sequence", least=1, most=MAX_SIZE)
+    width: int = _setting(128, "D: numbers that represent one token", least=1, most=MAX_SIZE)
+    layers: int = _setting(4, "L: number of blocks", least=1, most=4096)
+    heads: int = _setting(4, "H: number of query heads", least=1, most=4096)
+    kv_heads: int = _setting(2, "G: key/value heads; heads/kv_heads query heads share each", least=1, most=4096)
+    head_width: int = _setting(32, "C: numbers per head; even, because RoPE rotates pairs", least=2, most=MAX_SIZE)
+    context: int = _setting(128, "T: tokens in a training sequence", least=1, most=MAX_SIZE)
     window: int | None = _setting(
-        None, "sliding window: a query sees keys with i - j < window; none for all", least=1, most=MAX_SIZE
+        None, "sliding window: query i sees the keys j with i - j < window; none: all keys", least=1, most=MAX_SIZE
     )
-    experts: int = _setting(8, "E: experts in each layer", least=1, most=65536)
-    active_experts: int = _setting(2, "K: experts that each token goes to", least=1, most=65536)
+    experts: int = _setting(8, "E: experts per layer", least=1, most=65536)
+    active_experts: int = _setting(2, "K: experts that each token is sent to", least=1, most=65536)
     expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
     router: str = _setting("noisy_top_k", "how experts are chosen: the name of a module in minimoe/layers/routers")
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
-    noisy_gating: bool = _setting(True, "router with trainable noise (Shazeer 2017), used in training only")
-    tied_embeddings: bool = _setting(False, "use the embedding table as output layer too")
+    noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
+    tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
     norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)
 
@@ -58,16 +58,16 @@ class ModelConfig:
         if self.heads % self.kv_heads:
             raise UserError(
                 f"heads {self.heads} cannot share kv_heads {self.kv_heads} evenly: "
-                "choose kv_heads that divides heads (1 for multi-query, the same for multi-head)."
+                "choose kv_heads so that it divides heads (1 for multi-query, the same number for multi-head)."
             )
         if self.head_width % 2:
             raise UserError(
-                f"head_width {self.head_width} is odd, but RoPE turns pairs of channels: choose an even one."
+                f"head_width {self.head_width} is odd, but RoPE rotates pairs of channels: choose an even number."
             )
         if self.active_experts > self.experts:
             raise UserError(
                 f"active_experts {self.active_experts} is more than experts {self.experts}: "
-                "a token cannot go to more experts than there are."
+                "a token cannot go to more experts than there are; choose a smaller number."
             )
 
 
@@ -76,47 +76,47 @@ class TrainConfig:
     """The recipe: data, objective, optimiser, schedule, bookkeeping."""
 
     tokenizer: str = _setting("char", "units of text", choices=("char", "byte"))
-    steps: int = _setting(1000, "optimiser steps", least=0, most=10**9)
-    batch: int = _setting(16, "B: sequences in a step", least=1, most=MAX_SIZE)
+    steps: int = _setting(1000, "number of optimiser steps", least=0, most=10**9)
+    batch: int = _setting(16, "B: sequences per step", least=1, most=MAX_SIZE)
     accumulate: int = _setting(
-        1, "parts that a step's batch is worked through in, to save memory; changes no gradient", least=1, most=MAX_SIZE
+        1, "parts that a batch is divided into, to save memory; the gradient stays the same", least=1, most=MAX_SIZE
     )
-    seed: int = _setting(0, "start of every random draw", least=0, most=2**63)
+    seed: int = _setting(0, "seed of all random draws", least=0, most=2**63)
     optimizer: str = _setting(
-        "muon", "for the attention and expert matrices; all else is AdamW's", choices=("muon", "adamw")
+        "muon", "optimiser of the attention and expert matrices (AdamW for the rest)", choices=("muon", "adamw")
     )
     learning_rate: float = _setting(3e-3, "peak learning rate", least=0.0, most=10.0)
     warmup: int = _setting(100, "steps of linear warm-up", least=0, most=10**9)
-    schedule: str = _setting("cosine", "form of the decay after the warm-up", choices=("cosine", "linear"))
-    final_rate: float = _setting(0.0, "share of the peak learning rate left at the end", least=0.0, most=1.0)
-    weight_decay: float = _setting(0.1, "decoupled decay, on matrices only", least=0.0, most=10.0)
-    beta1: float = _setting(0.9, "AdamW: memory of the mean gradient", least=0.0, most=0.999999)
-    beta2: float = _setting(0.99, "AdamW: memory of the mean square gradient", least=0.0, most=0.999999)
-    momentum: float = _setting(0.9, "Muon: memory of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
+    schedule: str = _setting("cosine", "shape of the decay after the warm-up", choices=("cosine", "linear"))
+    final_rate: float = _setting(0.0, "fraction of the peak learning rate left at the end", least=0.0, most=1.0)
+    weight_decay: float = _setting(0.1, "decoupled weight decay, on matrices only", least=0.0, most=10.0)
+    beta1: float = _setting(0.9, "AdamW: decay rate of the mean gradient", least=0.0, most=0.999999)
+    beta2: float = _setting(0.99, "AdamW: decay rate of the mean squared gradient", least=0.0, most=0.999999)
+    momentum: float = _setting(0.9, "Muon: decay rate of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
     newton_schulz_steps: int = _setting(3, "Muon: steps of the orthogonalisation", least=1, most=20)
     clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
     balance_loss: float = _setting(0.01, "coefficient of the Switch load-balancing loss, per layer", least=0.0)
     pooled_balance: bool = _setting(
-        False, "take that loss over all layers together, as transformers does, which hides the collapse of a layer"
+        False, "compute that loss over all layers together, as transformers does, which hides the collapse of a layer"
     )
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
     capacity_factor: float | None = _setting(
-        None, "in training, tokens per expert over the fair share; none drops nothing", least=1e-6, most=65536
+        None, "limit on tokens per expert in training, over the fair share; none: no limit", least=1e-6, most=65536
     )
     evaluate_every: int = _setting(
-        100, "steps between evaluations of the whole validation split; 0 for the end only", least=0, most=10**9
+        100, "steps between evaluations of the whole validation split; 0 for one at the end", least=0, most=10**9
     )
-    save_every: int = _setting(100, "steps between checkpoints; 0 for the end only", least=0, most=10**9)
+    save_every: int = _setting(100, "steps between checkpoints; 0 for one at the end", least=0, most=10**9)
     dtype: str = _setting("float32", "floating-point type", choices=("float32", "float64"))
 
     def __post_init__(self) -> None:
         _check_fields(self)
         if self.batch % self.accumulate:
             raise UserError(
-                f"batch {self.batch} cannot be worked through in accumulate {self.accumulate} equal parts: "
-                "choose a divisor of the batch."
+                f"batch {self.batch} cannot be divided into accumulate {self.accumulate} equal parts: "
+                "choose accumulate so that it divides batch."
             )
 
 
@@ -124,7 +124,7 @@ Config = TypeVar("Config", ModelConfig, TrainConfig)
 
 
 def from_dict(kind: type[Config], values: Mapping[str, Any], source: str = "config") -> Config:
-    """A config from plain values, as ``config.json`` holds them; raises ``UserError`` on unknown names."""
+    """A config from plain values, such as those in ``config.json``; raises ``UserError`` for an unknown name."""
     known = [field.name for field in dataclasses.fields(kind)]
     for name in values:
         if name not in known:
@@ -146,7 +146,7 @@ def field_types(kind: type[Any]) -> dict[str, tuple[type, bool]]:
 
 
 def _check_fields(config: Any) -> None:
-    """Type, range and choices of every field; whole numbers are accepted where a float is meant."""
+    """Checks the type, range and choices of every field; a whole number is accepted where a float is expected."""
     field_kinds = field_types(type(config))
     for field in dataclasses.fields(config):
         kind, optional = field_kinds[field.name]
@@ -154,7 +154,7 @@ def _check_fields(config: Any) -> None:
         if value is None and optional:
             continue
         if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
-            value = value.item()  # a number of NumPy's, which this module need not import to know
+            value = value.item()  # a NumPy scalar, recognised without importing NumPy
             object.__setattr__(config, field.name, value)
         if kind is float and type(value) is int:
             value = float(value) if abs(value) < 2**1023 else math.inf
@@ -173,8 +173,8 @@ def _check_fields(config: Any) -> None:
 
 
 def _plain(bound: float) -> str:
-    """A bound as a person writes it: 1,048,576 and 0.999999."""
+    """A bound as people write it, such as 1,048,576 or 0.999999."""
     return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
-_KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+_KIND_NAMES: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -1,4 +1,4 @@
-"""What is said to the person at the keyboard: the one exception, and text that cannot steer a terminal."""
+"""Messages to the user: the one exception, and text that cannot control a terminal."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,14 +6,14 @@ from unicodedata import category
 
 
 class UserError(ValueError):
-    """Bad input, said in one sentence: the value, what was expected, what to do.
+    """Bad input, explained in one sentence: the value, what was expected and what to do.
 
     The command line prints the sentence and exits with code 2; in Python it is an ordinary ``ValueError``.
     """
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters made visible: shown in a terminal, it is text and nothing else."""
+    """``text`` with its control characters made visible, so that it cannot control the terminal that shows it."""
     return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 

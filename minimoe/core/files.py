@@ -1,7 +1,7 @@
-"""Files that are whole or not there, and that notice damage.
+"""Files that are either whole or absent, and whose damage is detected.
 
-A file is written beside its place, forced to disk, then renamed: at every moment its name holds the old file or the new
-one. Tensors are kept in the safetensors format, which cannot run code, with a checksum of all that they hold.
+A file is written under a temporary name in the same folder, forced to disk, then renamed, so that its name always holds
+the old file or the new one. Tensors are kept in the safetensors format, which cannot run code, with a checksum.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ Tensors = dict[str, NDArray[Any]]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Puts ``content`` at ``path`` so that a reader or a crash sees the old file or the new one, never half of one.
+    """Writes ``content`` to ``path``. Readers find the old file or the new one, never half of one, even after a crash.
 
-    What stands beside ``path`` from an earlier crash is removed and not opened: in a folder from a stranger it could be
-    a link to another file.
+    A temporary file that an earlier crash left is removed, not opened: in a folder from a stranger, it could be a link
+    to another file.
+
+    Raises:
+        UserError: the file cannot be written.
     """
     beside = path.with_name(f".{path.name}.part")
     try:
@@ -45,29 +48,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def chosen_place(path: str | Path) -> Path:
-    """Where a file goes whose name the person gave: behind a link, to what it names.
+    """The path to write to, for a file name that the user gave: for a link, the path that it points to.
 
     Raises:
-        UserError: there is a folder, a device or a pipe, which a file cannot take the place of.
+        UserError: the path is a folder, a device or a pipe, which a file cannot replace.
     """
     place = Path(os.path.realpath(path))
     if place.exists() and not place.is_file():
-        kind = "a folder" if place.is_dir() else "no regular file"
-        raise UserError(f"{path} is {kind}: give the name of a file, new or old.")
+        kind = "a folder" if place.is_dir() else "not a regular file"
+        raise UserError(f"{path} is {kind}: give the name of a file, new or existing.")
     return place
 
 
 LARGEST_TEXT = 100_000_000
-"""Bytes of a file that describes something: more is read into memory for nobody."""
+"""The size in bytes of the largest description that is read into memory."""
 
 
 def read_text(path: Path) -> str:
-    """A text that describes a model, a run or a tokenizer, in UTF-8.
+    """The contents of a UTF-8 file that describes a model, a run or a tokenizer.
 
     Raises:
-        OSError: it does not exist, cannot be read, is a device or a pipe, which may have no end, or larger than
-            ``LARGEST_TEXT``.
-        ValueError: it is not UTF-8.
+        OSError: the file does not exist, cannot be read, is larger than ``LARGEST_TEXT``, or is a device or a pipe,
+            which may have no end.
+        ValueError: the file is not UTF-8.
     """
     size = size_of_regular(path)
     if size > LARGEST_TEXT:
@@ -76,15 +79,15 @@ def read_text(path: Path) -> str:
 
 
 def size_of_regular(path: Path) -> int:
-    """Bytes of a file; ``OSError`` if it does not exist, or is a folder, a device or a pipe."""
+    """The size of a file in bytes; raises ``OSError`` if it does not exist, or is a folder, a device or a pipe."""
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return found.st_size
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file, atomically, with a checksum of all that it holds in its metadata."""
+    """Writes a safetensors file atomically, with a checksum in its metadata; raises ``UserError`` if that fails."""
     from safetensors.numpy import save
 
     contiguous = {name: np.ascontiguousarray(values) for name, values in tensors.items()}
@@ -92,20 +95,24 @@ def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> 
 
 
 def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
-    """A safetensors file's tensors and metadata; raises ``UserError`` if it is cut short, damaged or foreign."""
+    """The tensors and the metadata of a file that ``write_tensors`` wrote.
+
+    Raises:
+        UserError: the file is missing, cannot be read, is cut short or damaged, or comes from elsewhere.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:  # also if it may not be read
+    except FileNotFoundError:  # also for a file without read permission
         problem = "cannot be read: check its permissions" if path.exists() else "does not exist: restore it"
         raise UserError(f"{path} {problem}, or train again.") from None
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a type that NumPy lacks
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a dtype that NumPy lacks
         raise UserError(
-            f"{path} is not a whole safetensors file ({error}), but cut short or something else: use another copy, or "
-            "train again."
+            f"{path} is not a whole safetensors file ({error}): it is cut short or something else; use another copy, "
+            "or train again."
         ) from None
     if metadata.pop("sha256", None) != checksum(tensors, metadata):
         raise UserError(f"{path} is damaged: its contents do not match its checksum; use another copy, or train again.")
@@ -118,17 +125,18 @@ def checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     for name in sorted(tensors):
         values = tensors[name]
         digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        # a memoryview with a 0 in its shape cannot be cast
         digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
     return digest.hexdigest()
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """The sentence for a file or folder that the system does not let us write."""
+    """The error for a file or folder that the system does not let us write."""
     return UserError(f"{path} cannot be written ({error.strerror or error}): free space or choose another folder.")
 
 
 def _sync_folder(folder: Path) -> None:
-    """Forces a rename to disk, where folders can be opened."""
+    """Forces a rename to disk, on systems where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

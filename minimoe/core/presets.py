@@ -1,4 +1,4 @@
-"""Presets: a model, a recipe and the corpus that they are meant for, by name."""
+"""Presets: named combinations of a model, a recipe and a corpus."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PRESETS: dict[str, Preset] = {
         TrainConfig(steps=500, learning_rate=6e-3, warmup=50, weight_decay=0.5, evaluate_every=50),
     ),
     "tiny": Preset(
-        "seconds on any machine, for lessons and tests",
+        "trains in seconds on any machine, for lessons and tests",
         ModelConfig(width=32, layers=2, heads=4, kv_heads=2, head_width=8, context=32, experts=4, expert_width=32),
         TrainConfig(steps=50, batch=8, warmup=5, evaluate_every=25, save_every=25),
         corpus="fables",
@@ -54,7 +54,7 @@ PRESETS: dict[str, Preset] = {
         corpus="shakespeare",
     ),
     "mixtral-8x7b": Preset(
-        "Mixtral 8x7B's shape, for accounting: 46.7 billion parameters do not train on a laptop",
+        "Mixtral 8x7B's shape, for counting only: 46.7 billion parameters cannot be trained on a laptop",
         ModelConfig(
             vocab_size=32_000,
             width=4096,
@@ -73,14 +73,19 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset(name: str) -> Preset:
-    """The preset called ``name``; raises ``UserError`` with the names there are."""
+    """The preset called ``name``; raises ``UserError``, which lists all names, if there is none."""
     if name not in PRESETS:
         raise UserError(f"there is no preset {name!r}{suggestion(name, PRESETS)}: choose one of {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
 def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
-    """``chosen`` with other values for some fields of its model and its recipe, whichever they belong to."""
+    """``chosen`` with new values for some fields of its config and of its recipe.
+
+    Raises:
+        UserError: a value is invalid.
+        TypeError: a name is not a field of either.
+    """
     of_model = {field.name for field in dataclasses.fields(ModelConfig)}
     return dataclasses.replace(
         chosen,
@@ -90,17 +95,17 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
 
 
 def dense_twin(sparse: Preset) -> Preset:
-    """The dense model of equal active parameters, and its recipe: one expert, as wide as the K at work on a token.
+    """The dense model with as many active parameters, and its recipe: one expert, as wide as the K active ones.
 
-    What differs is the router, which a dense model does not need. Corpus, steps, batch and optimiser stay; all that
-    is about routers (noise, auxiliary losses, capacity) is off.
+    The only difference is the router, which a dense model does not need. Corpus, steps, batch and optimiser stay the
+    same; everything about routers (noise, auxiliary losses, capacity) is turned off.
 
     Raises:
-        UserError: the model is dense already, or its twin would be wider than a model may be.
+        UserError: the model is already dense, or its twin would be wider than a model may be.
     """
     config = sparse.config
     if config.experts == 1:
-        raise UserError("a model with one expert is dense already: there is no twin to compare it with.")
+        raise UserError("a model with one expert is dense already: choose a model with more experts.")
     return dataclasses.replace(
         sparse,
         config=dataclasses.replace(

@@ -1,4 +1,4 @@
-"""What this machine has to compute with: cores and memory."""
+"""The cores and the memory of this machine."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ def cores() -> int:
 
 
 def thread_count(wish: int | None) -> int:
-    """``wish``, or every core if it is None; raises ``UserError`` for a number that makes no sense."""
+    """``wish``, or the number of cores if it is None; raises ``UserError`` unless it is from 1 to 1024."""
     if wish is None:
         return cores()
     if type(wish) is not int or not 1 <= wish <= 1024:
         raise UserError(
-            f"threads {wish!r} makes no sense: give a whole number from 1 to 1024, at best the number of cores."
+            f"threads {wish!r} makes no sense: give a whole number from 1 to 1024, ideally the number of cores."
         )
     return wish
 
 
 def memory_bytes() -> int | None:
-    """The machine's memory, None where the system does not tell."""
+    """The memory of this machine in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -36,14 +36,15 @@ def memory_bytes() -> int | None:
 
 
 def peak_memory_bytes() -> int | None:
-    """The most that this process has held so far, None where the system does not tell.
+    """The most bytes of memory that this process has held so far; None if the system does not report them.
 
-    A worker process that is at work adds what it shares with no one.
+    Each running worker process adds the memory that it does not share.
     """
     try:
-        # unlike what getrusage says, this starts anew with the program
+        # unlike the value of getrusage, VmHWM is reset when a program starts
         peak = _kilobytes("self/status", "VmHWM")
         for worker in " ".join(path.read_text() for path in Path("/proc/self/task").glob("*/children")).split():
+            # a worker's peak of unshared memory: what it holds now, and how far it has fallen from its peak
             fallen = _kilobytes(f"{worker}/status", "VmHWM") - _kilobytes(f"{worker}/status", "VmRSS")
             peak += fallen + _kilobytes(f"{worker}/smaps_rollup", "Private_Clean", "Private_Dirty")
         return 1024 * peak
@@ -58,6 +59,6 @@ def peak_memory_bytes() -> int | None:
 
 
 def _kilobytes(file: str, *lines: str) -> int:
-    """The sum of some lines of a file that Linux keeps of a process."""
+    """The sum of some lines of a file that Linux keeps for a process, in kB."""
     text = Path("/proc", file).read_text()
     return sum(int(text.split(f"{line}:")[1].split()[0]) for line in lines)

@@ -1,7 +1,8 @@
 """Trees: nested NamedTuples, tuples, lists and dictionaries of arrays, walked in one fixed order.
 
-Parameters, gradients and optimiser state are such trees. A leaf is an array; ``None`` is an absent branch, skipped
-everywhere. The path to a leaf, ``blocks[2].moe.experts.w_up``, is its name in code, in a checkpoint and on a plot.
+Parameters, gradients and optimiser state are such trees. A leaf is an array; ``None`` is an absent branch, which is
+skipped everywhere. The path to a leaf, such as ``blocks[2].moe.experts.w_up``, is its name in code, in a checkpoint and
+on a plot.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Kind = TypeVar("Kind")
 
 
 def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """Yields ``(name, array)`` for every leaf, fields in order of declaration."""
+    """Yields ``(name, array)`` for every leaf, with fields in order of declaration."""
     if tree is None:
         return
     if isinstance(tree, list):
@@ -33,13 +34,13 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
-    """Class decorator with which a component states facts about its parameters: a mark, and the fields that have it.
+    """Class decorator that states facts about a component's parameters: each mark, and the fields that have it.
 
         @tree.marks(matrices=("w_gate", "w_up", "w_down"))
         class Experts(NamedTuple): ...
 
     The marks in use are ``matrices`` (Muon updates them), ``training_only`` (a trained model works without them) and
-    ``by_expert`` (stacks of which each worker may own a part).
+    ``by_expert`` (stacks of experts, of which each worker may own a part).
     """
 
     def add(kind: type[Kind]) -> type[Kind]:
@@ -50,7 +51,7 @@ def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
 
 
 def marked(tree: Any, mark: str, prefix: str = "", inside: bool = False) -> Iterator[str]:
-    """The names of the leaves in fields to which ``marks`` gave this ``mark``, in the order of ``named_leaves``."""
+    """The names of all leaves in fields that have this ``mark``, in the order of ``named_leaves``."""
     if inside:
         yield from (name for name, _ in named_leaves(tree, prefix))
     elif isinstance(tree, list):
@@ -71,7 +72,7 @@ def leaves(tree: Any) -> list[Array]:
 
 
 def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
-    """The tree of ``function(leaf, leaf of others[0], …)``; all trees must have the same shape."""
+    """The tree of ``function(leaf, leaf of others[0], …)``; all trees must have the same structure."""
     if tree is None:
         return tree
     if isinstance(tree, list):
@@ -79,7 +80,7 @@ def map(function: Callable[..., Any], tree: Tree, *others: Any) -> Tree:
     if isinstance(tree, dict):
         for other in others:
             if not isinstance(other, dict) or other.keys() != tree.keys():
-                raise ValueError(f"a dictionary with the keys {list(tree)} meets {other!r:.80}")
+                raise ValueError(f"expected a dictionary with the keys {list(tree)}, got {other!r:.80}")
         return {key: map(function, branch, *(other[key] for other in others)) for key, branch in tree.items()}  # type: ignore[return-value]
     if isinstance(tree, tuple):
         branches = (map(function, *branches) for branches in zip(tree, *others, strict=True))
@@ -94,7 +95,7 @@ def rebuild(tree: Tree, new_leaves: list[Array]) -> Tree:
 
 
 def add(*trees: Tree) -> Tree:
-    """The sum of trees, leaf by leaf, from left to right so that the rounding repeats."""
+    """The sum of trees, leaf by leaf, always from left to right so that the rounding is reproducible."""
 
     def total(first: Array, *rest: Array) -> Array:
         for other in rest:
@@ -111,7 +112,7 @@ def accumulate(total: Tree, tree: Tree) -> None:
 
 
 def zeros_like(tree: Tree) -> Tree:
-    """The same tree with every array zero."""
+    """A tree of the same structure in which every array is zero."""
     return map(lambda leaf: array_module(leaf).zeros_like(leaf), tree)
 
 
@@ -121,5 +122,5 @@ def size(tree: Any) -> int:
 
 
 def _fields(branch: tuple[Any, ...]) -> tuple[str, ...]:
-    """Names of a NamedTuple's fields; a plain tuple's positions."""
+    """The field names of a NamedTuple, or the positions in a plain tuple."""
     return getattr(branch, "_fields", tuple(str(i) for i in range(len(branch))))

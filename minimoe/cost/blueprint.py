@@ -1,7 +1,7 @@
-"""Blueprints: what a model is made of, counted exactly; this package's own shapes and well-known published ones.
+"""Blueprints: exact counts of the parts of a model, for this package's own shapes and for well-known published ones.
 
     total      every parameter
-    active     those at work for one token: K experts of E, and everything that is shared
+    active     those used for one token: K of the E experts, and everything that is shared
 
 The counts follow from the published shapes alone; ``costs`` turns them into operations and bytes.
 Lesson: lessons/00_start_here.ipynb
@@ -21,20 +21,20 @@ class Part(NamedTuple):
     name: str
     total: int
     active: int
-    multiplied: bool = True  # whether a token is multiplied by it; a table is only looked up, a gain hardly counts
+    multiplied: bool = True  # whether a token is multiplied by it: a table is only looked up, and gains are very few
 
 
 class Blueprint(NamedTuple):
-    """A model as accounting sees it."""
+    """The counts of one model."""
 
     name: str
     source: str
     parts: tuple[Part, ...]
-    attention_width: int  # Σ over layers of H·C: what one query meets of one earlier token
-    cached_numbers: int  # Σ over layers of 2·G·C: what the key/value cache keeps of one token
-    context: int  # T it was made for
+    attention_width: int  # Σ over layers of H·C: products of a token's queries with the keys of one earlier token
+    cached_numbers: int  # Σ over layers of 2·G·C: the numbers that the key/value cache keeps for one token
+    context: int  # the T that it was made for
     window: int | None = None
-    unmasked_width: int = 0  # as attention_width, but of layers whose queries see the whole text: an encoder's
+    unmasked_width: int = 0  # as attention_width, for layers whose queries see the whole text, as in an encoder
 
     @property
     def total(self) -> int:
@@ -46,7 +46,7 @@ class Blueprint(NamedTuple):
 
 
 def of_config(name: str, config: ModelConfig, source: str = "") -> Blueprint:
-    """The blueprint of a config. A model of one expert is dense: it needs no router, and none is counted."""
+    """The blueprint of a config. A model with one expert is dense: it needs no router, so none is counted."""
     counts = parameters.count(config)
     working = counts.experts // config.experts * config.active_experts
     router = 0 if config.experts == 1 else counts.router

@@ -1,9 +1,9 @@
-"""What a model costs: operations for a token, bytes of weights, of the key/value cache and of training.
+"""What a model costs: operations per token, and bytes for its weights, its key/value cache and its training.
 
 forward     2 operations (a product, a sum) for every active parameter that multiplies a token,
             and 4·H·C in every layer for every token that attention looks at: half of the context on average,
-            nearly the whole window where there is one, all of the context in an encoder
-backward    twice as many: one product for the gradient of the input, one for that of the weight
+            nearly the whole window if there is one, all of the context in an encoder
+backward    twice as many: one product for the gradient of the input, and one for the gradient of the weight
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BITS = (32, 16, 8, 4)
 
 @dataclass(frozen=True)
 class Costs:
-    """Exact whole numbers; operations are for one token of a full context, bytes are bytes."""
+    """Exact whole numbers. Operations are for one token, as the average over a full context."""
 
     name: str
     source: str
@@ -30,9 +30,9 @@ class Costs:
     context: int
     forward_operations: int
     backward_operations: int
-    weight_bytes: dict[int, int]  # bits of a number → bytes
-    cache_bytes_per_token: int  # 16 bits a number
-    cache_bytes: dict[int, int]  # context → bytes, 16 bits a number
+    weight_bytes: dict[int, int]  # bits per number → bytes
+    cache_bytes_per_token: int  # with 16 bits per number
+    cache_bytes: dict[int, int]  # context → bytes, with 16 bits per number
     training_bytes: int  # 32-bit weights, gradients and AdamW's two moments
 
 
@@ -65,7 +65,7 @@ def to_json(costs: Costs) -> str:
 
 
 def table(costs: Costs) -> str:
-    """The costs in words and columns."""
+    """The costs as text, in aligned columns."""
     lines = [f"{costs.name}" + (f" ({costs.source})" if costs.source else ""), ""]
     lines += _columns(
         [("", "total", "active", "share of total")]
@@ -76,8 +76,8 @@ def table(costs: Costs) -> str:
         + [("all", f"{costs.total:,}", f"{costs.active:,}", f"active {costs.active / costs.total:.2%}")]
     )
     facts: list[tuple[str, str]] = [
-        ("operations a token, forward", f"{costs.forward_operations:,}"),
-        ("operations a token, backward", f"{costs.backward_operations:,}"),
+        ("operations per token, forward", f"{costs.forward_operations:,}"),
+        ("operations per token, backward", f"{costs.backward_operations:,}"),
         *((f"weights at {bits} bits", _size(size)) for bits, size in costs.weight_bytes.items()),
         *(
             (f"key/value cache at {length:,} tokens, 16 bits", _size(size))
@@ -89,12 +89,12 @@ def table(costs: Costs) -> str:
 
 
 def _pairs(context: int, window: int) -> int:
-    """Pairs of a token and one that it sees, itself included: min(t, window) for each t from 1 to ``context``."""
+    """How many pairs (a token, a token that it sees) there are: the sum of min(t, window), t from 1 to ``context``."""
     return window * (window + 1) // 2 + (context - window) * window
 
 
 def _lengths(context: int) -> list[int]:
-    """A sixteenth, a quarter and the whole of a context."""
+    """A sixteenth, a quarter and all of a context."""
     return sorted({max(1, context // 16), max(1, context // 4), context}) if context else []
 
 
@@ -103,7 +103,7 @@ def _size(size: int) -> str:
 
 
 def _columns(rows: list[Any]) -> list[str]:
-    """Rows of texts, the first column to the left and the others to the right."""
+    """Rows of texts as aligned lines: the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

@@ -1,4 +1,4 @@
-"""How many bytes training takes, and whether this machine has them."""
+"""How many bytes of memory training needs, and whether this machine has them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from minimoe.parallel.exchange import worth_exchanging
 
 
 def training_bytes(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -> int:
-    """Bytes of weights, optimiser and gradients; the activations of a step come on top.
+    """Bytes of weights, optimiser state and gradients; the activations of a step are not included.
 
-    Several workers have two gradients each, their own and one that others may read; but where rows of tokens travel to
-    their experts, an expert's gradient is with its owner only.
+    If there are several workers, each has two gradients: its own, and one that the others may read. If rows of tokens
+    are sent to the owners of their experts, only the owner has the gradient of an expert.
     """
     counts = parameters.count(config)
     every = counts.total + counts.noise
@@ -25,10 +25,10 @@ def training_bytes(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -
 
 
 def activation_bytes(config: ModelConfig, recipe: TrainConfig) -> int:
-    """Bytes that forward leaves for backward, at least: the large rows, of each token that is at work at once.
+    """A lower bound for the bytes that forward keeps for backward: the large rows of all tokens processed at a time.
 
     These are the probabilities of the vocabulary; in each layer, four rows of width D; and for each of the K experts,
-    its x and its answer, of width D, and the two factors of its SwiGLU, of width F.
+    its input and its output, of width D, and the two factors of its SwiGLU, of width F.
     """
     tokens = recipe.batch * config.context // recipe.accumulate
     layer = 4 * config.width + config.active_experts * 2 * (config.width + config.expert_width)
@@ -43,7 +43,7 @@ def check_memory(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -> 
         total = parameters.count(config).total
         raise UserError(
             f"training {total:,} parameters needs {state / 1e9:,.1f} GB for weights, gradients and optimiser and "
-            f"{step / 1e9:,.1f} GB for a step of {recipe.batch * config.context:,} tokens, and this machine has "
+            f"{step / 1e9:,.1f} GB for a step of {recipe.batch * config.context:,} tokens, but this machine has "
             f"{available / 1e9:,.1f} GB: choose a smaller preset, width, layers, experts, batch or context."
         )
 

@@ -1,4 +1,4 @@
-"""How many parameters a model has, in all and at work for one token, counted from the shapes of its components.
+"""How many parameters a model has, in total and active for one token, counted from the shapes of its components.
 
 Lesson: lessons/00_start_here.ipynb
 """
@@ -15,7 +15,7 @@ from minimoe.layers import decoder, moe
 
 
 class Parameters(NamedTuple):
-    """Exact counts. The router's noise serves training only and is counted apart, as Mixtral has none."""
+    """Exact counts. The router's noise is used only in training and counted separately, because Mixtral has none."""
 
     embedding: int
     attention: int
@@ -25,11 +25,11 @@ class Parameters(NamedTuple):
     head: int
     noise: int
     total: int  # without the noise
-    active: int  # of ``total``, at work for one token: K experts of E
+    active: int  # the part of ``total`` that is used for one token: K of the E experts, and all the rest
 
 
 def count(config: ModelConfig) -> Parameters:
-    """Counts of parameters for the shapes of ``config``, without making them."""
+    """Counts the parameters for the shapes of ``config``, without making them."""
     L = config.layers
     of = decoder.blank(dataclasses.replace(config, layers=1), placeholder)
     layer = of.blocks[0]
@@ -54,7 +54,7 @@ def count(config: ModelConfig) -> Parameters:
 
 
 def by_muon(config: ModelConfig) -> int:
-    """How many parameters Muon takes, where it is the optimiser: the matrices that the components list."""
+    """How many parameters Muon updates, if it is the optimiser: those that the components mark as matrices."""
     return config.layers * _marked(decoder.blank(dataclasses.replace(config, layers=1), placeholder), "matrices")
 
 
@@ -63,6 +63,6 @@ def _training_only(params: Any) -> int:
 
 
 def _marked(params: Any, mark: str) -> int:
-    """The numbers in those leaves of ``params`` that a component lists under ``mark``."""
+    """How many numbers are in the leaves of ``params`` to which a component gives this ``mark``."""
     named = dict(tree.named_leaves(params))
     return sum(named[name].size for name in tree.marked(params, mark))

@@ -44,7 +44,7 @@ def mistral_7b() -> Blueprint:
 
 
 def olmoe_1b_7b() -> Blueprint:
-    """64 small experts, 8 at work; queries and keys are normalised too."""
+    """64 small experts, of which 8 are active; queries and keys are normalised too."""
     config = ModelConfig(
         vocab_size=50_304,
         width=2048,
@@ -67,7 +67,7 @@ def olmoe_1b_7b() -> Blueprint:
 
 
 def deepseek_moe_16b() -> Blueprint:
-    """64 small experts, 6 at work, beside 2 that always are; the first of 28 layers is dense."""
+    """64 small experts, of which 6 are active, and 2 that always are; the first of 28 layers is dense."""
     V, D, L, F = 102_400, 2048, 28, 1408
     expert, attention, first = 3 * D * F, L * 4 * D * D, 3 * D * 10_944
     norms = (2 * L + 1) * D
@@ -91,8 +91,8 @@ def deepseek_moe_16b() -> Blueprint:
 
 
 def switch_base(experts: int) -> Blueprint:
-    """T5-base, an encoder and a decoder of 12 layers, with one expert of ``experts`` in every second layer."""
-    V, D, F, layers, sparse = 32_128, 768, 3072, 12, 12  # sparse: 6 of the encoder's, 6 of the decoder's
+    """T5-base: an encoder and a decoder of 12 layers each. Every second layer uses one of ``experts`` experts."""
+    V, D, F, layers, sparse = 32_128, 768, 3072, 12, 12  # sparse: 6 layers of the encoder, 6 of the decoder
     feed_forward = 2 * D * F
     attention = layers * 4 * D * D + layers * 2 * 4 * D * D  # the decoder also attends to the encoder
     dense = (2 * layers - sparse) * feed_forward
@@ -108,10 +108,10 @@ def switch_base(experts: int) -> Blueprint:
             Part("router", sparse * D * experts, sparse * D * experts),
             Part("norms and positions", small, small, multiplied=False),
         ),
-        attention_width=layers * D,  # the decoder's own
+        attention_width=layers * D,  # the decoder's attention to its own text
         cached_numbers=2 * layers * 2 * D,
         context=512,
-        unmasked_width=2 * layers * D,  # the encoder's, and the decoder's of what that has read
+        unmasked_width=2 * layers * D,  # the encoder's attention, and the decoder's to the encoder
     )
 
 
@@ -123,7 +123,7 @@ def rumoured_8x220b(shared: float = 0.0) -> Blueprint:
     """
     if not 0 <= shared <= 1:
         raise UserError(
-            f"shared {shared} is no fraction: choose a number from 0 (eight whole models) to 1 (one model)."
+            f"shared {shared} is not a fraction: choose a number from 0 (eight whole models) to 1 (one model)."
         )
     common = round(220e9 * shared)
     own = round(220e9) - common
@@ -145,11 +145,15 @@ PUBLISHED = (
     *(f"switch-base-{2**n}" for n in range(3, 9)),
     "rumour-8x220b",
 )
-"""Names that ``named`` knows beside those of the presets."""
+"""The names that ``named`` knows, beside those of the presets."""
 
 
 def named(name: str, shared: float = 0.0) -> Blueprint:
-    """A preset or a published model; ``shared`` is for the rumour alone. ``UserError`` lists the names there are."""
+    """The blueprint of a preset or of a published model; ``shared`` is used only for the rumour.
+
+    Raises:
+        UserError: there is no model of this name (the message lists the names), or ``shared`` is not in [0, 1].
+    """
     if name in PRESETS:
         source = (
             "Mixtral 8x7B, Jiang et al. 2024, arXiv 2401.04088" if name == "mixtral-8x7b" else "a preset of minimoe"

@@ -1,4 +1,4 @@
-"""The figure of a model's size: all of its parameters, and those at work for one token."""
+"""The figure of a model's size: all of its parameters, and those used for one token."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACES = {
     "shared experts": 7,
     "shared": 7,
 }
-"""The colour of each part in the palette, the same in every figure."""
+"""Which colour of the palette each part has; it is the same in every figure."""
 
 
 def parameters(costs: Costs) -> Figure:

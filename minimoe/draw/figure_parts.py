@@ -1,6 +1,6 @@
-"""What all figures share: a white sheet, quiet axes, guide lines with names, and the experts' colours and dashes.
+"""What all figures share: a white background, plain axes, labelled guide lines, and the experts' colours and dashes.
 
-Made without pyplot, which keeps every figure in a global list: here a figure is a value like any other.
+Figures are made without pyplot, which keeps every figure in a global list: here a figure is a value like any other.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-QUIET = "#767676"  # lines that only guide; contrast 4.5 on white
+QUIET = "#767676"  # guide lines; contrast 4.5 on white
 Line: TypeAlias = Literal["-", "--", ":", "-."]
 DASHES: tuple[Line, ...] = ("-", "--", ":", "-.")
-"""The second eight experts have the colours of the first eight, dashed; the third, dotted; and so on."""
+"""The second eight experts have the colours of the first eight with dashed lines, the third with dotted, and so on."""
 
 
 def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal["center", "top"] = "center") -> None:
-    """A quiet horizontal line, named at its right end if no other panel stands there."""
+    """Draws a grey horizontal line, labelled at its right end unless another panel follows there."""
     axes.axhline(height, color=QUIET, linestyle=line, linewidth=1, zorder=0)
     place = axes.get_subplotspec()
     if place is not None and place.is_last_col():
@@ -30,7 +30,7 @@ def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal
 
 
 def expert_key(figure: Figure, experts: int) -> None:
-    """The colour and dash of every expert at the head of a figure; beyond 32 both repeat, and a key would not help."""
+    """Draws a key above the figure: the colour and dash of every expert. Beyond 32 experts both repeat: no key."""
     from matplotlib.lines import Line2D
 
     if experts > len(DASHES) * len(palette.COLOURS):
@@ -52,12 +52,12 @@ def expert_key(figure: Figure, experts: int) -> None:
 
 
 def width_of(panels: int, experts: int) -> float:
-    """Inches for so many panels side by side, and for the key of the experts above them."""
+    """The width in inches for this many panels side by side, with the key of the experts above them."""
     return max(3.3 * panels + 0.9, 6 if experts <= len(palette.COLOURS) else 7.5)
 
 
 def short(name: str) -> str:
-    """A name as a label, its middle left out if it is long: what is told apart stands at the ends."""
+    """A name as a label; the middle of a long name is left out, because names differ mostly at their ends."""
     shown = plain(name)
     return shown if len(shown) <= 28 else f"{shown[:13]}…{shown[-14:]}"
 
@@ -81,16 +81,16 @@ def quieten(axes: Axes) -> None:
 
 
 def plain(text: str) -> str:
-    """``text`` as a label that shows what it says: no mathematics between dollars, no control characters, one line.
+    """``text`` as a literal label on one line: no mathematics between dollar signs, no control characters.
 
-    A label that begins with an underscore would be left out of the legend; a space in front of it brings it back.
+    Matplotlib leaves a label that begins with an underscore out of the legend; a space in front of it prevents this.
     """
     shown = printable(text.replace("\n", " ").replace("\t", " ")).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 
 def dot(x: Array) -> str:
-    """The marker of a curve: none, but a run of a single step would be invisible without."""
+    """The marker of a curve: a dot if the curve is a single point, which would be invisible without it; else none."""
     return "o" if len(x) == 1 else ""
 
 

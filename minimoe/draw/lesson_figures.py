@@ -1,7 +1,7 @@
-"""Small drawings for the lessons: matrices with their numbers in them, and the look that all figures share.
+"""Small drawings for the lessons: matrices with their numbers in them, and the style of all lesson figures.
 
-Every figure is a white card, so that it reads the same on a light page and on a dark one. Colours are those of the
-experts (``minimoe.draw.palette``); a matrix is blue where negative and orange where positive.
+Every figure has a white background, so that it looks the same on a light page and on a dark page. The colours are those
+of the experts (``minimoe.draw.palette``); the negative entries of a matrix are blue and the positive ones orange.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def matrix(
 ) -> None:
     """Draws values (rows, columns), or one row (columns,), as coloured cells with their numbers.
 
-    ``largest`` is the |value| of the strongest colour, by default the largest of this matrix; a NaN is an empty cell.
+    ``largest`` is the |value| with the strongest colour, by default the largest |value| of this matrix. A NaN is drawn
+    as an empty cell.
     """
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -80,7 +81,7 @@ def matrix(
 def equation(*parts: Array | str | tuple[str, Array], digits: int = 1) -> Figure:
     """Draws an equation of matrices side by side: ``equation(("x", x), "@", ("W", W), "=", ("y", y))``.
 
-    A pair is a matrix with its title, a string what stands between two matrices.
+    A pair is a matrix with its title; a string is drawn between two matrices.
     """
     import matplotlib.pyplot as plt
 
@@ -105,7 +106,7 @@ def equation(*parts: Array | str | tuple[str, Array], digits: int = 1) -> Figure
 
 
 def number(value: float, digits: int) -> str:
-    """A value with at most ``digits`` digits behind the point: 2, -0.5, 1.25, with a true minus sign."""
+    """A value with at most ``digits`` digits after the point: 2, −0.5, 1.25, with a true minus sign."""
     text = f"{value:.{digits}f}"
     text = text.rstrip("0").rstrip(".") if "." in text else text
     return "0" if text == "-0" else text.replace("-", "−")

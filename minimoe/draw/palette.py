@@ -1,15 +1,16 @@
-"""The colours of the experts, in every figure, on every page and in the terminal: one place, so that they always agree.
+"""The colours of the experts, the same in every figure, on every page and in the terminal.
 
-Eight colours, Okabe and Ito's (2008) with each of them moved a little, so that any two stay apart for readers who see
-no red, no green or no blue. Yellow is darkened until a line of it shows on white paper; black became a grey that
-shows on a dark page too. Expert 8 begins again with the first colour and a second mark, an underline for instance.
+These are the eight colours of Okabe and Ito (2008), each of them changed a little, so that any two can be told apart by
+readers who cannot see red, green or blue. Yellow is darkened until a yellow line is visible on white paper; black is
+replaced by a grey that is also visible on a dark page. Expert 8 has the first colour again, with a mark such as an
+underline.
 """
 
 from __future__ import annotations
 
 COLOURS = ("#1E61A6", "#E69F00", "#07976B", "#BE75C0", "#69C0FF", "#DD5800", "#E5D54A", "#4D4D4D")
 TERMINAL = (25, 214, 36, 134, 81, 166, 228, 238)
-"""The same eight as numbers of a 256-colour terminal, again chosen to stay apart for every reader."""
+"""The same eight as numbers of a 256-colour terminal, again chosen so that every reader can tell them apart."""
 
 
 def colour(expert: int) -> str:
@@ -18,7 +19,7 @@ def colour(expert: int) -> str:
 
 
 def ink(background: str) -> str:
-    """Black or white, whichever is easier to read on ``background``; their contrast is never below 4.58."""
+    """Black or white, whichever is easier to read on ``background``; the contrast is never below 4.58."""
     return max("#000000", "#FFFFFF", key=lambda candidate: contrast(candidate, background))
 
 

@@ -1,8 +1,8 @@
 """Every figure of a run: how the loss fell, and how the work is shared among the experts.
 
-A function takes the rows of ``metrics.jsonl`` (or a load, as ``routing.load`` returns it) and returns a matplotlib
-``Figure``; ``save`` writes it. Figures are made without pyplot, so they need no screen, and no window has to be closed.
-In a notebook they show themselves after ``%matplotlib inline``.
+Each function takes the rows of ``metrics.jsonl`` (or a load, as ``routing_trace.load`` returns it) and returns a
+matplotlib ``Figure``; ``save`` writes it. Figures are made without pyplot, so they need no screen, and no window has to
+be closed. A notebook displays them after ``%matplotlib inline``.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ Rows = Sequence[Mapping[str, Any]]
 """Lines of ``metrics.jsonl``, as dictionaries."""
 
 TRAINING, VALIDATION = palette.COLOURS[0], palette.COLOURS[5]
-AUXILIARY = {"balance": 2, "importance": 3, "load": 1, "z": 7}  # each with its place in the palette
+AUXILIARY = {"balance": 2, "importance": 3, "load": 1, "z": 7}  # the place of each in the palette
 
 PANELS = 4
-"""At most so many layers are drawn; of a deeper model the first, the last and some between."""
+"""Most layers that are drawn; of a deeper model, the first, the last and some in between."""
 POINTS = 60
-"""A curve of shares has at most so many points."""
+"""Most points of a curve of shares."""
 REACH = 0.01
-"""A smoothed loss is the mean over this part of the run before a step, and as much after it."""
+"""A smoothed loss is a mean over this fraction of the run before the step, and the same fraction after it."""
 
 
 def loss_curves(metrics: Rows) -> Figure:
@@ -85,7 +85,7 @@ def _draw_auxiliary(axes: Axes, tokens: Array, metrics: Rows) -> None:
 
 
 def expert_load(load: Array, title: str = "Load of each expert, relative to its fair share") -> Figure:
-    """A map of load (L, E), layers × experts: 1 is the fair share 1/E; 2 is twice as much, and more looks the same.
+    """A heat map of load (L, E), layers × experts: 1 is the fair share 1/E; all loads of 2 or more look the same.
 
     Raises:
         UserError: ``load`` is not a matrix of shares.
@@ -94,7 +94,10 @@ def expert_load(load: Array, title: str = "Load of each expert, relative to its 
 
     load = np.asarray(load)
     if load.ndim != 2 or not np.allclose(load.sum(1), 1, atol=1e-3):
-        raise UserError(f"A load of shape {load.shape} is not a matrix with rows that sum to 1; give routing.load's.")
+        raise UserError(
+            f"A load of shape {load.shape} is not a matrix with rows that sum to 1; give what routing_trace.load "
+            "returns."
+        )
     layers, experts = load.shape
     ratio = load * experts
     figure = figure_parts.figure(min(max(2.5 + 0.7 * experts, 6), 14), 1.9 + 0.5 * min(layers, 16))
@@ -120,7 +123,7 @@ def expert_load(load: Array, title: str = "Load of each expert, relative to its 
 
 
 def load_over_time(metrics: Rows) -> Figure:
-    """The share of every expert over the steps of a run, one panel a layer.
+    """The share of every expert over the steps of a run, one panel per layer.
 
     Raises:
         UserError: there are no rows.
@@ -136,10 +139,10 @@ def load_over_time(metrics: Rows) -> Figure:
 
 
 def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
-    """Above, the share of every expert over the steps; below, after training, by domain: one column a layer.
+    """The share of every expert: above, over the steps; below, by domain after training. One column per layer.
 
     The lower row is Figure 7 of Jiang et al. 2024, arXiv 2401.04088. ``load_by_domain`` is what
-    ``routing.load_by_domain`` returns: loads (L, E) by name.
+    ``routing_trace.load_by_domain`` returns: loads (L, E) by name.
 
     Raises:
         UserError: there are no rows, or no domain.
@@ -164,7 +167,7 @@ def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
 
 
 def collapse(metrics_with: Rows, metrics_without: Rows) -> Figure:
-    """The same training with auxiliary losses (left) and without (right): one row a layer.
+    """The same training run with auxiliary losses (left) and without (right), one row per layer.
 
     Raises:
         UserError: one of the two has no rows.
@@ -188,10 +191,10 @@ def collapse(metrics_with: Rows, metrics_without: Rows) -> Figure:
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Writes a figure as PNG, SVG or PDF by the ending of ``path``; a reader sees the whole file or the one before.
+    """Writes a figure as PNG, SVG or PDF, by the ending of ``path``; a reader sees the whole new file or the old one.
 
     Raises:
-        UserError: the ending is another one, or the folder is missing or cannot be written.
+        UserError: ``path`` has another ending, or the folder is missing or cannot be written to.
     """
     path = Path(path)
     kind = path.suffix.lower().removeprefix(".")
@@ -199,13 +202,13 @@ def save(figure: Figure, path: str | Path) -> None:
         raise UserError(f"A figure cannot be saved as {path.name!r}: end the name in .png, .svg or .pdf.")
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # it draws a box, which says as much
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # the drawn box says the same
         figure.savefig(content, format=kind, dpi=120)
     files.write_atomically(path, content.getvalue())
 
 
 def smooth(values: Array) -> Array:
-    """Each of the values (S,) as the mean of its neighbours, itself in the middle, so that the curve does not lag."""
+    """Each value (S,) becomes the mean of its neighbours on both sides and itself, so that the curve does not lag."""
     reach = np.ones(1 + 2 * round(REACH * len(values)))
     middle = slice(len(reach) // 2, len(reach) // 2 + len(values))
     means: Array = np.convolve(values, reach)[middle] / np.convolve(np.ones(len(values)), reach)[middle]
@@ -213,9 +216,9 @@ def smooth(values: Array) -> Array:
 
 
 def _shares(metrics: Rows) -> tuple[Array, Array]:
-    """The rows' steps (P,) and loads (P, L, E): P of them at most ``POINTS``, each the mean of some steps in a row.
+    """The steps (P,) and loads (P, L, E) of the rows, as P ≤ ``POINTS`` points, each the mean of consecutive steps.
 
-    A single batch's load is mostly noise.
+    The load of a single batch is mostly noise.
     """
     steps = _column(metrics, "step")
     load = np.array([row["load"] for row in metrics])
@@ -225,7 +228,7 @@ def _shares(metrics: Rows) -> tuple[Array, Array]:
 
 
 def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Sequence[int]) -> None:
-    """Into one panel a layer, the share of every expert (P, L, E) over the steps (P,)."""
+    """Draws the share of every expert (P, L, E) over the steps (P,), one panel per layer."""
     fair = 1 / shares.shape[2]
     for axes, layer in zip(panels, layers, strict=True):
         figure_parts.guide(axes, fair / 2, "half", "--", "top")
@@ -253,10 +256,10 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
 
 
 def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], layers: Sequence[int]) -> None:
-    """Into one panel a layer, a group of bars an expert: its share of each domain's assignments, loads (L, E)."""
+    """Draws one panel per layer, with one group of bars per expert: its share in each domain, from loads (L, E)."""
     from matplotlib import colormaps
 
-    # dark to light, and unlike the colours of the experts: each of these bars is a text
+    # dark to light, and unlike the colours of the experts, because each of these bars is a text
     colours = colormaps["bone"](0.05 + 0.75 * (np.arange(len(load_by_domain)) + 0.5) / len(load_by_domain))
     width = 0.84 / len(load_by_domain)
     for axes, layer in zip(panels, layers, strict=True):

@@ -1,1 +1,1 @@
-"""What can a model do? Its loss on a text, a suite of small tasks, and intervals that say how sure a number is."""
+"""What can a model do? Its loss on a text, a suite of small tasks, and intervals that say how certain a number is."""

@@ -1,14 +1,14 @@
-"""Confidence intervals: how far a measured number could be from the true one, by the luck of what was measured.
+"""Confidence intervals: how far a measured number may be from the true one, because only a sample was measured.
 
     wilson                 a share, hits of n                       Wilson 1927, doi 10.1080/01621459.1927.10502953
     shares_apart           the difference of two shares             Newcombe 1998, Statistics in Medicine 17, p. 873
-    answers_apart          the same, of answers to the same tasks   Newcombe 1998, Statistics in Medicine 17, p. 2635
+    answers_apart          the same, for answers to the same tasks  Newcombe 1998, Statistics in Medicine 17, p. 2635
     ratio, ratios_apart    Σ a / Σ b over pieces, by bootstrap      Efron 1979, doi 10.1214/aos/1176344552
 
-All are for 95 %: of twenty such intervals, one misses the truth. Wilson's stays inside [0, 1] and is not empty at 0 of
-n, where the textbook's p ± 2σ is. The bootstrap draws as many pieces as there are, with replacement, again and again,
-and asks how much the number moves. Of few pieces it moves too little, so the bounds are moved apart as Student's t
-demands (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2).
+All are 95 % intervals: of twenty such intervals, one misses the true value. Wilson's interval stays inside [0, 1] and
+is not empty at 0 of n, unlike the textbook's p ± 2σ. The bootstrap repeatedly draws as many pieces as there are, with
+replacement, and measures how much the number varies. With few pieces it varies too little, so Student's t widens the
+interval (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z = 1.959964
-"""Standard deviations to either side that hold 95 % of a normal distribution."""
+"""95 % of a normal distribution lies within this many standard deviations of its mean."""
 
 RESAMPLES = 2000
-"""Times that the bootstrap draws: enough for the second digit of a bound."""
+"""How often the bootstrap draws: enough for the second digit of a bound."""
 
 FEWEST_PIECES = 5
-"""With fewer, drawing the same ones again says nothing."""
+"""With fewer pieces, drawing them again says nothing, so the bounds are NaN."""
 
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """A number and the bounds around it; the bounds are NaN where there is too little to say."""
+    """A number and the bounds around it; the bounds are NaN if there are too few pieces."""
 
     value: float
     low: float
@@ -40,7 +40,7 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, n: int) -> Interval:
-    """The share ``hits`` / ``n``, n at least 1.
+    """The share ``hits`` / ``n`` with Wilson's interval; n is at least 1.
 
     centre ± half,   centre = (p + z²/2n) / (1 + z²/n),   half = z √(p(1−p)/n + z²/4n²) / (1 + z²/n)
     """
@@ -61,14 +61,14 @@ def shares_apart(one: Interval, other: Interval) -> Interval:
 
 
 def answers_apart(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
-    """The share right of ``one`` − that of ``other``, both (n,): marks on the same n tasks, n at least 1.
+    """The share of right answers in ``one`` − that in ``other``, both (n,): marks on the same n ≥ 1 tasks.
 
-    Tasks that are easy for both, or hard for both, say nothing of the difference. How far the marks go together, φ,
-    narrows the interval (Newcombe's method 10, with a correction for continuity where they agree):
+    Tasks that are easy for both, or hard for both, say nothing about the difference. The correlation φ of the marks
+    narrows the interval (Newcombe's method 10, with a continuity correction if it is positive):
 
         low = d − √(l₁² − 2φ l₁u₂ + u₂²),   high = d + √(u₁² − 2φ u₁l₂ + l₂²)
 
-    with d the difference, and l and u the distances of Wilson's bounds from each share.
+    d is the difference; l and u are the distances of Wilson's lower and upper bounds from each share.
     """
     n = len(one)
     first, second = wilson(int(one.sum()), n), wilson(int(other.sum()), n)
@@ -91,15 +91,15 @@ def answers_apart(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
 
 
 def ratio(parts: NDArray[Any], sizes: NDArray[Any], seed: int = 0) -> Interval:
-    """Σ parts / Σ sizes over pieces, both (P,): bits over bytes, say."""
+    """Σ parts / Σ sizes over pieces, both (P,): for example, bits per byte."""
     return _bootstrap(np.asarray(parts, np.float64), np.asarray(sizes, np.float64), seed)
 
 
 def ratios_apart(parts: NDArray[Any], others: NDArray[Any], sizes: NDArray[Any], seed: int = 0) -> Interval:
     """Σ parts / Σ sizes − Σ others / Σ sizes over the same pieces, all (P,).
 
-    Some pieces are hard for everyone. Drawing both models' results on a piece together takes that out, so that the
-    difference of two models is known better than the number of either.
+    Some pieces are hard for every model. Each draw takes both models' results on a piece together, which removes this
+    variation: the difference of two models is more certain than the number of either.
     """
     return _bootstrap(np.asarray(parts, np.float64) - others, np.asarray(sizes, np.float64), seed)
 
@@ -109,15 +109,16 @@ def _bootstrap(parts: Floats, sizes: Floats, seed: int) -> Interval:
     if len(parts) < FEWEST_PIECES:
         return Interval(value, math.nan, math.nan)
     rng = np.random.default_rng(seed)
-    at_once = 100  # which bounds the memory
+    at_once = 100  # bounds the memory
     drawn = (rng.integers(len(parts), size=(at_once, len(parts))) for _ in range(RESAMPLES // at_once))
     low, high = np.percentile([parts[i].sum(1) / sizes[i].sum(1) for i in drawn], [2.5, 97.5])
+    # Few pieces vary too little: Student's t widens the interval, and √(P/(P−1)) makes the variance unbiased.
     wider = _student(len(parts) - 1) / Z * math.sqrt(len(parts) / (len(parts) - 1))
     return Interval(value, value - wider * (value - float(low)), value + wider * (float(high) - value))
 
 
 def _student(freedom: int) -> float:
-    """What ``Z`` is for a normal distribution, for Student's t; to 0.3 % from 4 degrees of freedom on.
+    """The counterpart of ``Z`` for Student's t, accurate to 0.3 % from 4 degrees of freedom on.
 
     Abramowitz and Stegun 1964, 26.7.5.
     """

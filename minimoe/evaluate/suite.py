@@ -2,16 +2,17 @@
 
     print(suite_table.table(run("runs/toy", against="runs/toy-dense")))
 
-    held-out text       bits per byte of each document's last tenth, which no training saw
-    unseen sums         share that is answered exactly, always taking the likeliest token (``sums``)
-    Python              share of the definitions that the model writes that parse (``well_formed``)
-    brackets            share of the texts that it writes in which all of them are closed (``well_formed``)
+    held-out text       bits per byte of each document's last tenth, which is not in the training split
+    unseen sums         share that is answered exactly with greedy decoding (``sums``)
+    Python              share of the written definitions that parse (``well_formed``)
+    brackets            share of the written texts in which every bracket is closed (``well_formed``)
 
-Beside each number stands what luck reaches: every character by its frequency alone, the commonest answer always, the
-model's own texts with their characters shuffled. For what is written, held-out text that is cut alike says what can be
-reached. Where a run's text holds no sums or no Python, the row says so, for a number would mean nothing.
+Each number comes with the number that chance reaches: every character predicted by its frequency alone, the commonest
+answer given every time, or the model's own texts with their characters shuffled. Written texts also come with the
+number that real text reaches: held-out text, cut in the same way. If a run's text has no sums or no Python, the row
+says so, because a number would mean nothing.
 
-The fair opponent of a mixture is the dense model of equal active parameters: ``trainer.train_dense_twin``.
+The fair opponent of a mixture is the dense model with as many active parameters: ``trainer.train_dense_twin``.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from minimoe.text.corpus import Corpus
 
 
 class Settings(NamedTuple):
-    """How much is asked, and how the models write."""
+    """How much is measured, and how the models write."""
 
-    samples: int = 100  # of texts and of definitions
-    questions: int = 200  # of each kind of sum
-    tokens: int = 256  # of a text
+    samples: int = 100  # how many texts, and how many definitions
+    questions: int = 200  # how many sums of each kind
+    tokens: int = 256  # the length of a text
     temperature: float = 0.8
     seed: int = 0
 
@@ -59,18 +60,18 @@ class Losses(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What became of each of n attempts."""
+    """The results of n attempts."""
 
     right: NDArray[np.bool_]  # (n,)
-    chance: float
-    reachable: float | None = None  # by real text; None where nothing was found to measure it on
+    chance: float  # the share right by chance
+    reachable: float | None = None  # the share right in real text; None if there is no such text
 
 
 class Measured(NamedTuple):
-    """All that the suite finds of one model; a text in place of marks says why there are none."""
+    """All results of the suite for one model; a string in place of marks says why there are none."""
 
     name: str
-    active: int  # parameters at work on a token
+    active: int  # parameters used for a token
     total: int
     trained_tokens: int
     losses: dict[str, Losses]  # by document
@@ -78,7 +79,7 @@ class Measured(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All that the suite finds of one model, or of two that share a text."""
+    """All results of the suite for one model, or for two that share a text."""
 
     settings: Settings
     models: tuple[Measured, ...]
@@ -96,13 +97,14 @@ def run(
     device: str = "auto",
     threads: int | None = None,
 ) -> Results:
-    """The suite on the run in ``folder``, and on the one to compare it with. The number of threads changes nothing.
+    """Runs the suite on the run in ``folder`` and on the run in ``against``, to compare the two.
 
-    ``corpus`` is needed only where the runs began with one made in Python.
+    The number of threads does not change the results. ``corpus`` is needed only if the runs were trained on a corpus
+    that was made in Python.
 
     Raises:
-        UserError: a folder is no run, its text has changed, the two do not share text, tokenizer and context, or a
-            setting makes no sense.
+        UserError: a folder is not a run, its text has changed, the two do not share text, tokenizer and context, or a
+            setting is out of range.
     """
     settings = settings or Settings()
     _check(settings)
@@ -125,7 +127,7 @@ def _check(settings: Settings) -> None:
         if (value := getattr(settings, name)) < 1:
             raise UserError(f"{name} {value} leaves nothing to measure: choose a whole number of at least 1.")
     if settings.seed < 0:
-        raise UserError(f"seed {settings.seed} starts no random numbers: choose a whole number of at least 0.")
+        raise UserError(f"seed {settings.seed} is not a seed: choose a whole number of at least 0.")
     sampling.check(settings.temperature, None, None)
 
 
@@ -135,18 +137,18 @@ def _check_alike(folders: Sequence[Path], models: Sequence[Model]) -> None:
     for path, other in others:
         if other.run.source.sha256 != model.run.source.sha256 or other.tokenizer != model.tokenizer:
             raise UserError(
-                f"{folder} and {path} did not learn from the same text by the same tokenizer, so their numbers cannot "
-                f"be compared: train an opponent with minimoe train --dense-twin {folder}."
+                f"{folder} and {path} did not learn from the same text with the same tokenizer, so their numbers "
+                f"cannot be compared: train an opponent with minimoe train --dense-twin {folder}."
             )
         if other.config.context != model.config.context:
             raise UserError(
                 f"{folder} reads {model.config.context} tokens at a time and {path} {other.config.context}, so their "
-                "losses cannot be compared: train one of them anew with the --context of the other."
+                "losses cannot be compared: train one of them again with the --context of the other."
             )
 
 
 def _trained_tokens(folder: Path) -> int:
-    """As the last line of its metrics has it: a run may have been interrupted."""
+    """The count in the last line of the metrics, since a run may have been interrupted."""
     rows = metrics.read(folder)
     return int(rows[-1]["tokens"]) if rows else 0
 
@@ -154,10 +156,10 @@ def _trained_tokens(folder: Path) -> int:
 def measure(
     name: str, model: Model, data: Texts, trained_tokens: int, settings: Settings | None = None, pool: Map = map
 ) -> Measured:
-    """All that the suite finds of one model; ``pool`` is a ``map``, one of several threads for instance."""
+    """All results of the suite for one model; ``pool`` is a ``map``, for example one that uses several threads."""
     settings = settings or Settings()
     counts = parameters.count(model.config)
-    router = counts.router if model.config.experts == 1 else 0  # which has nothing to choose, and is no work
+    router = counts.router if model.config.experts == 1 else 0  # a dense model's router has no choice, and no work
     return Measured(
         name,
         counts.active - router,
@@ -178,7 +180,7 @@ def measure(
 def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Map) -> Losses:
     pieces = text_loss.by_piece(model.params, model.config, ids, pool)
     sizes = np.array([model.tokenizer.bytes_of(piece.targets) for piece in pieces])
-    frequency = np.bincount(data.train, minlength=model.config.vocab_size) + 1.0  # one imaginary token of each
+    frequency = np.bincount(data.train, minlength=model.config.vocab_size) + 1.0  # each token occurs once more
     by_frequency = -np.log2(frequency / frequency.sum())[ids[1:]]
     bits = np.array([piece.nats for piece in pieces]) / math.log(2)
     return Losses(bits, sizes, float(by_frequency.sum() / sizes.sum()))
@@ -187,10 +189,10 @@ def _losses(model: Model, data: Texts, ids: NDArray[np.int32], pool: Map) -> Los
 def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Map) -> Marks | str:
     text = model.tokenizer.decode(data.train)
     if not sums.are_in(text):
-        return f"not asked: the training text holds no line like {sums.EXAMPLE!r}"
+        return f"not asked: the training text has no line like {sums.EXAMPLE!r}"
     questions = sums.unseen(text, kind, settings.questions, settings.seed)
     if not questions:
-        return "not asked: the training text holds every sum of this kind"
+        return "not asked: the training text contains every sum of this kind"
 
     def is_right(question: sums.Question) -> bool:
         written = generation.write(model, question.prompt, sums.ANSWER_TOKENS, temperature=0)
@@ -205,7 +207,7 @@ def _sums(model: Model, data: Texts, kind: str, settings: Settings, pool: Map) -
 
 def _python(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks | str:
     if not well_formed.has_python(model.tokenizer.decode(data.train)):
-        return "not measured: the training text holds no Python"
+        return "not measured: the training text contains no Python"
     begin = well_formed.DEFINITION
     written = [begin + text for text in _write(model, begin, settings, pool)]
     held_out = [model.tokenizer.decode(ids) for ids in data.validation]
@@ -221,7 +223,7 @@ def _python(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks |
 
 def _brackets(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks | str:
     if "\n" not in model.tokenizer.decode(data.train):
-        return "not measured: the training text has no line ends, behind which a text could begin"
+        return "not measured: the training text has no line ends, after which a text could begin"
     written = [well_formed.whole_lines(text) for text in _write(model, "\n", settings, pool)]
     held_out = "\n".join(model.tokenizer.decode(ids) for ids in data.validation)
     starts = [place + 1 for place, character in enumerate(held_out) if character == "\n"]
@@ -229,18 +231,18 @@ def _brackets(model: Model, data: Texts, settings: Settings, pool: Map) -> Marks
     real = [well_formed.whole_lines(held_out[start : start + settings.tokens]) for start in chosen]
 
     def closed(passages: Sequence[str]) -> NDArray[np.bool_]:
-        """Of those that have something to close."""
+        """The marks of those passages that have something to close."""
         return np.array([well_formed.is_closed(text) for text in passages if well_formed.has_brackets(text)], bool)
 
     right, reachable = closed(written), closed(real)
     if not len(right):
-        return f"not measured: none of the {len(written)} texts that it wrote holds a bracket or a double quote"
+        return f"not measured: none of the {len(written)} texts that it wrote contains a bracket or a double quote"
     shuffled = closed(_shuffled(written, settings.seed))
     return Marks(right, float(shuffled.mean()), float(reachable.mean()) if len(reachable) else None)
 
 
 def _write(model: Model, prompt: str, settings: Settings, pool: Map) -> list[str]:
-    """What the model writes behind a prompt, again and again."""
+    """Many texts that the model writes after the same prompt, each from a seed of its own."""
 
     def text(number: int) -> str:
         seed = settings.seed * settings.samples + number
@@ -250,6 +252,6 @@ def _write(model: Model, prompt: str, settings: Settings, pool: Map) -> list[str
 
 
 def _shuffled(passages: Sequence[str], seed: int) -> list[str]:
-    """Each passage with its characters in random order: the same brackets and quotes, without the skill."""
+    """Each passage with its characters in random order: the same brackets and quotes, but no skill."""
     rng = np.random.default_rng(seed)
     return ["".join(rng.permutation(list(passage))) for passage in passages]

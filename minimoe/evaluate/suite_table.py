@@ -1,4 +1,4 @@
-"""What the evaluation suite found, as a table or as JSON: one model, or two side by side with their difference.
+"""The results of the evaluation suite as a table or as JSON: one model, or two side by side with their difference.
 
 print(table(suite.run("runs/toy", against="runs/toy-dense")))
 """
@@ -26,11 +26,11 @@ class Cell(NamedTuple):
     number: Interval
     right: int | None  # attempts that were right; None for a loss
     of: int  # attempts, or bytes
-    chance: float  # what needs no skill; of written texts, that of what this model wrote
+    chance: float  # what needs no skill; for written texts, that of this model's own texts, shuffled
 
 
 class Row(NamedTuple):
-    """One line; what was not measured is None, and ``note`` says why."""
+    """One line of the table; a cell that was not measured is None, and ``note`` says why."""
 
     group: str
     name: str
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 def rows(results: Results) -> list[Row]:
-    """Every line of the result: losses in bits per byte, then shares."""
+    """Every line of the table: losses in bits per byte, then shares."""
     models, seed = results.models, results.settings.seed
     found = [_loss_row(name, [model.losses[name] for model in models], seed) for name in models[0].losses]
     if len(found) > 1:
@@ -50,26 +50,25 @@ def rows(results: Results) -> list[Row]:
 
 
 def notes(results: Results) -> list[str]:
-    """What makes a comparison of two models less than fair, in sentences."""
+    """One sentence for each reason why the comparison of two models is not fair."""
     if len(results.models) == 1:
         return []
     one, other = results.models
     found = []
     if one.trained_tokens != other.trained_tokens:
         found.append(
-            f"Unequal training: {one.name} learned from {one.trained_tokens:,} tokens, {other.name} from "
+            f"Unequal training: {one.name} was trained on {one.trained_tokens:,} tokens, {other.name} on "
             f"{other.trained_tokens:,}."
         )
     if abs(one.active / other.active - 1) > 0.01:
         found.append(
-            f"Unequal models: {one.active:,} parameters of {one.name} work on a token, {other.active:,} of "
-            f"{other.name}."
+            f"Unequal models: {one.name} uses {one.active:,} parameters per token, {other.name} uses {other.active:,}."
         )
     return found
 
 
 def to_json(results: Results) -> str:
-    """One JSON object, in ASCII; a bound that is not known is null."""
+    """One JSON object, in ASCII; an unknown bound is null."""
     values = {
         "settings": results.settings._asdict(),
         "models": [
@@ -99,7 +98,7 @@ def to_json(results: Results) -> str:
 
 
 def table(results: Results) -> str:
-    """The result in columns, with nothing in it that could steer a terminal."""
+    """The results in columns, without characters that could control a terminal."""
     heads = ["", *(model.name for model in results.models), *["difference"] * (len(results.models) - 1)]
     lines = [[*heads, "by chance", "real text"]]
     group, found = "", rows(results)
@@ -114,7 +113,7 @@ def table(results: Results) -> str:
         real = None if row.reachable is None else shown(row.reachable, "")
         lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, chance, real))])
     about = [
-        f"{model.name}: {model.active:,} of {model.total:,} parameters work on a token; learned from "
+        f"{model.name}: uses {model.active:,} of {model.total:,} parameters per token; trained on "
         f"{model.trained_tokens:,} tokens."
         for model in results.models
     ]
@@ -126,17 +125,18 @@ def table(results: Results) -> str:
 def _explained(results: Results) -> list[str]:
     settings = results.settings
     return [
-        "[ ] hold the truth 19 times of 20: a bootstrap over pieces of text for losses, Wilson's interval for shares.",
+        "[ ] contains the true value 19 times out of 20: a bootstrap over pieces of text for losses, Wilson's interval "
+        "for shares.",
         f"Written: {settings.samples} texts and definitions of {settings.tokens} tokens at temperature "
         f"{settings.temperature:g}, seed {settings.seed}.",
-        "By chance: characters by their frequency; always the commonest answer; what was written, its characters "
-        "shuffled.",
-        "Real text: held out, and cut like what was written.",
+        "By chance: characters predicted by their frequency; the commonest answer every time; the written texts with "
+        "their characters shuffled.",
+        "Real text: held-out text, cut like the written texts.",
     ]
 
 
 def _joined(losses: Sequence[Losses]) -> Losses:
-    """All documents as one."""
+    """The losses of all documents as those of one."""
     sizes = np.concatenate([part.sizes for part in losses])
     chance = sum(part.chance * int(part.sizes.sum()) for part in losses) / int(sizes.sum())
     return Losses(np.concatenate([part.bits for part in losses]), sizes, chance)
@@ -170,7 +170,7 @@ def _share(marks: Marks) -> Cell:
 
 
 def _shares_apart(group: str, one: Marks, other: Marks) -> Interval:
-    """Both models are asked the same sums; what they write is each one's own."""
+    """Paired for sums, since both models answer the same ones; unpaired for texts, since each writes its own."""
     if group == SUMS:
         return intervals.answers_apart(one.right, other.right)
     return intervals.shares_apart(_share(one).number, _share(other).number)
@@ -206,7 +206,7 @@ def _between(interval: Interval | None, shown: Callable[[float, str], str], sign
 
 
 def _columns(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells, the first to the left and the others to the right; a line of one cell is a heading."""
+    """Aligns lines of cells, the first cell to the left and the others to the right; a single cell is a heading."""
     whole = [line for line in lines if len(line) > 1]
     widths = [max(map(len, column)) for column in zip(*whole, strict=True)]
     return [

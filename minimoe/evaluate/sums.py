@@ -1,11 +1,11 @@
-"""Sums that a model never saw: asked as its text asks them, and marked by the exact answer.
+"""Sums that a model never saw, asked in the form of its training text and marked by the exact answer.
 
     [ ] - 36 = 21   The box holds 36 + 21 = |57|         addition
     36 + [ ] = 57   The box holds 57 - 36 = |21|         subtraction
 
-Of all the forms in data/make_sums.py this is the one behind which nothing but a number can follow. A sum is unseen if
-the text holds no fact of its family: neither a + b, b + a nor c − a, c − b, where c = a + b. So the answer cannot be
-remembered; it must be worked out.
+Of all the forms in data/make_sums.py, this is the only one after which nothing but a number can follow. A sum is unseen
+if the text contains no fact of its family: none of a + b, b + a, c − a and c − b, where c = a + b. The model therefore
+cannot remember the answer; it must work it out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ A, B = range(4, 61), range(4, 40)
 """The numbers that are added, as in data/make_sums.py."""
 
 ANSWER_TOKENS = 4
-"""At most two digits, what ends the number, and one to spare."""
+"""At most two digits, the token that ends the number, and one to spare."""
 
 EXAMPLE = "[ ] - 36 = 21   The box holds 36 + 21 = 57"
 
@@ -32,26 +32,26 @@ class Question(NamedTuple):
 
 
 def are_in(text: str) -> bool:
-    """Whether a text asks such questions at all; of a model that never met the form nothing can be expected."""
+    """Whether a text asks such questions at all; a model that never saw the form cannot be expected to answer."""
     return re.search(r"\d   The box holds \d+ [+-] \d+ = \d", text) is not None
 
 
 def unseen(text: str, kind: str, count: int, seed: int = 0) -> list[Question]:
     """At most ``count`` different questions of a kind whose facts occur nowhere in ``text``, ordered by ``seed``."""
-    facts = set(re.findall(r"(?=(?<!\d)(\d+ [+-] \d+)(?!\d))", text))  # looking ahead: in 1 + 2 + 3 there are two
+    facts = set(re.findall(r"(?=(?<!\d)(\d+ [+-] \d+)(?!\d))", text))  # the lookahead finds both in 1 + 2 + 3
     pairs = [(a, b) for a in A for b in B if facts.isdisjoint(_family(a, b))]
     order = np.random.default_rng(seed).permutation(len(pairs))[:count]
     return [_ask(kind, *pairs[i]) for i in order]
 
 
 def is_right(written: str, answer: str) -> bool:
-    """Whether a text begins with exactly this number: 57 is not answered by 5, by 570 or by 057."""
+    """Whether a text begins with exactly this number: 5, 570 and 057 do not answer 57."""
     number = re.match(r"\d*", written)
     return number is not None and number[0] == answer
 
 
 def best_constant(questions: list[Question]) -> float:
-    """The share of questions that is answered by always writing the commonest answer: what luck can reach."""
+    """The share of questions that the commonest answer is right for: what chance can reach."""
     _, counts = np.unique([question.answer for question in questions], return_counts=True)
     return float(counts.max() / len(questions))
 
@@ -62,7 +62,7 @@ def _family(a: int, b: int) -> set[str]:
 
 
 def _ask(kind: str, a: int, b: int) -> Question:
-    """In a line of its own, as an exercise begins."""
+    """The question, at the beginning of a new paragraph, as an exercise begins."""
     c = a + b
     if kind == "addition":
         return Question(f"\n\n[ ] - {a} = {b}   The box holds {a} + {b} = ", str(c))

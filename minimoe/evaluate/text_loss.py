@@ -1,4 +1,4 @@
-"""Evaluation: the loss over every token of a text, without noise and without dropping anything."""
+"""Evaluation: the loss over every token of a text, without router noise and without dropped assignments."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from minimoe.losses.objective import Objective, Shard
 from minimoe.parallel.thread_pool import Map
 
 SEQUENCES = 16
-"""Sequences in one forward pass; changes speed only."""
+"""Sequences per forward pass; this changes only the speed."""
 
 
 class Evaluation(NamedTuple):
     loss: float  # nats per token
-    tokens: int  # how many were predicted
+    tokens: int  # how many tokens were predicted
     load: NDArray[np.float64]  # (L, E)  share of each layer's assignments
 
 
 def evaluate(
     params: Decoder, config: ModelConfig, documents: Sequence[NDArray[np.int32]], run: Map = map
 ) -> Evaluation:
-    """The mean loss over all tokens of ``documents`` but each one's first, which nothing predicts.
+    """The mean loss over all tokens of ``documents`` except the first of each document, which nothing predicts.
 
-    A document is read in pieces of ``config.context`` tokens, one after the other; each piece starts afresh.
+    A document is read in consecutive pieces of ``config.context`` tokens, each without the pieces before it.
 
     Raises:
-        UserError: no document has two tokens, so there is nothing to predict; or the loss is no finite number.
+        UserError: no document has two tokens, so there is nothing to predict; or the loss is not finite.
     """
     shards = [shard for document in documents for shard in _shards(params, document, config.context)]
     if not shards:
-        raise UserError("the text is one token long, which leaves nothing to predict: give a longer one.")
+        raise UserError("the text is one token long, which leaves nothing to predict: give a longer text.")
     goal = Objective(training=False)
     done = list(run(lambda shard: objective.forward(params, shard, config, goal, keep=False), shards))
     count = sum(int(one.sums.loss.tokens) for one in done)
@@ -59,17 +59,17 @@ def evaluate(
 
 
 def bits_per_byte(result: Evaluation, size: int) -> float:
-    """The loss in bits over the UTF-8 bytes of the predicted text, ``size``: comparable between tokenizers."""
+    """The loss in bits per byte of the predicted text, of ``size`` UTF-8 bytes; comparable between tokenizers."""
     return result.loss * result.tokens / (math.log(2) * size)
 
 
 class Piece(NamedTuple):
-    targets: NDArray[np.int32]  # (T,)  what was predicted; the last piece may be shorter
-    nats: float  # summed over them
+    targets: NDArray[np.int32]  # (T,)  the predicted tokens; the last piece may be shorter
+    nats: float  # the loss, summed over the targets
 
 
 def by_piece(params: Decoder, config: ModelConfig, document: NDArray[np.int32], run: Map = map) -> list[Piece]:
-    """The summed loss of each piece of a document, in order: what ``evaluate`` takes the mean of."""
+    """The summed loss of each piece of a document, in order; ``evaluate`` takes the mean over the same tokens."""
 
     def pieces(shard: Shard) -> list[Piece]:
         logits, _, _ = decoder.forward(params, shard.tokens, config, Mode(estimate_load=False))

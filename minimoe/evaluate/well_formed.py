@@ -1,7 +1,7 @@
 """Is a text well formed? Python that parses, and brackets and quotes that are closed.
 
-Both need a memory of what was opened, and where. What a model writes stops at a length, not at an end, so it is cut
-where a text could end: Python before the next definition, anything else after its last whole line.
+Both need a memory of what was opened, and where. A text that a model writes stops at a given length, not at its end, so
+it is cut where it could have ended: Python before the next definition, other text after its last whole line.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ import re
 import warnings
 
 DEFINITION = "\n\n\ndef "
-"""What a definition at the beginning of a line begins with; a model is asked to continue it."""
+"""The beginning of a definition that is not indented; the model continues it."""
 
 CLOSES = {")": "(", "]": "[", "}": "{", "»": "«", "”": "“"}
 
 
 def has_python(text: str) -> bool:
-    """Whether a text holds definitions at all; of a model that never met one nothing can be expected."""
+    """Whether a text contains definitions at all; a model that never saw one cannot be expected to write one."""
     return re.search(rf"{DEFINITION}\w+\(.*\).*:\n", text) is not None
 
 
 def first_definition(text: str) -> str:
-    """``text``, which begins with a definition, up to the next thing that stands at the beginning of a line.
+    """``text``, which begins with a definition, up to the next line that is not indented.
 
-    Without such a thing the last line is left out, since it may be half a line.
+    If there is no such line, the last line is left out, since it may be incomplete.
     """
     text = text.lstrip("\n")
-    following = re.search(r"\n(?=[^\s)\]}])", text)  # a bracket there closes a long list of arguments
+    following = re.search(r"\n(?=[^\s)\]}])", text)  # a bracket at the start of a line closes a list of arguments
     return text[: following.start() + 1 if following else text.rfind("\n") + 1]
 
 
 def parses(source: str) -> bool:
-    """Whether Python's own parser accepts a source that is not empty. It is never run."""
+    """Whether Python's own parser accepts ``source``, and ``source`` is not empty. It is never run."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a doubtful escape sequence is worth a warning, and parses
+            warnings.simplefilter("ignore")  # an invalid escape sequence causes a warning, but parses
             return bool(ast.parse(source).body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
 
 def whole_lines(text: str) -> str:
-    """``text`` up to its last end of line; all of it if it has none."""
+    """``text`` up to the end of its last whole line; all of it if it has none."""
     return text[: text.rfind("\n") + 1] or text
 
 
@@ -52,9 +52,9 @@ def has_brackets(text: str) -> bool:
 
 
 def is_closed(text: str) -> bool:
-    """Whether every bracket is closed by its like, in order, and straight double quotes come in pairs.
+    """Whether every bracket is closed by its counterpart, in order, and straight double quotes come in pairs.
 
-    Single quotes are left out: they are apostrophes too.
+    Single quotes do not count, because they are also apostrophes.
     """
     opened: list[str] = []
     for character in text:

@@ -1,14 +1,14 @@
-"""The instant checks of the lessons' exercises: one module a lesson, one function an exercise.
+"""Is the learner's answer right? The instant checks of the exercises: one module per lesson, one function per exercise.
 
     from minimoe.exercises import lesson_03 as check
 
     def rmsnorm_backward(gain, x_hat, inv_rms, dy):
         ...
 
-    check.rmsnorm_backward(rmsnorm_backward)      "not attempted yet", then words and a small table
+    check.rmsnorm_backward(rmsnorm_backward)      "not attempted yet", or a sentence and a small table
 
 An exercise is always a function that the learner writes; the check of the same name takes it and returns a ``Report``.
-A check holds no answer key: a gradient is compared with finite differences of the true forward pass, a value with the
-package's own forward pass. What a check knows beyond that are the usual wrong answers, so that it can say which one it
-sees. Drawing of inputs, comparison and words are in ``engine``, ``diagnosis`` and ``report``.
+A check holds no answer key: it compares a gradient with finite differences of the true forward pass, and a value with
+the package's own forward pass. In addition, it knows the usual wrong answers, so that it can say which one it sees.
+``engine`` compares the results, ``diagnosis`` describes what is wrong, and ``feedback`` displays the report.
 """

@@ -1,8 +1,8 @@
-"""Bugs: ways in which this package could be wrong, each made by exchanging a line of it, or a few that belong together.
+"""Bugs: ways in which this package could be wrong, each made by replacing a line, or a few lines that belong together.
 
-``bugs.toml`` lists them. Some are real: public code had them, and lesson 15 shows ten of these. The others are the
-slips of a hand that derives and indexes: a sign, an axis, a term, a shift by one. The tests put every one of them into
-a copy of the package, where one of them must notice (``tests/mutations``).
+``bugs.toml`` lists them. Some are real: public code had them, and lesson 15 shows ten of these. The others are common
+mistakes in derivations and indexing: a sign, an axis, a term, a shift by one. The tests put each bug into a copy of the
+package, where at least one test must fail (``tests/mutations``).
 
     with installed(load()["scale"]):        this process's package, with attention scaled by the width of the model
         ...
@@ -13,19 +13,20 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LIST = Path(__file__).with_name("bugs.toml")
 
 KINDS = (
     "flipped sign",
-    "swapped",  # two axes, operands or orders, one where the other belongs
+    "swapped",  # two axes, operands or orders, each in the place of the other
     "dropped term",
     "off by one",  # a window, a shift, a count
-    "stale",  # an old value where a new one belongs, or one of many for all
+    "stale",  # an old value where a new one belongs, or one value used for all
     "wrong scale",  # by K, N, E, √C, ...
     "wrong quantity",
     "leak",  # the future, padding, noise or a neighbour reaches what it must not
@@ -37,7 +38,7 @@ class Bug(NamedTuple):
     name: str
     file: str  # within the package
     kind: str  # one of KINDS
-    changes: list[tuple[str, str]]  # what stands in the package → what stands there with the bug
+    changes: list[tuple[str, str]]  # lines of the package → the same lines with the bug
     seen_in: list[str]  # public code that had it, as owner/repository#number of the issue or pull request
 
     @property
@@ -45,7 +46,7 @@ class Bug(NamedTuple):
         return "minimoe." + self.file.removesuffix(".py").replace("/", ".")
 
     def put_into(self, source: str) -> str:
-        """The source of the module with this bug in it; raises ``ValueError`` if a line does not stand there once."""
+        """The module's ``source`` with this bug in it; raises ``ValueError`` unless each line occurs exactly once."""
         for right, wrong in self.changes:
             if source.count(right) != 1:
                 raise ValueError(f"bug {self.name!r}: {self.file} has {source.count(right)} times {right!r}, not once.")
@@ -53,7 +54,7 @@ class Bug(NamedTuple):
         return source
 
     def __str__(self) -> str:
-        """The changes, as lines to read."""
+        """The changes, in the style of a diff."""
         pairs = [("- " + _indented(right), "+ " + _indented(wrong)) for right, wrong in self.changes]
         return "\n".join([self.file, *(line for pair in pairs for line in pair)])
 
@@ -68,16 +69,33 @@ def load() -> dict[str, Bug]:
 
 @contextlib.contextmanager
 def installed(bug: Bug) -> Iterator[None]:
-    """The package of this process with the bug in it, until the block ends."""
+    """Puts the bug into the package of this process until the block ends."""
     module = importlib.import_module(bug.module)
     names = vars(module)
     intact = dict(names)
     exec(compile(bug.put_into(inspect.getsource(module)), bug.file, "exec"), names)
+    replaced = _replace_imported(intact, names)
     try:
         yield
     finally:
         names.clear()
         names.update(intact)
+        for importer, name in replaced:
+            importer[name] = intact[name]
+
+
+def _replace_imported(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Replaces what other modules of the package imported by name, as in ``from … import combine``."""
+    importers = [vars(module) for name, module in list(sys.modules.items()) if name.startswith("minimoe.")]
+    replaced = [
+        (importer, name)
+        for importer in importers
+        for name in importer.keys() & old.keys() & new.keys()
+        if importer[name] is old[name] is not new[name]
+    ]
+    for importer, name in replaced:
+        importer[name] = new[name]
+    return replaced
 
 
 def _indented(lines: str) -> str:

@@ -1,7 +1,7 @@
-"""What is wrong with an array, said in one sentence: the mistakes that look alike in every lesson.
+"""What is wrong with an array, in one sentence: the mistakes that look the same in every lesson.
 
-Here are only patterns that can be seen from the two arrays: a constant factor, a missing sum, a transpose. A mistake
-of one formula, such as a forgotten term, is known to the lesson's own check.
+This module knows only patterns that can be seen from the two arrays: a constant factor, a missing sum, a transpose. The
+check of a lesson knows the mistakes in its own formulas, such as a forgotten term.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ def close(got: Array, want: Array) -> bool:
 
 
 def wrong_shape(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
-    """A sentence on an array whose shape is not the expected one."""
+    """A sentence about an array whose shape is not the expected one."""
     what = f"it has shape {got.shape}, expected {named_shape(want.shape, sizes)}"
     if got.ndim == want.ndim and got.shape == want.shape[::-1]:
         return f"{what}: it looks transposed."
     if got.size == want.size:
-        return f"{what}: the number of entries is right, so a reshape, a transpose or a keepdims is."
+        return f"{what}: the number of entries is right, so a reshape, a transpose or a keepdims is wrong or missing."
     for axis in range(got.ndim):
         if got.ndim == want.ndim + 1 and close(got.sum(axis), want):
-            return f"{what}: it still has to be summed over {_axis_name(got.shape, axis, sizes)}."
+            return f"{what}: it must still be summed over {_axis_name(got.shape, axis, sizes)}."
     if got.ndim > want.ndim:
-        return f"{what}: there is an axis too many. Which one should be summed over?"
+        return f"{what}: it has too many axes. Which axis should be summed over?"
     if got.ndim < want.ndim:
-        return f"{what}: an axis is missing. Was it summed away?"
+        return f"{what}: an axis is missing. Did you sum over it?"
     return f"{what}."
 
 
 def wrong_values(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
-    """A sentence on an array of the right shape whose values are wrong; empty if there is no pattern to be seen."""
-    got, want = got.astype(np.float64), want.astype(np.float64)  # integers would wrap around in squares
+    """A sentence about an array of the right shape whose values are wrong; empty if no pattern is found."""
+    got, want = got.astype(np.float64), want.astype(np.float64)  # integers could overflow in squares
     if not np.isfinite(got).all():
-        return "it holds numbers that are not finite."
+        return "it contains numbers that are not finite."
     if not got.any():
         return "it is zero everywhere."
     return (
@@ -77,7 +77,7 @@ def _constant_factor(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     if factor == 0 or not close(got / factor, want):
         return ""
     if math.isclose(factor, -1, rel_tol=1e-5):
-        return "it has the wrong sign, everywhere."
+        return "it has the wrong sign everywhere."
     sign = " and has the wrong sign" if factor < 0 else ""
     if want.size == 1:  # any number is a multiple of any other
         return ""
@@ -90,8 +90,8 @@ def _constant_factor(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
 
 
 def _usual_factors(sizes: Mapping[str, int]) -> Iterator[tuple[float, str]]:
-    """The numbers by which a formula is usually off, each with what may be behind it."""
-    yield 2, "as from a square"
+    """The usual wrong factors, each with a possible cause."""
+    yield 2, "as in the derivative of a square"
     for name, size in sizes.items():
         if size > 1:
             yield size, f"and {size} is {name}"
@@ -106,7 +106,7 @@ def _transposed(got: Array, want: Array) -> str:
     if got.ndim >= 2 and got.shape[-1] == got.shape[-2] and close(got.swapaxes(-1, -2), want):
         return "it is the transpose of what it should be."
     if got.size > 2 and close(np.sort(got, axis=None), np.sort(want, axis=None)):
-        return "the right numbers stand in the wrong places."
+        return "the numbers are right, but they are in the wrong places."
     return ""
 
 
@@ -115,8 +115,7 @@ def _offset_by_axis(got: Array, want: Array) -> str:
     for axis, line in _lines(got):
         if close(np.broadcast_to(difference.mean(axis, keepdims=True), got.shape) + want, got):
             return (
-                f"every {line} is off by a number of its own, the same for all its entries: "
-                f"a term that is summed over the {line} is missing or wrong."
+                f"every {line} is off by its own constant: a term that is summed over the {line} is missing or wrong."
             )
     return ""
 
@@ -125,12 +124,12 @@ def _factor_by_axis(got: Array, want: Array) -> str:
     for axis, line in _lines(got):
         square = np.square(want).sum(axis, keepdims=True)
         if (square > 0).all() and close((got * want).sum(axis, keepdims=True) / square * want, got):
-            return f"every {line} is right but for a factor of its own."
+            return f"every {line} is right except for its own constant factor."
     return ""
 
 
 def _lines(x: Array) -> list[tuple[int, str]]:
-    """The axes along which a mistake can be constant, with the name of a line along each of them."""
+    """The axes along which a mistake can be constant, each with the word for a line of entries along it."""
     return [(axis, line) for axis, line in ((-1, "row"), (-2, "column")) if x.ndim >= 2 and x.shape[axis] > 2]
 
 

@@ -1,7 +1,7 @@
 """The two kinds of check, without an answer key: gradients against finite differences, values against the package.
 
-Sizes are drawn so that no two are equal, since a mistake shows best where N, D and E cannot be confused; everything is
-float64. An answer that was not attempted (its body is still ``...``) is said to be so and is no mistake.
+No two sizes are equal, because mistakes are easiest to see where N, D and E cannot be confused; everything is float64.
+An answer that was not attempted (its body is still ``...``) is reported as such and does not count as a mistake.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from minimoe.proof import finite_differences
 
 Answer = Callable[..., Any]
 Mistakes = Mapping[str, Mapping[str, Any]]
-"""For each thing that is returned: hint → the wrong value that this hint explains."""
+"""For each returned value: hint → the wrong value that this hint explains."""
 
 
 def gradients(
@@ -35,9 +35,9 @@ def gradients(
 ) -> Report:
     """Checks a backward pass against finite differences of ``loss``.
 
-    ``loss(**inputs)`` is a number, made with the *true* forward pass, usually Σ dy ⊙ y. ``answer(*arguments)`` returns
-    the gradient by every one of ``inputs``, in that order: ``dx, dgain`` for inputs named x and gain. ``sizes`` names
-    the lengths of axes (``{"N": 4, "D": 6}``), which the hints then use.
+    ``loss(**inputs)`` is a number, computed with the *true* forward pass, usually Σ dy ⊙ y. ``answer(*arguments)``
+    returns the gradient with respect to each of ``inputs``, in that order: ``dx, dgain`` for inputs named x and gain.
+    ``sizes`` gives the lengths of axes by name (``{"N": 4, "D": 6}``), so that hints can use the names.
     """
     expected = {}
     for name, value in inputs.items():
@@ -58,8 +58,8 @@ def values(
 ) -> Report:
     """Checks what ``answer(*arguments)`` returns against ``expected``: name → array or number, in order of return.
 
-    Integers and booleans must be equal; floating point may differ by 10⁻⁶ of the largest entry. ``reference`` is who
-    agrees, in the sentence for a right answer.
+    Integers and booleans must be equal; floating-point numbers may differ by 10⁻⁶ of the largest entry. ``reference``
+    names the expected values in the sentence for a right answer.
     """
     exercise = getattr(answer, "__name__", "your answer")
     if not callable(answer):
@@ -69,7 +69,7 @@ def values(
         returned = answer(*given)
     except NotImplementedError:
         return _not_attempted(exercise)
-    except Exception as problem:  # whatever the learner's code raises is an answer too
+    except Exception as problem:  # whatever the learner's code raises is reported as a wrong answer
         return Report(exercise, "wrong", _what_stopped(problem))
     if _missing(returned):
         return _not_attempted(exercise)
@@ -83,7 +83,7 @@ def values(
         return Report(exercise, "wrong", f"it returns {_count(len(results))}, expected {len(expected)}: {names}.")
     for argument, now in zip(arguments, given, strict=True):
         if isinstance(argument, np.ndarray) and not np.array_equal(argument, now, equal_nan=True):
-            sentence = "it changes one of its arguments in place, and others may still need that: work on a copy."
+            sentence = "it changes one of its arguments in place, but other code may still need it: work on a copy."
             return Report(exercise, "wrong", sentence)
     return _compare(exercise, results, expected, sizes or {}, mistakes or {}, reference)
 
@@ -96,7 +96,7 @@ def _compare(
     mistakes: Mistakes,
     reference: str,
 ) -> Report:
-    """One row for each thing returned; the sentence is about the first that is not right."""
+    """One row for each returned value; the sentence is about the first one that is wrong."""
     rows: list[Row] = []
     problem = ""
     missing = []
@@ -113,13 +113,13 @@ def _compare(
     if missing:
         return Report(exercise, "not attempted", f"right so far; {', '.join(missing)} not attempted yet.", tuple(rows))
     verb = "agree" if reference.endswith("s") else "agrees"
-    return Report(exercise, "right", f"right. {reference} {verb} with you.", tuple(rows))
+    return Report(exercise, "right", f"right. {reference} {verb} with your answer.", tuple(rows))
 
 
 def _judge(
     name: str, result: Any, want: Array, sizes: Mapping[str, int], mistakes: Mapping[str, Any]
 ) -> tuple[Row, str]:
-    """The row of one result and, if it is wrong, the sentence that says how."""
+    """The row of one result and, if the result is wrong, a sentence that says what is wrong."""
     try:
         got = np.asarray(result)
     except ValueError:
@@ -136,7 +136,7 @@ def _judge(
         right = different == 0
     else:
         worst = diagnosis.error(got, want)
-        error, right = f"{worst:.0e}", worst <= diagnosis.TOLERANCE  # so written, NaN is wrong
+        error, right = f"{worst:.0e}", worst <= diagnosis.TOLERANCE  # written this way so that NaN is wrong
     if right:
         return Row(name, shape, error, "ok"), ""
     hint = _known(got, mistakes) or diagnosis.wrong_values(got, want, sizes)
@@ -144,7 +144,7 @@ def _judge(
 
 
 def _known(got: Array, mistakes: Mapping[str, Any]) -> str:
-    """The hint of the usual mistake that gives just these values."""
+    """The hint of the usual mistake that gives exactly these values; empty if there is none."""
     return next((hint for hint, wrong in mistakes.items() if diagnosis.close(got, np.asarray(wrong))), "")
 
 
@@ -161,7 +161,7 @@ def _not_attempted(exercise: str) -> Report:
 
 
 def _what_stopped(problem: Exception) -> str:
-    """The exception, and the line of the learner's that raised it or led to it."""
+    """The exception, and the line of the learner's code that raised it or led to it."""
     ours = Path(__file__).parent
     frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if Path(frame.filename).parent != ours]
     place = f" at `{frames[0].line}`" if frames and frames[0].line else ""
@@ -173,8 +173,8 @@ def _copy(argument: Any) -> Any:
 
 
 def _kind(thing: Any) -> str:
-    return f"a {type(thing).__name__}"
+    return f"an object of type {type(thing).__name__}"
 
 
 def _count(number: int) -> str:
-    return "1 thing" if number == 1 else f"{number} things"
+    return "1 value" if number == 1 else f"{number} values"

@@ -1,4 +1,4 @@
-"""What an exercise's check says: a sentence and a small table, as plain text and as HTML."""
+"""The report of an exercise's check: a sentence and a small table, as plain text and as HTML."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS: dict[State, str] = {"right": palette.colour(2), "wrong": palette.colour
 
 
 class Row(NamedTuple):
-    """The verdict on one thing that an answer returned."""
+    """The verdict on one value that an answer returned."""
 
     what: str  # "dx"
     shape: str
@@ -29,7 +29,7 @@ HEADER = Row("what", "shape", "worst relative error", "verdict")
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a check; shown by Jupyter when it is a cell's last value."""
+    """The result of a check; Jupyter displays it when it is the last value of a cell."""
 
     exercise: str
     state: State
@@ -60,9 +60,9 @@ class Report:
 
 
 def first_failure(reports: Iterable[Report]) -> Report:
-    """The first report that is not right, or the last one if all are: for an exercise with several cases.
+    """The first report that is not right, or the last one if all are right: for an exercise with several cases.
 
-    Give it a generator, and no case is tried after one that failed.
+    If ``reports`` is a generator, no case is tried after one that failed.
     """
     for report in reports:
         if not report.passed:

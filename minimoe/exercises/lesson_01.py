@@ -21,10 +21,10 @@ def _rows_without_gradient(answer: Answer, tokens: Array, vocabulary: int) -> Re
     used = len(np.unique(tokens))
     once = int((np.bincount(tokens.reshape(-1)) == 1).sum())
     hints = {
-        "these are the rows that are used; the others are wanted.": used,
+        "these are the rows that are used; count the others.": used,
         "a token that occurs twice uses one row, not two.": vocabulary - tokens.size,
-        "this looks at the first sequence only: a batch has several.": vocabulary - len(np.unique(tokens[0])),
-        "rows that are used more than once have a gradient too.": vocabulary - once,
+        "this counts the first sequence only: a batch has several sequences.": vocabulary - len(np.unique(tokens[0])),
+        "a row that is used more than once has a gradient too.": vocabulary - once,
     }
     right = vocabulary - used
     return values(
@@ -48,10 +48,10 @@ def undo_merges(answer: Answer) -> Report:
         {"bytes": full},
         mistakes={
             "bytes": {
-                "a pair may hold pairs: what comes out of one merge must be taken apart as well.": np.array(once),
-                "two levels are not enough: go on until every id is below 256.": np.array(_expanded(once, merges)),
+                "a pair may contain other pairs: undo the merges of its parts as well.": np.array(once),
+                "two levels are not enough: continue until every id is below 256.": np.array(_expanded(once, merges)),
                 "the two halves of a pair are the wrong way round.": np.array(_bytes(ids, swapped)),
-                "ids of 256 and above are left out; each of them stands for at least two bytes.": np.array(
+                "ids of 256 and above are left out, but each of them stands for at least two bytes.": np.array(
                     [i for i in ids if i < 256]
                 ),
             }
@@ -81,20 +81,22 @@ def with_positions_backward(answer: Answer) -> Report:
         sizes={"B": B, "T": T, "V": V, "D": D},
         mistakes={
             "dtable": {
-                "a token that occurs twice counts once here: an indexed += keeps only the last write.": last,
-                "this is the mean over a token's places; its gradient is their sum.": _mean_by_token(tokens, V, dy),
+                "a token that occurs twice counts only once here: an indexed += keeps only the last write.": last,
+                "this is the mean over the places of a token; its gradient is the sum.": _mean_by_token(tokens, V, dy),
             },
             "dposition": {
-                "every sequence of the batch uses the same row for place t: sum over B, not the mean.": dy.mean(0),
-                "this is one sequence's share; every sequence uses row t.": dy[0],
-                "this is the last sequence's share; every sequence uses row t.": dy[-1],
+                "every sequence of the batch uses the same row for place t: take the sum over B, not the mean.": (
+                    dy.mean(0)
+                ),
+                "this is the first sequence's share only, but every sequence uses row t.": dy[0],
+                "this is the last sequence's share only, but every sequence uses row t.": dy[-1],
             },
         },
     )
 
 
 def tied_backward(answer: Answer) -> Report:
-    """(table, tokens, dz) → dtable, of a table that is embedding and output layer."""
+    """(table, tokens, dz) → dtable, for a table that is both the embedding and the output layer."""
     rng = np.random.default_rng(1)
     tokens = np.array([2, 5, 2, 0])
     N, V, D = len(tokens), 6, 3
@@ -118,8 +120,8 @@ def tied_backward(answer: Answer) -> Report:
         sizes={"N": N, "V": V, "D": D},
         mistakes={
             "dtable": {
-                "the table reaches z by two paths; this is the path as embedding.": as_embedding,
-                "the table reaches z by two paths; this is the path as output layer.": as_output,
+                "the table reaches z by two paths, and this is the path as embedding only.": as_embedding,
+                "the table reaches z by two paths, and this is the path as output layer only.": as_output,
                 "both paths are there, but a repeated token counts once: an indexed += keeps only the last write.": (
                     as_output + last
                 ),
@@ -141,7 +143,7 @@ def _bytes(ids: list[int], merges: list[tuple[int, int]]) -> list[int]:
 
 
 def _mean_by_token(tokens: Array, vocabulary: int, dy: Array) -> Array:
-    """For each token the mean of its dy."""
+    """The mean of dy over the places of each token."""
     total = np.zeros((vocabulary, dy.shape[-1]))
     np.add.at(total, tokens, dy)
     return total / np.maximum(np.bincount(tokens.reshape(-1), minlength=vocabulary), 1)[:, None]

@@ -29,13 +29,15 @@ def linear_with_bias_backward(answer: Answer) -> Report:
         sizes={"N": N, "D": D, "F": F},
         mistakes={
             "db": {
-                "b reaches every token, and you have kept its gradients apart: add them up.": dy,
+                "b is added to every token, but here the gradients of the tokens are separate: add them up.": dy,
                 "you summed over the wrong axis: b has one entry for each column of y.": dy.sum(1),
-                "this is a mean over tokens; b reaches every one of them in full.": dy.mean(0),
+                "this is a mean over tokens, but b is added in full to every token: take the sum.": dy.mean(0),
             },
             "dW": {
-                "this is one token's part; W is used by every token.": np.outer(x[0], dy[0]),
-                "only the last token is in it: a loop that overwrites instead of adding?": np.outer(x[-1], dy[-1]),
+                "this is the first token's part, but every token uses W.": np.outer(x[0], dy[0]),
+                "only the last token is in it. Does a loop overwrite the sum instead of adding to it?": np.outer(
+                    x[-1], dy[-1]
+                ),
             },
         },
     )
@@ -56,12 +58,14 @@ def softmax_backward(answer: Answer) -> Report:
         sizes={"N": N, "V": V},
         mistakes={
             "dz": {
-                "you have the diagonal only: z_v moves its own p_v, and also every other p of the row, through the sum "
-                "below.": p * (1 - p) * dp,
-                "you have the path through the numerator only; z_v is also in the sum below.": p * dp,
-                "the sum runs over the wrong axis: each token has a softmax of its own.": p * (dp - (p * dp).sum(0)),
-                "the sum runs over the whole matrix: each token has a softmax of its own.": p * (dp - (p * dp).sum()),
-                "dp itself is averaged; the weights of that mean are missing.": p * (dp - dp.mean(1, keepdims=True)),
+                "you have the diagonal only: z_v changes its own p_v, but also every other p of the row, through the "
+                "sum in the denominator.": p * (1 - p) * dp,
+                "you have the path through the numerator only, but z_v is also in the sum in the denominator.": p * dp,
+                "the sum is over the wrong axis: each token has its own softmax.": p * (dp - (p * dp).sum(0)),
+                "the sum is over the whole matrix, but each token has its own softmax.": p * (dp - (p * dp).sum()),
+                "this subtracts the plain mean of dp, but the mean must be weighted with p.": (
+                    p * (dp - dp.mean(1, keepdims=True))
+                ),
             }
         },
     )
@@ -82,12 +86,12 @@ def tied_backward(answer: Answer) -> Report:
         sizes={"N": N, "D": D, "F": F},
         mistakes={
             "dW": {
-                "you have the path through the first W only; W is used twice.": first,
-                "you have the path through Wᵀ only; W is used twice.": second,
-                "both paths are there, and averaged; paths add.": (first + second) / 2,
-                "you doubled one path; the two uses of W do not send back the same.": 2 * first,
+                "you have the path through the first W only, but W is used twice.": first,
+                "you have the path through Wᵀ only, but W is used twice.": second,
+                "both paths are there, but they are averaged: add them.": (first + second) / 2,
+                "you doubled one path, but the two uses of W have different gradients.": 2 * first,
             },
-            "dx": {"this stops half-way, before Wᵀ has carried it back.": dy @ W},
+            "dx": {"this stops half-way: it is the gradient with respect to x W. Go on to x, with Wᵀ.": dy @ W},
         },
     )
 
@@ -115,14 +119,14 @@ def masked_cross_entropy_backward(answer: Answer) -> Report:
             sizes={"N": N, "V": V, "the number of tokens that count": int(count)},
             mistakes={
                 "dz": {
-                    "the padding still has a gradient: a token that does not count must send back nothing.": (
-                        p - one_hot
-                    )
+                    "the padding still has a gradient: for a token that does not count, it must be zero.": (p - one_hot)
                     / count,
-                    "the padding has a gradient, and is counted in the mean.": (p - one_hot) / N,
-                    "you divide by all N tokens; the mean is over those that count.": (p - one_hot) * counted / N,
-                    "the target's own logit is missing: where is the −1?": p * counted / count,
-                    "the sign is turned around: this makes the loss larger.": (one_hot - p) * counted / count,
+                    "the padding has a gradient, and it is counted in the mean.": (p - one_hot) / N,
+                    "you divide by all N tokens, but the mean is over those that count.": (p - one_hot) * counted / N,
+                    "the term of the target is missing: where is the −1?": p * counted / count,
+                    "the sign is wrong: a step against this gradient makes the loss larger.": (
+                        (one_hot - p) * counted / count
+                    ),
                 }
             },
         )
@@ -142,13 +146,14 @@ def best_step(answer: Answer) -> Report:
             {"h": 2 * np.sqrt(ratio)},
             mistakes={
                 "h": {
-                    "the right dependence, without its factor: where is the derivative of the bound zero?": np.sqrt(
-                        ratio
-                    ),
-                    "√2 is missing: has each of the two losses a rounding error?": np.sqrt(2 * ratio),
-                    "this is the machine epsilon itself: then rounding is as large as the slope.": epsilon,
+                    "this depends on its arguments in the right way, but without its factor: where is the derivative "
+                    "of the bound zero?": np.sqrt(ratio),
+                    "√2 is missing: does each of the two losses have a rounding error?": np.sqrt(2 * ratio),
+                    "this is the machine epsilon itself: with it, rounding errors are as large as the slope.": epsilon,
                     "the root is missing: one error grows as 1/h, the other as h.": ratio,
-                    "value and curvature are swapped: a sharp bend wants a small step.": 2 * epsilon / np.sqrt(ratio),
+                    "value and curvature are swapped: the larger the curvature, the smaller the step.": (
+                        2 * epsilon / np.sqrt(ratio)
+                    ),
                 }
             },
             reference="The minimum of the bound",

@@ -14,7 +14,7 @@ N, D = 5, 6
 
 
 def gradient_at_scaled_input(answer: Answer) -> Report:
-    """(dx, c) → the gradient by x at c·x instead of x, for the same dy."""
+    """(dx, c) → the gradient with respect to x at c·x instead of x, for the same dy."""
     rng = np.random.default_rng(3)
     x, dy = rng.standard_normal((2, N, D))
     params = RMSNorm(rng.uniform(0.5, 2, D))
@@ -28,9 +28,9 @@ def gradient_at_scaled_input(answer: Answer) -> Report:
             {"x": c * x},
             mistakes={
                 "dx": {
-                    "dx does not stay the same: y does, but the same y is now a longer way from every other y.": dx,
-                    "it goes the other way: a longer x must move further to turn as much.": dx * c,
-                    "once c is enough: r appears once in dx.": dx / c**2,
+                    "dx does not stay the same: y does, but a longer x must move further to change y as much.": dx,
+                    "it goes the other way: a longer x must move further to change y as much.": dx * c,
+                    "once c is enough: r appears only once in dx.": dx / c**2,
                 }
             },
         )
@@ -53,14 +53,14 @@ def l2_normalize_backward(answer: Answer) -> Report:
         sizes={"N": N, "D": D},
         mistakes={
             "dx": {
-                "you have the direct path only; x is also in its own length.": dy / norm,
-                "this is RMSNorm's mean; a length is a sum of squares, without 1/D.": (
+                "you have the direct path only, but ‖x‖ depends on x too.": dy / norm,
+                "this is RMSNorm's mean, but a length is a sum of squares, without 1/D.": (
                     dy - y * (y * dy).mean(1, keepdims=True)
                 )
                 / norm,
-                "the sum runs over tokens; each token has a length of its own.": (dy - y * (y * dy).sum(0)) / norm,
+                "the sum is over tokens, but each token has its own length.": (dy - y * (y * dy).sum(0)) / norm,
                 "the direction is right, but the length of x is missing.": dy - y * (y * dy).sum(1, keepdims=True),
-                "x stands where the normalised y should.": (dy - x * (x * dy).sum(1, keepdims=True)) / norm,
+                "you used x where the normalised y belongs.": (dy - x * (x * dy).sum(1, keepdims=True)) / norm,
             }
         },
     )
@@ -82,10 +82,10 @@ def layernorm_backward(answer: Answer) -> Report:
         mistakes={
             "dx": {
                 "this is RMSNorm's backward: the path through the mean of x is missing.": inv_std * (dy - along),
-                "the path through the mean is there, the path through the standard deviation is not.": inv_std
+                "the path through the mean is there, but the path through the standard deviation is not.": inv_std
                 * (dy - mean),
-                "you have the direct path only; x reaches y by three paths.": inv_std * dy,
-                "a mean runs over tokens; each token is normalised by itself.": inv_std
+                "you have the direct path only, but x reaches y by three paths.": inv_std * dy,
+                "a mean is over tokens, but each token is normalised by itself.": inv_std
                 * (dy - dy.mean(0) - x_hat * (x_hat * dy).mean(0)),
                 "both terms are there, but 1/std is missing.": dy - mean - along,
             }
@@ -112,17 +112,17 @@ def rmsnorm_backward_from_output(answer: Answer) -> Report:
         sizes={"N": N, "D": D},
         mistakes={
             "dx": {
-                "your dx lacks the mean term: x is also in its own rms.": inv_rms * dx_hat,
+                "the mean term is missing: the rms of x depends on x too.": inv_rms * dx_hat,
                 "you used y where x̂ belongs: they differ by the gain.": inv_rms
                 * (dx_hat - y * (y * dx_hat).mean(1, keepdims=True)),
-                "the gain is missing: y comes after it, x̂ before it.": inv_rms
+                "the gain is missing: dy is the gradient after the gain, and you need the gradient before it.": inv_rms
                 * (dy - x_hat * (x_hat * dy).mean(1, keepdims=True)),
-                "the mean runs over tokens; each token has an rms of its own.": inv_rms
+                "the mean is over tokens, but each token has its own rms.": inv_rms
                 * (dx_hat - x_hat * (x_hat * dx_hat).mean(0)),
             },
             "dgain": {
                 "you used y where x̂ belongs: they differ by the gain.": (y * dy).sum(0),
-                "this is a mean over tokens; the gain is used by every one of them in full.": (x_hat * dy).mean(0),
+                "this is a mean over tokens, but every token uses the full gain: take the sum.": (x_hat * dy).mean(0),
             },
         },
     )

@@ -20,10 +20,10 @@ def _slow_pairs(answer: Answer, head_width: int, theta: float, context: int) -> 
     turns = context * theta ** (-2.0 * np.arange(head_width // 2) / head_width) / (2 * np.pi)
     slow = int((turns < 1).sum())
     hints = {
-        "these are the pairs that do come full circle; the others are wanted.": len(turns) - slow,
+        "these are the pairs that do come full circle; count the others.": len(turns) - slow,
         "one radian is not a full turn: compare the angle with 2π.": int((2 * np.pi * turns < 1).sum()),
-        "this counts channels, and a pair has two of them.": 2 * slow,
-        "half a turn is not a full one: compare the angle with 2π, not with π.": int((2 * turns < 1).sum()),
+        "this counts channels, but a pair has two of them.": 2 * slow,
+        "half a turn is not a full turn: compare the angle with 2π, not with π.": int((2 * turns < 1).sum()),
     }
     return values(
         answer,
@@ -50,13 +50,13 @@ def interleaved(answer: Answer) -> Report:
         sizes={"T": T, "C": C},
         mistakes={
             "y": {
-                "this pairs channel j with channel j + C/2; here a channel is paired with its neighbour.": _turn(
+                "this pairs channel j with channel j + C/2, but here a channel is paired with its neighbour.": _turn(
                     rotation, x
                 ),
-                "the values are right, but they stand in halves: first and second members belong side by side.": (
+                "the values are right, but they are in halves: put the two members of each pair side by side.": (
                     in_halves
                 ),
-                "this turns the other way round: look at the signs of the two sines.": _turn(
+                "this turns in the wrong direction: look at the signs of the two sines.": _turn(
                     opposite, x[:, _to_halves(C)]
                 )[:, there_and_back],
             }
@@ -77,13 +77,13 @@ def to_halves(answer: Answer) -> Report:
         sizes={"D": D, "H·C": H * C},
         mistakes={
             "W": {
-                "this is the way back, from halves to interleaved pairs: which of the two axes has length 2?": (
+                "this goes the other way, from halves to interleaved pairs: which of the two axes has length 2?": (
                     W.reshape(D, H, 2, C // 2).swapaxes(2, 3).reshape(W.shape)
                 ),
-                "this reorders all columns at once, across the heads: every head keeps its own C columns.": W[
+                "this reorders all columns at once, across the heads, but every head keeps its own C columns.": W[
                     :, _to_halves(H * C)
                 ],
-                "nothing has moved: a reshape alone changes no order.": W,
+                "nothing has moved: a reshape alone does not change the order.": W,
             }
         },
     )
@@ -113,11 +113,13 @@ def learned_speeds_backward(answer: Answer) -> Report:
         {"x": x, "speed": speed},
         sizes={"T": T, "C": C, "C/2": C // 2},
         mistakes={
-            "dx": {"this is the forward rotation of dy: gradients go back through its transpose.": _turn(
+            "dx": {"this is the forward rotation of dy: a gradient goes back through its transpose.": _turn(
                 rotation(speed), dy
             )},
             "dspeed": {
-                "this is the gradient by the angles. The angle is t·ω: where is the t?": (dy2 * y1 - dy1 * y2).sum(0),
+                "this is the gradient with respect to the angles. The angle is t·ω: where is the t?": (
+                    dy2 * y1 - dy1 * y2
+                ).sum(0),
                 "y₁ depends on the angle too, not only y₂.": (t * dy2 * y1).sum(0),
                 "y₂ depends on the angle too, not only y₁.": -(t * dy1 * y2).sum(0),
                 "both halves are there, but one has the wrong sign: what is the derivative of a cosine?": (
@@ -134,5 +136,5 @@ def _turn(rotation: Rotation, x: Array) -> Array:
 
 
 def _to_halves(channels: int) -> Array:
-    """Which interleaved channel comes to stand at each place: 0, 2, 4, …, 1, 3, 5, …"""
+    """Which interleaved channel moves to each place: 0, 2, 4, …, 1, 3, 5, …"""
     return np.concatenate([np.arange(0, channels, 2), np.arange(1, channels, 2)])

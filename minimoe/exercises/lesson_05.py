@@ -19,7 +19,7 @@ def _visible_pairs(answer: Answer, T: int, window: int) -> Report:
     seen = np.minimum(np.arange(T) + 1, window)  # keys of every query
     hints = {
         "this ignores the window.": T * (T + 1) // 2,
-        "this ignores that the first tokens have fewer than w tokens before them.": T * window,
+        "this ignores that the first tokens have fewer than w keys to see.": T * window,
         "this ignores the causal mask.": T * T,
         "the window is off by one: a query sees itself and w − 1 others.": int(
             np.minimum(np.arange(T) + 1, window + 1).sum()
@@ -53,19 +53,19 @@ def temperature_backward(answer: Answer) -> Report:
         sizes={"T": T},
         mistakes={
             "dS": {
-                "this is the gradient by S/τ; one step is left to S.": dZ,
-                "your dS lacks the mean: raising one weight lowers the others of its row.": A * dA / temperature,
-                "the mean runs over the wrong axis: a softmax belongs to a row.": (
+                "this is the gradient with respect to S/τ; one step is left to S.": dZ,
+                "dS lacks the mean term: raising one weight lowers the others of its row.": A * dA / temperature,
+                "the mean is over the wrong axis: each row has its own softmax.": (
                     A * (dA - (A * dA).sum(0)) / temperature
                 ),
-                "the mean has to be weighted with A, since the row's weights are not equal.": (
+                "the mean must be weighted with A, because the weights of a row are not equal.": (
                     A * (dA - dA.mean(-1, keepdims=True)) / temperature
                 ),
             },
             "dtemperature": {
                 "what is the derivative of 1/τ? One power of τ is missing.": -(dZ * S).sum() / temperature,
                 "what is the derivative of 1/τ? Its sign is wrong.": (dZ * S).sum() / temperature**2,
-                "τ meets S on its way to A: every dZ is weighted with its S.": -dZ.sum() / temperature**2,
+                "τ divides S, so every dZ must be multiplied by its S.": -dZ.sum() / temperature**2,
             },
         },
     )
@@ -93,13 +93,15 @@ def keys_as_values_backward(answer: Answer) -> Report:
         sizes={"T": T, "C": C},
         mistakes={
             "dq": {
-                "your dS lacks the mean of dA over its row.": A * dA * C**-0.5 @ k,
-                "dA has to pass through the softmax before it can be a gradient of the scores.": dA * C**-0.5 @ k,
+                "dS lacks the mean of dA over its row.": A * dA * C**-0.5 @ k,
+                "dA is the gradient with respect to the weights: it must go back through the softmax to the scores.": (
+                    dA * C**-0.5 @ k
+                ),
             },
             "dk": {
-                "k reaches o by two paths, as keys and as values: this is the path as values.": A.T @ do,
-                "k reaches o by two paths, as keys and as values: this is the path as keys.": dS.T @ q,
-                "the path as keys lacks a transpose: row j of dk gathers from all queries that saw key j.": (
+                "k reaches o by two paths, as keys and as values, and this is the path as values only.": A.T @ do,
+                "k reaches o by two paths, as keys and as values, and this is the path as keys only.": dS.T @ q,
+                "the path as keys lacks a transpose: row j of dk is a sum over all queries that see key j.": (
                     A.T @ do + dS @ q
                 ),
                 "the path as keys lacks 1/√C.": A.T @ do + dS.T @ q * C**0.5,
@@ -133,18 +135,16 @@ def sink_backward(answer: Answer) -> Report:
         sizes={"T": T},
         mistakes={
             "dS": {
-                "your dS lacks the mean: raising one weight lowers the others of its row.": A * dA,
-                "A itself stands in the formula, not rows made to sum to one: the sink has a share in every row.": (
+                "dS lacks the mean term: raising one weight lowers the others of its row.": A * dA,
+                "use A itself, not rows that are made to sum to one: the sink has a share in every row.": (
                     A * (dA - gathered / spent)
                 ),
             },
             "db": {
                 "every row has its own sink weight, which is 1 − Σ_j A_ij; it is missing.": -gathered.sum(),
-                "the sink takes weight away from what it does not bring: look at the sign.": (
-                    (1 - spent) * gathered
-                ).sum(),
-                "this uses the row's spent weight, Σ_j A_ij; the sink has the rest.": -(spent * gathered).sum(),
-                "b does reach the result: it stands in the denominator of every weight.": np.array(0.0),
+                "raising b lowers all other weights of a row: look at the sign.": ((1 - spent) * gathered).sum(),
+                "this uses the spent weight of a row, Σ_j A_ij; the sink has the rest.": -(spent * gathered).sum(),
+                "b does reach the result: it is in the denominator of every weight.": np.array(0.0),
             },
         },
     )

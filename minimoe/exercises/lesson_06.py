@@ -24,11 +24,11 @@ def llama_width(answer: Answer) -> Report:
 def _llama_width(answer: Answer, width: int) -> Report:
     right = 256 * math.ceil(8 * width / 3 / 256)
     hints = {
-        "that many parameters is right, but it is not a multiple of 256.": 8 * width / 3,
-        "that is rounded down, but not to a multiple of 256.": 8 * width // 3,
-        "round up, not down, nor to the nearest.": 256 * (8 * width // 3 // 256),
-        "that is the classic layer's width: a third matrix has to be paid for.": 4 * width,
-        "that is half of the classic width; three matrices instead of two cost one half more, not double.": 2 * width,
+        "the number of parameters is right, but the width is not a multiple of 256.": 8 * width / 3,
+        "this is rounded down, but not to a multiple of 256.": 8 * width // 3,
+        "round up, not down, nor to the nearest multiple.": 256 * (8 * width // 3 // 256),
+        "this is the classic layer's width, but a third matrix takes parameters too.": 4 * width,
+        "this is half of the classic width; three matrices instead of two cost one half more, not double.": 2 * width,
     }
     mistakes = {f"D = {width}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
     return values(answer, (width,), {"F": right}, mistakes={"F": mistakes})
@@ -51,14 +51,14 @@ def glu_backward(answer: Answer) -> Report:
         sizes={"N": N, "F": F},
         mistakes={
             "da": {
-                "this is the slope of silu; here a stands inside the sigmoid only.": dh * b * s * (1 + a * (1 - s)),
+                "this is the slope of silu, but here a is inside the sigmoid only.": dh * b * s * (1 + a * (1 - s)),
                 "the other factor, b, is missing.": dh * s * (1 - s),
                 "the slope of the sigmoid is missing: this treats the gate as if it were a itself.": dh * b,
                 "the slope of a sigmoid is s (1 − s), not s.": dh * b * s,
             },
             "db": {
-                "b is multiplied with sigmoid(a), not with silu(a).": dh * a * s,
-                "b is multiplied with the sigmoid of a, not with a.": dh * a,
+                "b is multiplied by sigmoid(a), not by silu(a).": dh * a * s,
+                "b is multiplied by the sigmoid of a, not by a.": dh * a,
             },
         },
     )
@@ -90,14 +90,14 @@ def multiplier(answer: Answer) -> Report:
         sizes={"N": 7},
         mistakes={
             "answer": {
-                "one channel gives silu(x_0) · x_1; the second has to make up the difference to x_0.": (
+                "one channel gives silu(x_0) · x_1; the second channel must add what silu(x_0) lacks to be x_0.": (
                     right * s[:, :1]
                 ),
-                "one channel gives silu(x_1) · x_0; the second has to make up the difference to x_1.": (
+                "one channel gives silu(x_1) · x_0; the second channel must add what silu(x_1) lacks to be x_1.": (
                     right * s[:, 1:]
                 ),
-                "the second channel has to be subtracted, not added.": right * lead[:, :1],
-                "the second channel has to be subtracted, and not added.": right * lead[:, 1:],
+                "the second channel must be subtracted, not added.": right * lead[:, :1],
+                "the second channel must be subtracted, and not added.": right * lead[:, 1:],
             }
         },
     )
@@ -119,10 +119,12 @@ def one_matrix_backward(answer: Answer) -> Report:
     slope = s * (1 + a * (1 - s))
     as_gate, as_value = dh * a * slope, dh * a * s
     wrong = {
-        "a reaches h by two paths, as gate and as value: this is the path as gate.": as_gate,
-        "a reaches h by two paths, as gate and as value: this is the path as value.": as_value,
-        "the slope of silu has two terms, since a is also inside the sigmoid.": dh * a * s + as_value,
-        "each factor is told by the other: in the path as gate, the factor a is missing.": dh * slope + as_value,
+        "a reaches h by two paths, as gate and as value, and this is the path as gate only.": as_gate,
+        "a reaches h by two paths, as gate and as value, and this is the path as value only.": as_value,
+        "the slope of silu has two terms, because a is also inside the sigmoid.": dh * a * s + as_value,
+        "the gradient of one factor contains the other: in the path as gate, the factor a is missing.": (
+            dh * slope + as_value
+        ),
     }
     return gradients(
         answer,

@@ -21,8 +21,8 @@ def learning_logits(answer: Answer) -> Report:
 def _learning_logits(answer: Answer, tokens: int, experts: int, chosen: int, renormalize: bool) -> Report:
     right = 0 if renormalize and chosen == 1 else tokens * chosen if renormalize else tokens * experts
     hints = {
-        "renormalised, the weights are made of chosen logits only.": tokens * experts,
-        "not renormalised, the weight has every logit in its denominator.": tokens * chosen,
+        "with renormalising, the weights depend on the chosen logits only.": tokens * experts,
+        "without renormalising, a weight has every logit in its denominator.": tokens * chosen,
     }
     if renormalize and chosen == 1:
         hints = {"a single renormalised weight is 1, whatever its logit.": tokens}
@@ -32,7 +32,7 @@ def _learning_logits(answer: Answer, tokens: int, experts: int, chosen: int, ren
 
 
 def duel(answer: Answer) -> Report:
-    """(c_0, c_1, sigma_0, sigma_1) → the chance that c_0 + ξ_0 σ_0 is the larger, all noise drawn."""
+    """(c_0, c_1, sigma_0, sigma_1) → the chance that c_0 + ξ_0 σ_0 is larger than c_1 + ξ_1 σ_1."""
     rng = np.random.default_rng(7)
     c_0, c_1 = rng.standard_normal((2, N))
     sigma_0, sigma_1 = rng.uniform(0.3, 2, (2, N))
@@ -45,25 +45,29 @@ def duel(answer: Answer) -> Report:
         sizes={"N": N},
         mistakes={
             "chance": {
-                "this draws the noise of expert 0 only; expert 1 is noisy too.": gaussian.cumulative(lead / sigma_0),
-                "this draws the noise of expert 1 only; expert 0 is noisy too.": gaussian.cumulative(lead / sigma_1),
-                "independent noises do not add their σ: which square adds up?": gaussian.cumulative(
+                "this draws the noise of expert 0 only, but expert 1 is noisy too.": gaussian.cumulative(
+                    lead / sigma_0
+                ),
+                "this draws the noise of expert 1 only, but expert 0 is noisy too.": gaussian.cumulative(
+                    lead / sigma_1
+                ),
+                "the σ of independent noises do not add up: which quantity does?": gaussian.cumulative(
                     lead / (sigma_0 + sigma_1)
                 ),
-                "a difference of noises is not calmer than they are: their variances add up, also in a difference.": (
+                "the variances of independent noises add up, also in a difference; here they are subtracted.": (
                     gaussian.cumulative(lead / np.sqrt(abs(sigma_0**2 - sigma_1**2)))
                 ),
-                "that is the variance of the difference; Φ wants to be given standard deviations.": gaussian.cumulative(
-                    lead / spread**2
+                "this divides by the variance of the difference, but Φ needs the standard deviation.": (
+                    gaussian.cumulative(lead / spread**2)
                 ),
-                "that is the chance of expert 1.": gaussian.cumulative(-lead / spread),
+                "this is the chance of expert 1.": gaussian.cumulative(-lead / spread),
             }
         },
     )
 
 
 def switch_backward(answer: Answer) -> Report:
-    """(p, chosen, dw) → dz, for weights that are the probabilities of the chosen."""
+    """(p, chosen, dw) → dz, for weights that are the probabilities of the chosen experts."""
     rng = np.random.default_rng(7)
     z, dw = rng.standard_normal((N, E)), rng.standard_normal((N, K))
     chosen = np.argsort(-z, axis=1)[:, :K]  # held fixed: no finite difference can flip it
@@ -87,12 +91,14 @@ def switch_backward(answer: Answer) -> Report:
         sizes={"N": N, "E": E, "K": K},
         mistakes={
             "dz": {
-                "the logits that were not chosen are missing: they stand in the denominator of every weight.": (
+                "the logits that were not chosen are missing: they are in the denominator of every weight.": (
                     np.where(direct != 0, right, 0)
                 ),
-                "this is the gradient of renormalised weights; here rows of weights do not sum to 1.": renormalised,
-                "your dz lacks the mean: raising one logit lowers all other probabilities.": p * direct,
-                "this takes the plain mean of dw; a softmax subtracts the mean that is weighted with p.": (
+                "this is the gradient of renormalised weights, but here a row of weights does not sum to 1.": (
+                    renormalised
+                ),
+                "dz lacks the mean term: raising one logit lowers all other probabilities.": p * direct,
+                "this subtracts the plain mean of dw, but the mean must be weighted with p.": (
                     p * (direct - direct.mean(1, keepdims=True))
                 ),
                 "one factor p is missing.": direct - (p * direct).sum(1, keepdims=True),
@@ -130,17 +136,14 @@ def sigmoid_gate_backward(answer: Answer) -> Report:
         sizes={"N": N, "E": E, "K": K},
         mistakes={
             "dz": {
-                "this is the gradient by s; one step is left to z.": ds,
-                "your dz lacks the second path: s_i also stands in the sum that all are divided by.": (
+                "this is the gradient with respect to s; one step is left to z.": ds,
+                "dz lacks the second path: s_i is also in the sum that all weights are divided by.": (
                     spread(dw / total) * slope
                 ),
                 "1 over the sum of the chosen s is missing.": spread(dw - mean) * slope,
-                "the mean has to be weighted with w, whose rows sum to 1.": (
-                    spread((dw - total * mean) / total) * slope
-                ),
-                "this is the backward of a softmax: here w is not an exponential over a sum of exponentials.": spread(
-                    w * (dw - mean)
-                ),
+                "the mean must be weighted with w, whose rows sum to 1.": (spread((dw - total * mean) / total) * slope),
+                "this is the backward pass of a softmax, but here w is not an exponential over a sum of "
+                "exponentials.": spread(w * (dw - mean)),
             }
         },
     )

@@ -17,17 +17,17 @@ def collapsed_score(answer: Answer) -> Report:
 def _collapsed_score(answer: Answer, experts: int, chosen: int) -> Report:
     right = experts / chosen
     hints = {
-        "that is the form whose f adds up to K; here it adds up to 1.": float(experts),
-        "the product is summed over the K experts that are used.": experts / chosen**2,
+        "this is the form whose f adds up to K, but here f adds up to 1.": float(experts),
+        "the product must be summed over the K experts that are used.": experts / chosen**2,
         "1 is the score of perfect balance.": 1.0,
-        "that is one over the score.": 1 / right,
+        "this is one over the score.": 1 / right,
     }
     mistakes = {f"E = {experts}, K = {chosen}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
     return values(answer, (experts, chosen), {"score": right}, mistakes={"score": mistakes})
 
 
 def bias_step(answer: Answer) -> Report:
-    """(b, counts, gamma) → b moved by γ towards more work for those below the mean load."""
+    """(b, counts, gamma) → b moved by γ, so that experts below the mean load get more work."""
     rng = np.random.default_rng(8)
     b, gamma = rng.standard_normal(5), 0.03
     counts = np.array([7, 1, 4, 0, 8])  # the third has exactly the mean
@@ -39,14 +39,14 @@ def bias_step(answer: Answer) -> Report:
         sizes={"E": 5},
         mistakes={
             "b": {
-                "it goes the wrong way: an expert with too little work must become easier to choose.": (
+                "this goes the wrong way: an expert with too little work must become easier to choose.": (
                     b - gamma * np.sign(ahead)
                 ),
                 "every step has the same size γ; only its direction comes from the load.": b + gamma * ahead,
                 "every step has the same size γ; only its direction comes from the share of the load.": (
                     b + gamma * ahead / counts.sum()
                 ),
-                "that is the step alone; the old b is missing.": gamma * np.sign(ahead),
+                "this is the step alone; the old b is missing.": gamma * np.sign(ahead),
                 "an expert with exactly the mean load does not move.": b + gamma * np.where(ahead >= 0, 1, -1),
                 "an expert with exactly the mean load stays where it is.": b + gamma * np.where(ahead > 0, 1, -1),
             }
@@ -78,13 +78,12 @@ def entropy_backward(answer: Answer) -> Report:
         sizes={"N": N, "E": E},
         mistakes={
             "dz": {
-                "this is the gradient by p; the softmax is left.": np.tile(u, (N, 1)),
-                "your dz lacks the softmax's mean: raising one logit lowers all other probabilities.": p * u,
-                "this makes each token undecided by itself; the loss has the mean over tokens inside the logarithm.": (
-                    through_softmax(np.log(p) + 1) / N
-                ),
+                "this is the gradient with respect to p; the softmax is left.": np.tile(u, (N, 1)),
+                "dz lacks the softmax's mean term: raising one logit lowers all other probabilities.": p * u,
+                "this makes each token undecided by itself, but the loss has the mean over tokens inside the "
+                "logarithm.": through_softmax(np.log(p) + 1) / N,
                 "1/N from the mean over tokens is missing.": through_softmax(u) * N,
-                "it goes the wrong way: p̄ log p̄ is the negative entropy.": -through_softmax(u),
+                "this goes the wrong way: p̄ log p̄ is the negative entropy.": -through_softmax(u),
             }
         },
     )
@@ -117,14 +116,14 @@ def sequence_balance_backward(answer: Answer) -> Report:
         sizes={"B": B, "T": T, "E": E, "K": K},
         mistakes={
             "dz": {
-                "this is the loss of the whole batch: every sequence has its own f.": (
+                "this is the loss of the whole batch, but every sequence has its own f.": (
                     through_softmax(E * f.mean(0) / T / B)
                 ),
                 "your f adds up to K, not to 1.": right * K,
                 "the mean over the B sequences is missing.": right * B,
                 "the mean over the T tokens of a sequence is missing.": right * T,
-                "this is the gradient by p; the softmax is left.": np.broadcast_to(E * f / T / B, p.shape),
-                "your dz lacks the softmax's mean: raising one logit lowers all other probabilities.": (
+                "this is the gradient with respect to p; the softmax is left.": np.broadcast_to(E * f / T / B, p.shape),
+                "dz lacks the softmax's mean term: raising one logit lowers all other probabilities.": (
                     p * (E * f / T / B)
                 ),
                 "the logits that were not chosen are missing: p̄ is the mean of the full softmax.": one_hot * right,

@@ -11,7 +11,7 @@ from minimoe.layers import routing
 
 
 def computed_rows(answer: Answer) -> Report:
-    """(counts, block) → rows computed with whole blocks, and with equal slots; one case has an expert without work."""
+    """(counts, block) → rows computed with whole blocks, and with equal slots; in one case an expert has no work."""
     return first_failure(_computed_rows(answer, *case) for case in (([13, 5, 22], 8), ([37, 16, 0, 23], 8)))
 
 
@@ -20,16 +20,16 @@ def _computed_rows(answer: Answer, counts: list[int], block: int) -> Report:
     blocks = int((-(-rows // block) * block).sum())
     slots = len(counts) * max(counts)
     hints = {
-        "this rounds down: those rows would be dropped.": int((rows // block * block).sum()),
-        "every segment is rounded up on its own, not their sum.": -(-sum(counts) // block) * block,
-        "a segment that is a whole number of blocks already, or empty, needs no further block.": int(
+        "this rounds down: the remaining rows would be dropped.": int((rows // block * block).sum()),
+        "round up every segment on its own, not the sum of all.": -(-sum(counts) // block) * block,
+        "a segment that is empty, or already a whole number of blocks, needs no further block.": int(
             ((rows // block + 1) * block).sum()
         ),
-        "this counts blocks; the question is about rows.": blocks // block,
+        "this counts blocks, but the question is about rows.": blocks // block,
     }
     slot_hints = {
-        "that is the number of slots of one expert.": max(counts),
-        "these slots are as many as the fair share, and the busiest expert drops entries.": sum(counts),
+        "this is the number of slots of one expert.": max(counts),
+        "with these slots, each expert has only the fair share, and the busiest expert drops entries.": sum(counts),
     }
     return values(
         answer,
@@ -47,7 +47,7 @@ def place_without_sorting(answer: Answer) -> Report:
     rng = np.random.default_rng(9)
     N, E, K = 7, 5, 3
     chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
-    chosen[chosen == 1] = 4  # expert 1 stays empty; the entries are what counts here, not a routing
+    chosen[chosen == 1] = 4  # expert 1 stays empty; the entries need not be a real routing
     dispatch = routing.sort_by_expert(chosen, E)
     first = np.cumsum(dispatch.counts) - dispatch.counts  # (E,)
     by_choice = routing.sort_by_expert(chosen.T.reshape(-1, 1), E).place.reshape(K, N).T
@@ -58,13 +58,13 @@ def place_without_sorting(answer: Answer) -> Report:
         sizes={"N": N, "E": E, "K": K},
         mistakes={
             "place": {
-                "this is an entry's place in the queue of its own expert; all entries of lower experts come first.": (
+                "this is the place in the queue of the entry's own expert; all entries of lower experts come first.": (
                     dispatch.place - first[chosen]
                 ),
-                "every place is one too high: an entry does not stand before itself.": dispatch.place + 1,
+                "every place is one too high: an entry does not come before itself.": dispatch.place + 1,
                 "this is where each expert begins; the earlier entries of the same expert are missing.": first[chosen],
-                "entries are read token by token; here all first choices come before all second ones.": by_choice,
-                "this is the order, which entry stands at a place; asked is its inverse.": (
+                "read the entries token by token; here all first choices come before all second choices.": by_choice,
+                "this is the order, which gives the entry at each place; the place is its inverse.": (
                     dispatch.order.reshape(N, K)
                 ),
             }
@@ -95,20 +95,24 @@ def weighted_input_backward(answer: Answer) -> Report:
         sizes={"N": N, "D": D, "K": K},
         mistakes={
             "dx": {
-                "each dz has to be weighted: x reaches z with strength w.": unsorted.sum(1),
-                "dz is sorted by expert; fetch a token's rows with place.": (weights[:, :, None] * as_it_stands).sum(1),
-                "x reaches K rows of z; this is the gradient from the first of them.": weights[:, :1] * unsorted[:, 0],
+                "every dz must be multiplied by its weight, because z = w x.": unsorted.sum(1),
+                "dz is sorted by expert: fetch the rows of a token with place.": (
+                    (weights[:, :, None] * as_it_stands).sum(1)
+                ),
+                "x reaches K rows of z, but this is the gradient from the first of them only.": (
+                    weights[:, :1] * unsorted[:, 0]
+                ),
             },
             "dweights": {
-                "dz is sorted by expert; fetch a token's rows with place.": (x[:, None] * as_it_stands).sum(2),
-                "this lacks x: a weight reaches z with strength x.": unsorted.sum(2),
+                "dz is sorted by expert: fetch the rows of a token with place.": (x[:, None] * as_it_stands).sum(2),
+                "this lacks x: every dz must be multiplied by x, because z = w x.": unsorted.sum(2),
             },
         },
     )
 
 
 def renormalize_kept_backward(answer: Answer) -> Report:
-    """(w, kept, dv) → dw; some tokens lost nothing, some a part, one everything."""
+    """(w, kept, dv) → dw; some tokens keep all their entries, some keep a part, and one keeps none."""
     rng = np.random.default_rng(9)
     w, dv = rng.uniform(0.2, 1, (5, 3)), rng.standard_normal((5, 3))
     kept = np.array([[1, 1, 1], [1, 0, 1], [0, 1, 1], [0, 0, 0], [0, 0, 1]], bool)
@@ -129,15 +133,15 @@ def renormalize_kept_backward(answer: Answer) -> Report:
         sizes={"N": 5, "K": 3},
         mistakes={
             "dw": {
-                "w stands in the sum below the line too: a second path, shared by the row, is missing.": (
+                "w is in the denominator too: a second path, which the whole row shares, is missing.": (
                     kept * dv / total
                 ),
                 "a dropped entry reaches nothing, so it has no gradient.": np.where(
                     kept.any(1, keepdims=True), (dv - along) / total, 0
                 ),
-                "the sum below the line is not 1, and it divides the gradient too.": kept * (dv - along),
-                "this is the backward of a softmax; here nothing was exponentiated.": v * (dv - along),
-                "the mean along the row is weighted with v, not with w.": (
+                "the denominator is not 1, and it divides the gradient too.": kept * (dv - along),
+                "this is the backward pass of a softmax, but here nothing was exponentiated.": v * (dv - along),
+                "the mean along the row must be weighted with v, not with w.": (
                     kept * (dv - (kept * w * dv).sum(1, keepdims=True)) / total
                 ),
             }

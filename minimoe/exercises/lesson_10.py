@@ -24,12 +24,12 @@ def stream_size(answer: Answer) -> Report:
 
 def _stream_size(answer: Answer, start: float, step: float, L: int) -> Report:
     hints = {
-        "sizes add up like this only if all of them point the same way; of independent things, squares add up.": (
+        "sizes add up only if all vectors point the same way; if they are independent, the squares add up.": (
             start + 2 * L * step
         ),
         "a block writes to the stream twice.": math.sqrt(start**2 + L * step**2),
         "the embedding is in the stream too.": math.sqrt(2 * L) * step,
-        "this is the mean square; its root is asked for.": start**2 + 2 * L * step**2,
+        "this is the mean square; the question is about its root.": start**2 + 2 * L * step**2,
         "square the sizes before you add them.": math.sqrt(start + 2 * L * step),
     }
     return values(answer, (start, step, L), {"size": math.sqrt(start**2 + 2 * L * step**2)}, mistakes={"size": hints})
@@ -71,20 +71,20 @@ def parallel_block_backward(answer: Answer) -> Report:
         mistakes={
             "dx": {
                 "the straight path is missing: y = x + …": norm_backward(attention_backward(dy) + moe_backward(dy)),
-                "x reaches the two layers through the norm; the norm's own backward is missing.": (
+                "x reaches the two layers through the norm, and the norm's own backward pass is missing.": (
                     dy + attention_backward(dy) + moe_backward(dy)
                 ),
                 "the straight path goes around the norm, not through it.": norm_backward(
                     dy + attention_backward(dy) + moe_backward(dy)
                 ),
-                "this is the block with one layer after the other; here both hear the same dy.": (
+                "this is the block with one layer after the other, but here both layers get the same dy.": (
                     one_after_the_other + norm_backward(attention_backward(one_after_the_other))
                 ),
-                "the two layers stand side by side, so their gradients add up; here one goes through the other.": (
+                "the two layers are side by side, so add their gradients; do not send one through the other.": (
                     dy + norm_backward(attention_backward(moe_backward(dy)))
                 ),
-                "this is the path through the MoE; the one through attention is missing.": one_after_the_other,
-                "this is the path through attention; the one through the MoE is missing.": (
+                "this is the path through the MoE; the path through attention is missing.": one_after_the_other,
+                "this is the path through attention; the path through the MoE is missing.": (
                     dy + norm_backward(attention_backward(dy))
                 ),
             }
@@ -93,7 +93,7 @@ def parallel_block_backward(answer: Answer) -> Report:
 
 
 def tied_table_gradient(answer: Answer) -> Report:
-    """(table, tokens, dx, y, dz) → dtable; tokens repeat and one of the vocabulary never occurs."""
+    """(table, tokens, dx, y, dz) → dtable; some tokens repeat, and some of the vocabulary never occur."""
     rng = np.random.default_rng(10)
     V, D, N = 7, 4, 6
     tokens = np.array([3, 0, 3, 6, 3, 1])
@@ -116,19 +116,19 @@ def tied_table_gradient(answer: Answer) -> Report:
         sizes={"V": V, "D": D, "N": N},
         mistakes={
             "dtable": {
-                "the table is used at the top too; this is the gradient from the bottom.": below,
-                "the table is used at the bottom too; this is the gradient from the top.": above,
-                "token 3 stands in three places, and all three add to its row; here only the last one counts.": (
+                "this is the gradient from the bottom, but the table is used at the top too.": below,
+                "this is the gradient from the top, but the table is used at the bottom too.": above,
+                "token 3 occurs in three places, and all three add to its row; here only the last one counts.": (
                     above + last_wins
                 ),
-                "two uses: their gradients are added, not averaged.": (above + below) / 2,
+                "the gradients of the two uses must be added, not averaged.": (above + below) / 2,
             }
         },
     )
 
 
 def softcapped_cross_entropy_backward(answer: Answer) -> Report:
-    """(z, targets, cap) → dz, with logits large enough that the cap is felt."""
+    """(z, targets, cap) → dz, with logits that are large enough for the cap to matter."""
     rng = np.random.default_rng(10)
     N, V, cap = 4, 6, 3.0
     z, targets = 3 * rng.standard_normal((N, V)), rng.integers(V, size=N)
@@ -151,13 +151,11 @@ def softcapped_cross_entropy_backward(answer: Answer) -> Report:
         sizes={"N": N, "V": V},
         mistakes={
             "dz": {
-                "this is the gradient by the capped logits; the tanh is still to be passed.": right,
-                "the softmax sees the capped logits, not z.": by_logits(z) * slope,
+                "this is the gradient with respect to the capped logits; the tanh is left.": right,
+                "the softmax is taken of the capped logits, not of z.": by_logits(z) * slope,
                 "this is the gradient without any cap.": by_logits(z),
-                "the derivative of tanh(u) is 1 − tanh(u)², with the tanh inside the square.": (
-                    right * (1 - (z / cap) ** 2)
-                ),
-                "c stands before the tanh and below z: the two cancel in the derivative.": right * slope / cap,
+                "the derivative of tanh(u) is 1 − tanh(u)², not 1 − u².": right * (1 - (z / cap) ** 2),
+                "c multiplies the tanh and divides z: in the derivative, the two cancel.": right * slope / cap,
                 "the derivative of tanh(u) is 1 − tanh(u)²; here cap · tanh(u) was squared.": (
                     right * (1 - (cap * capped) ** 2)
                 ),

@@ -12,7 +12,7 @@ from minimoe.exercises.feedback import Report, first_failure
 
 
 def uncorrected_step(answer: Answer) -> Report:
-    """(beta1, beta2, step) → the length of AdamW's step without its corrections, over the right one."""
+    """(beta1, beta2, step) → the length of AdamW's step without its corrections, divided by the right length."""
     return first_failure(_uncorrected(answer, *case) for case in ((0.8, 0.98, 7), (0.9, 0.999, 0), (0.9, 0.99, 500)))
 
 
@@ -28,12 +28,12 @@ def _uncorrected(answer: Answer, beta1: float, beta2: float, step: int) -> Repor
         mistakes={
             "ratio": {
                 "steps count from 0: after step 0, one gradient is in the mean.": np.array(ratio(step)),
-                "v is a mean of squares; what the step is divided by is its root.": np.array(
+                "v is a mean of squares, and the step is divided by its root.": np.array(
                     (1 - beta1**t) / (1 - beta2**t)
                 ),
-                "the other way round: which of the two steps is the uncorrected one?": np.array(1 / ratio(t)),
-                "this looks at the mean only; the size was not corrected either.": np.array(1 - beta1**t),
-                "this looks at the size only; the mean was not corrected either.": np.array(
+                "this is the other way round: which of the two steps is the uncorrected one?": np.array(1 / ratio(t)),
+                "this is the correction of the mean only; the size is not corrected either.": np.array(1 - beta1**t),
+                "this is the correction of the size only; the mean is not corrected either.": np.array(
                     1 / math.sqrt(1 - beta2**t)
                 ),
                 "this is right at step 0 only: how much of the mean is filled after t steps?": np.array(
@@ -63,20 +63,22 @@ def lion_step(answer: Answer) -> Report:
         sizes={"D": D, "F": F},
         mistakes={
             "weight": {
-                "this is the sign of the new mean; the direction has a blend of its own, with β₁.": moved(new_mean),
-                "this is the sign of the old mean; the newest gradient has a say too.": moved(mean),
-                "this is the sign of the gradient alone; the mean has a say too.": moved(d),
+                "this is the sign of the new mean, but the direction is a different blend, with β₁.": moved(new_mean),
+                "this is the sign of the old mean, but the direction contains the new gradient too.": moved(mean),
+                "this is the sign of the gradient alone, but the direction contains the mean too.": moved(d),
                 "the sign is missing: the step has the size of the gradient.": weight - rate * (blend + decay * weight),
-                "decay stands beside the sign, not inside it.": weight - rate * np.sign(blend + decay * weight),
-                "decay goes with the rate: w ← w − rate · (direction + decay · w).": (
+                "decay is added to the sign; it is not inside the sign.": (
+                    weight - rate * np.sign(blend + decay * weight)
+                ),
+                "decay must be multiplied by the rate: w ← w − rate · (direction + decay · w).": (
                     weight - rate * np.sign(blend) - decay * weight
                 ),
                 "decay is missing.": weight - rate * np.sign(blend),
-                "it walks uphill.": weight + rate * (np.sign(blend) - decay * weight),
+                "this goes uphill: look at the sign of the step.": weight + rate * (np.sign(blend) - decay * weight),
             },
             "mean": {
                 "the mean has its own β₂; β₁ belongs to the direction.": blend,
-                "β₂ is the share of the old mean, 1 − β₂ that of the gradient.": (1 - beta2) * mean + beta2 * d,
+                "β₂ is the share of the old mean, and 1 − β₂ is that of the gradient.": (1 - beta2) * mean + beta2 * d,
             },
         },
     )
@@ -100,15 +102,17 @@ def step_backward(answer: Answer) -> Report:
         sizes={"D": D, "F": F},
         mistakes={
             "dweight": {
-                "w reaches w' by two paths: as itself, and through the decay.": dnew,
-                "this is the path through the decay only; w also stays, as itself.": -rate * decay * dnew,
-                "decay takes weight away: look at the sign of that path.": dnew * (1 + rate * decay),
-                "the decay acts times the rate.": dnew * (1 - decay),
+                "w reaches w' by two paths, directly and through the decay, and this is the direct path only.": dnew,
+                "this is the path through the decay only, but w also reaches w' directly.": -rate * decay * dnew,
+                "decay makes the weight smaller: look at the sign of that path.": dnew * (1 + rate * decay),
+                "the decay is multiplied by the rate.": dnew * (1 - decay),
             },
             "drate": {
                 "the rate scales the decay as well as the direction.": -(direction * dnew).sum(),
-                "this is the decay's part only; the rate scales the direction as well.": -(decay * weight * dnew).sum(),
-                "the rate is one number for all entries: what they send back has to be summed.": -dnew
+                "this is the decay's part only, but the rate scales the direction as well.": (
+                    -(decay * weight * dnew).sum()
+                ),
+                "the rate is one number for all entries, so its gradient must be summed over them.": -dnew
                 * (direction + decay * weight),
             },
         },
@@ -116,7 +120,7 @@ def step_backward(answer: Answer) -> Report:
 
 
 def newton_schulz(answer: Answer) -> Report:
-    """(m, steps) → a stack of matrices, each with 3/2 s − 1/2 s³ applied so often to its singular values."""
+    """(m, steps) → a stack of matrices, with 3/2 s − 1/2 s³ applied ``steps`` times to their singular values."""
     return first_failure(_newton_schulz(answer, shape, steps) for shape, steps in (((3, 4, 6), 4), ((2, 5, 3), 1)))
 
 
@@ -143,14 +147,14 @@ def _newton_schulz(answer: Answer, shape: tuple[int, int, int], steps: int) -> R
         sizes={"E": shape[0], "D": shape[1], "F": shape[2]},
         mistakes={
             "x": {
-                "the norm is that of the whole stack; every expert has one of its own.": moved(
+                "this is the norm of the whole stack, but every expert's matrix has its own norm.": moved(
                     m / np.sqrt((m * m).sum()), steps
                 ),
-                "this cubes every entry; X Xᵀ X is a product of matrices.": entries,
-                "without the norm the singular values start above 1 and run away.": unscaled,
+                "this cubes every entry, but X Xᵀ X is a product of matrices.": entries,
+                "without division by the norm, the singular values start above 1 and run away.": unscaled,
                 "there is one step too few.": moved(m / norms, steps - 1),
                 "there is one step too many.": moved(m / norms, steps + 1),
-                "the norm runs over rows; it belongs to the matrix.": moved(
+                "this is the norm of each row, but the norm of the whole matrix is needed.": moved(
                     m / np.sqrt((m * m).sum(2, keepdims=True)), steps
                 ),
             }

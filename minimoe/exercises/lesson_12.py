@@ -23,13 +23,15 @@ def _cache_bytes(answer: Answer, config: ModelConfig, tokens: int, size: int) ->
     kept = tokens if config.window is None else min(tokens, config.window)
     right = 2 * config.layers * config.kv_heads * config.head_width * kept * size
     hints = {
-        "keys and values: half of it is missing.": right // 2,
-        "this counts query heads; queries are used once and never stored.": (right // config.kv_heads * config.heads),
-        "every layer has a cache of its own.": right // config.layers,
-        "this is a count of numbers; each takes some bytes.": right // size,
-        "every head has a width.": right // config.head_width,
-        "tokens that no window will show again are not kept.": right // kept * tokens,
-        "a text shorter than the window fills only a part of it.": right // kept * (config.window or kept),
+        "half of it is missing: both keys and values are stored.": right // 2,
+        "this counts query heads, but queries are used once and never stored.": (
+            right // config.kv_heads * config.heads
+        ),
+        "every layer has its own cache.": right // config.layers,
+        "this is the count of numbers, but each of them takes some bytes.": right // size,
+        "the width of a head is missing.": right // config.head_width,
+        "tokens that are outside every later window are not kept.": right // kept * tokens,
+        "a text that is shorter than the window fills only a part of it.": right // kept * (config.window or kept),
     }
     mistakes = {hint: wrong for hint, wrong in hints.items() if wrong != right}
     return values(answer, (config, tokens, size), {"bytes": right}, mistakes={"bytes": mistakes})
@@ -53,14 +55,12 @@ def _min_p(answer: Answer, logits: Array, min_p: float) -> Report:
         sizes={"V": len(p)},
         mistakes={
             "p": {
-                "the likeliest token itself has to stay: at least as likely, not likelier.": _scaled(
-                    p * (p > min_p * p.max())
-                ),
-                "what is left does not sum to one.": kept,
+                "compare with ≥, not with >: the likeliest token itself must stay.": _scaled(p * (p > min_p * p.max())),
+                "the remaining probabilities do not sum to one.": kept,
                 "min_p is a share of the largest probability, not a probability.": _scaled(p * (p >= min_p)),
-                "min_p is a share of the largest probability, not a probability; and the sum is not one.": p
+                "min_p is a share of the largest probability, not a probability; also, the sum is not one.": p
                 * (p >= min_p),
-                "this compares logits; their zero means nothing, so compare probabilities.": _scaled(
+                "this compares logits, but their zero has no meaning: compare probabilities.": _scaled(
                     p * (logits >= min_p * logits.max())
                 ),
                 "nothing was filtered out.": p,
@@ -70,7 +70,7 @@ def _min_p(answer: Answer, logits: Array, min_p: float) -> Report:
 
 
 def attend_one(answer: Answer) -> Report:
-    """(q, keys, values, window) → o, for a window shorter and longer than what the cache holds."""
+    """(q, keys, values, window) → o, for a window shorter than the cached text, and for a longer one."""
     return first_failure(_attend_one(answer, window) for window in (5, 30))
 
 
@@ -96,11 +96,13 @@ def _attend_one(answer: Answer, window: int) -> Report:
         mistakes={
             "o": {
                 "this ignores the window.": attend(S, groups, C**-0.5),
-                "the window is off by one: w tokens in all, with itself.": attend(window + 1, groups, C**-0.5),
-                "the window is off by one: it sees itself too, so w tokens in all.": attend(
+                "the window is one too wide: a token sees w tokens in total, including itself.": attend(
+                    window + 1, groups, C**-0.5
+                ),
+                "the window is one too narrow: a token sees w tokens in total, including itself.": attend(
                     window - 1, groups, C**-0.5
                 ),
-                "the groups are dealt out like cards: neighbours should share a key, not every G-th head.": attend(
+                "the heads are dealt out to the groups like cards, but neighbouring heads share a key.": attend(
                     window, np.arange(H) % G, C**-0.5
                 ),
                 "1/√C is missing.": attend(window, groups, 1.0),
@@ -131,22 +133,21 @@ def entropy_backward(answer: Answer) -> Report:
         sizes={"V": V},
         mistakes={
             "dlogits": {
-                "this is the gradient by z/τ; one step is left to z.": p * (surprise - H),
-                "p itself still has to go back through the softmax: a mean is missing.": p * surprise / temperature,
-                "this is the gradient by p; the softmax is still to come.": surprise - 1,
-                "the mean has to be weighted with p.": p * (surprise - surprise.mean()) / temperature,
+                "this is the gradient with respect to z/τ; one step is left to z.": p * (surprise - H),
+                "the gradient must go back through the softmax: a mean is missing.": p * surprise / temperature,
+                "this is the gradient with respect to p; the softmax is left.": surprise - 1,
+                "the mean must be weighted with p.": p * (surprise - surprise.mean()) / temperature,
             },
             "dtemperature": {
-                "how does z/τ feel τ? One power of τ is missing.": variance / temperature**2,
-                "z/τ feels τ as −z/τ², and dH/d(z/τ) holds another 1/τ: powers of τ are missing.": (
-                    variance / temperature
-                ),
-                "no power of τ is there at all.": variance,
-                "the sign: what does heat do to a distribution?": -variance / temperature**3,
-                "this is the mean square of the logits; a constant added to all of them must not matter.": (
+                "how does z/τ change with τ? One power of τ is missing.": variance / temperature**2,
+                "the derivative of z/τ with respect to τ is −z/τ², and dH/d(z/τ) contains another 1/τ: powers of τ are "
+                "missing.": variance / temperature,
+                "all powers of τ are missing.": variance,
+                "the sign is wrong: what does a higher temperature do to a distribution?": -variance / temperature**3,
+                "this is the mean square of the logits, but a constant added to all of them must not matter.": (
                     (p * logits**2).sum() / temperature**3
                 ),
-                "the spread of the logits has to be weighted with p.": logits.var() / temperature**3,
+                "the variance of the logits must be weighted with p.": logits.var() / temperature**3,
             },
         },
     )

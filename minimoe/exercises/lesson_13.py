@@ -16,7 +16,7 @@ YEAR = 365.25 * 24 * 3600
 
 
 def either_by_chance(answer: Answer) -> Report:
-    """(E, K) → the chance that two random sets of K out of E meet; every pair of sets is tried."""
+    """(E, K) → the chance that two random sets of K out of E experts share one; all pairs of sets are tried."""
 
     def case(experts: int, top_k: int) -> Report:
         sets = [set(chosen) for chosen in combinations(range(experts), top_k)]
@@ -29,13 +29,14 @@ def either_by_chance(answer: Answer) -> Report:
             mistakes={
                 "chance": {
                     "this is the chance that the sets have nothing in common.": 1 - chance,
-                    "this is how many experts they share on average; two shared ones count only once.": (
+                    "this is how many experts they share on average, but two shared experts count only once.": (
                         top_k * top_k / experts
                     ),
-                    "this draws with replacement: the K experts of one token are different, so after one miss fewer "
-                    "are left to miss.": 1 - (1 - top_k / experts) ** top_k,
-                    "this is the chance that one given expert is in a set; there are K to meet.": top_k / experts,
-                    "this is for one expert a token.": 1 / experts,
+                    "this draws with replacement, but the K experts of one token are different: after one miss, fewer "
+                    "experts are left to miss.": 1 - (1 - top_k / experts) ** top_k,
+                    "this is the chance that a set has one given expert, but any of K experts will do.": top_k
+                    / experts,
+                    "this is the chance for one expert per token.": 1 / experts,
                 }
             },
         )
@@ -59,16 +60,16 @@ def shuffled_exactly(answer: Answer) -> Report:
             sizes={"N": total, "E": len(counts)},
             mistakes={
                 "share": {
-                    "this is Σp², which draws the neighbour from all tokens: a token is not its own neighbour.": (
+                    "this is Σp², which draws the neighbour from all tokens, but a token is not its own neighbour.": (
                         np.square(p).sum()
                     ),
-                    "the first token is drawn from all N, its neighbour from the N − 1 that are left.": (
+                    "the first token is drawn from all N, but its neighbour from the N − 1 that are left.": (
                         p * (np.array(counts) - 1) / total
                     ).sum(),
-                    "for a given expert, the neighbour must be one of its other tokens: one fewer.": (
+                    "the neighbour must be one of the other tokens of the same expert, of which there is one fewer.": (
                         p * np.array(counts) / (total - 1)
                     ).sum(),
-                    "this is the number of pairs that agree; there are N − 1 pairs.": expected * (total - 1),
+                    "this is the number of pairs that agree; divide it by the N − 1 pairs.": expected * (total - 1),
                 }
             },
         )
@@ -100,15 +101,19 @@ def jensen_shannon_backward(answer: Answer) -> Report:
         sizes={"n": n, "E": experts},
         mistakes={
             "dp": {
-                "this is in nats; the divergence is in bits.": right * np.log(2),
-                "1/n is missing: every row is one of n, in both terms.": n * right,
-                "this is the entropies of the rows only; each row is also a part of the mixture.": np.log2(p) / n,
-                "this too is only one term, with its constant.": (np.log2(p) + 1 / np.log(2)) / n,
-                "this is the entropy of the mixture only.": np.broadcast_to(-np.log2(mixture) / n, p.shape),
-                "this is the mixture's term only, with its constant.": np.broadcast_to(
+                "this is in nats, but the divergence is in bits.": right * np.log(2),
+                "1/n is missing: both terms are means over n rows.": n * right,
+                "this is the term of the rows' own entropies only, but each row is also a part of the mixture.": (
+                    np.log2(p) / n
+                ),
+                "this is the term of the rows' own entropies only, with its constant.": (
+                    (np.log2(p) + 1 / np.log(2)) / n
+                ),
+                "this is the term of the mixture only.": np.broadcast_to(-np.log2(mixture) / n, p.shape),
+                "this is the term of the mixture only, with its constant.": np.broadcast_to(
                     -(np.log2(mixture) + 1 / np.log(2)) / n, p.shape
                 ),
-                "each entry is multiplied by p: that is a row's divergence, not its derivative.": p * right,
+                "each entry is multiplied by p: this is a row's divergence, not its derivative.": p * right,
             }
         },
     )
@@ -125,15 +130,15 @@ def one_a_second(answer: Answer) -> Report:
             {"years": years, "seconds": seconds},
             mistakes={
                 "years": {
-                    "these are seconds; divide by the seconds of a year.": parameters,
+                    "these are seconds: divide by the seconds of a year.": parameters,
                     "these are days.": parameters / (24 * 3600),
                     "a year has 365.25 days here.": parameters / (365 * 24 * 3600),
                 },
                 "seconds": {
-                    "these are days; the seconds are asked for.": seconds / (24 * 3600),
-                    "these are minutes.": seconds / 60,
-                    "these are years.": seconds / YEAR,
-                    "sharing the work divides the time.": parameters * people,
+                    "these are days, but the question is about seconds.": seconds / (24 * 3600),
+                    "these are minutes, but the question is about seconds.": seconds / 60,
+                    "these are years, but the question is about seconds.": seconds / YEAR,
+                    "people who share the work need less time: divide, do not multiply.": parameters * people,
                 },
             },
         )

@@ -23,13 +23,13 @@ def _touched(answer: Answer, E: int, K: int, B: int) -> Report:
         {"touched": np.array(E * (1 - (1 - K / E) ** B))},
         mistakes={
             "touched": {
-                "this counts visits; two tokens may visit the same expert.": np.array(float(K * B)),
-                "this counts visits and stops at E; two tokens may meet long before that.": np.array(
-                    float(min(K * B, E))
+                "this counts visits, but two tokens may visit the same expert.": np.array(float(K * B)),
+                "this counts visits and stops at E, but two tokens may visit the same expert long before that.": (
+                    np.array(float(min(K * B, E)))
                 ),
-                "this is how many are missed.": np.array(E * (1 - K / E) ** B),
-                "this is the probability of one expert; there are E.": np.array(1 - (1 - K / E) ** B),
-                "K visits of one token never meet: it goes to K different experts.": np.array(
+                "this is how many experts are missed.": np.array(E * (1 - K / E) ** B),
+                "this is the probability for one expert, but there are E experts.": np.array(1 - (1 - K / E) ** B),
+                "the K visits of one token never meet: it goes to K different experts.": np.array(
                     E * (1 - (1 - 1 / E) ** (K * B))
                 ),
             }
@@ -53,22 +53,22 @@ def paired_difference(answer: Answer) -> Report:
         mistakes={
             "mean": {"this is b − a.": np.array(-difference.mean())},
             "error": {
-                "this is the spread of one difference; a mean of n is √n times more certain.": np.array(spread),
-                "it divides by n where n − 1 belongs: the mean was taken from the same values (ddof=1).": np.array(
+                "this is the spread of one difference, but the mean of n is √n times more certain.": np.array(spread),
+                "this divides by n instead of n − 1: the mean was computed from the same values (ddof=1).": np.array(
                     difference.std() / math.sqrt(n)
                 ),
-                "it divides by n where n − 1 belongs (ddof=1), and √n is missing.": np.array(difference.std()),
-                "this treats a and b as strangers; their luck is shared, so look at the differences.": np.array(
+                "this divides by n instead of n − 1 (ddof=1), and √n is missing.": np.array(difference.std()),
+                "this treats a and b as independent, but they share their luck: look at the differences.": np.array(
                     math.sqrt((a.var(ddof=1) + b.var(ddof=1)) / n)
                 ),
-                "the spread is divided by n; the error of a mean shrinks with √n.": np.array(spread / n),
+                "the spread is divided by n, but the error of a mean shrinks with √n.": np.array(spread / n),
             },
         },
     )
 
 
 def tokens_per_second(answer: Answer) -> Report:
-    """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens a second, bound by either."""
+    """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens per second, limited by either."""
     model = (1.6e9, 45.1e9, 8, 2)
     cases = ((*model, 4, 2, 2e12, 3e14), (*model, 1, 1, 1e12, 1e14), (*model, 3000, 2, 2e12, 3e14))
     return first_failure(_tokens_per_second(answer, *case) for case in cases)
@@ -99,21 +99,21 @@ def _tokens_per_second(
         {"speed": speed(reading, arithmetic)},
         mistakes={
             "speed": {
-                "this is the time of a step; how many tokens does a step make?": np.array(max(reading, arithmetic)),
-                "this counts steps a second; each makes a token for every conversation.": np.array(
+                "this is the time of a step: how many tokens does a step make?": np.array(max(reading, arithmetic)),
+                "this is the number of steps per second, but each step makes a token for every conversation.": np.array(
                     1 / max(reading, arithmetic)
                 ),
                 "reading and arithmetic overlap: the longer one counts, not their sum.": np.array(
                     batch / (reading + arithmetic)
                 ),
-                "this reads every expert at every step; a small batch does not touch them all.": speed(
+                "this reads every expert at every step, but a small batch does not touch them all.": speed(
                     bytes_each * (shared + experts_total) / bandwidth, arithmetic
                 ),
-                "this reads K experts whatever the batch; different tokens touch different ones.": speed(
+                "this reads K experts whatever the batch, but different tokens touch different experts.": speed(
                     bytes_each * active / bandwidth, arithmetic
                 ),
-                "this leaves out the arithmetic, which a large batch waits for.": np.array(batch / reading),
-                "a parameter costs two operations a token: a product and a sum.": speed(reading, arithmetic / 2),
+                "this leaves out the arithmetic, which limits the speed of a large batch.": np.array(batch / reading),
+                "a parameter takes two operations per token: a product and a sum.": speed(reading, arithmetic / 2),
                 "the arithmetic grows with the batch.": speed(reading, arithmetic / batch),
             }
         },
@@ -121,7 +121,7 @@ def _tokens_per_second(
 
 
 def touched_backward(answer: Answer) -> Report:
-    """(q, batch) → the gradient of the number of experts touched by their popularity."""
+    """(q, batch) → the gradient of the number of touched experts with respect to their popularity."""
     rng = np.random.default_rng(14)
     E, batch = 6, 4
     q = rng.uniform(0.1, 0.6, E)
@@ -134,12 +134,11 @@ def touched_backward(answer: Answer) -> Report:
         sizes={"E": E},
         mistakes={
             "dq": {
-                "two minus signs meet: is an expert touched less often when it is more popular?": -batch
-                * missed ** (batch - 1),
-                "the power goes down by one.": batch * missed**batch,
-                "the power comes down as a factor.": missed ** (batch - 1),
-                "this is the number touched, not its gradient.": 1 - missed**batch,
-                "it is 1 − q that stands under the power.": batch * q ** (batch - 1),
+                "two minus signs cancel: is a more popular expert touched less often?": -batch * missed ** (batch - 1),
+                "the derivative lowers the power by one.": batch * missed**batch,
+                "the power must also become a factor.": missed ** (batch - 1),
+                "this is the number of touched experts, not its gradient.": 1 - missed**batch,
+                "the base of the power is 1 − q, not q.": batch * q ** (batch - 1),
             }
         },
     )

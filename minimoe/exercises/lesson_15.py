@@ -26,7 +26,7 @@ def library_form(answer: Answer) -> Report:
         few[:top_k] = 1.0
         balanced = _stats(6 * top_k * even / experts, 6 * even / experts, 6)
         collapsed = _stats(6 * few, 6 * few / top_k, 6)
-        known = "this is the value with f divided by K; here f sums to K."
+        known = "this is the value with f divided by K, but here f sums to K."
         return values(
             answer,
             (experts, top_k),
@@ -34,12 +34,12 @@ def library_form(answer: Answer) -> Report:
             mistakes={
                 "balanced": {
                     known: 1.0,
-                    "put f = K/E and p̄ = 1/E into the sum of E terms, times E.": top_k / experts,
+                    "put f = K/E and p̄ = 1/E into the sum of E terms, and multiply the sum by E.": top_k / experts,
                 },
                 "collapsed": {
                     known: experts / top_k,
                     "the sum has K terms that are not zero, not one.": experts / top_k**2,
-                    "every chosen expert has f = 1, since each token goes to it.": float(top_k),
+                    "every chosen expert has f = 1, because every token goes to it.": float(top_k),
                 },
             },
         )
@@ -71,15 +71,15 @@ def balance_of_parts(answer: Answer) -> Report:
         sizes={"K": top_k, "E": experts, "M": len(tokens)},
         mistakes={
             "loss": {
-                "this is the mean of the parts' losses; a product of two means does not average. Add the sums first.": (
+                "this is the mean of the parts' losses, but products of means do not average: add the sums first.": (
                     each.mean()
                 ),
-                "this weighs the parts' losses by their tokens; it is still a mean of products. Add the sums first.": (
-                    each * tokens
-                ).sum()
-                / tokens.sum(),
-                "this is the sum of the parts' losses, the bug itself.": each.sum(),
-                "f is divided by tokens: each token has K assignments, and f must sum to 1.": top_k * whole,
+                "this weights the parts' losses by their tokens, but it is still a mean of products: add the sums "
+                "first.": (each * tokens).sum() / tokens.sum(),
+                "this is the sum of the parts' losses, which is the bug itself.": each.sum(),
+                "f is divided by the number of tokens, but each token has K assignments: f must sum to 1.": (
+                    top_k * whole
+                ),
             }
         },
     )
@@ -123,20 +123,26 @@ def double_softmax_backward(answer: Answer) -> Report:
         sizes={"N": 4, "E": 6},
         mistakes={
             "dz": {
-                "this is the way back through one softmax of z; there are two.": back(inner, dp),
-                "you came back through the outer softmax only; what you have is the gradient by softmax(z).": back(
+                "this goes back through one softmax of z, but there are two.": back(inner, dp),
+                "this goes back through the outer softmax only: it is the gradient with respect to softmax(z).": back(
                     outer, dp
                 ),
-                "the order is swapped: what was done last is undone first.": back(outer, back(inner, dp)),
-                "both steps use the outer probabilities; the inner softmax has its own.": back(outer, back(outer, dp)),
-                "both steps use the inner probabilities; the outer softmax has its own.": back(inner, back(inner, dp)),
+                "the order is swapped: go back first through the softmax that was applied last.": (
+                    back(outer, back(inner, dp))
+                ),
+                "both steps use the outer probabilities, but the inner softmax has its own.": (
+                    back(outer, back(outer, dp))
+                ),
+                "both steps use the inner probabilities, but the outer softmax has its own.": (
+                    back(inner, back(inner, dp))
+                ),
             }
         },
     )
 
 
 class _Case(NamedTuple):
-    """A model made of what each token contributes, (T, V) → logits (T, V), and what a test should say of it."""
+    """A model that maps each token's contribution (T, V) to logits (T, V), and what a test should find."""
 
     logits: Model
     leaks: bool
@@ -148,7 +154,7 @@ def _with_all_of_it(x: Array) -> Array:
 
 
 def _with_the_next_but_for_the_last_two(x: Array) -> Array:
-    """Position 2 sees token 3, and nobody else sees a later one."""
+    """Position 2 sees token 3, and no other position sees a later token."""
     y = np.cumsum(x, axis=0)
     if len(x) > 3:
         y[2] += x[3]
@@ -163,7 +169,7 @@ def _first_sees_the_token_before_last(x: Array) -> Array:
 
 
 def _prefix_from_suffix(x: Array) -> Array:
-    """The sum so far, as the total minus what is still to come: causal, up to rounding."""
+    """The sum so far, computed as the total minus the later terms: causal, up to rounding."""
     total: Array = x.sum(0) - (np.cumsum(x[::-1], axis=0)[::-1] - x)
     return total
 
@@ -182,23 +188,24 @@ MODELS = (
         False,
         "your test accuses a causal model: a token may change its own logits and later ones, but no earlier one.",
     ),
-    _Case(_with_all_of_it, True, "your test passes a model in which everybody sees everybody."),
+    _Case(_with_all_of_it, True, "your test passes a model in which every position sees every token."),
     _Case(
         _first_sees_the_token_before_last,
         True,
-        "your test misses a model in which the token before last leaks: changing the last token alone is not enough.",
+        "your test misses a model in which the second-to-last token leaks: do not change the last token only.",
     ),
     _Case(
         _with_the_next_but_for_the_last_two,
         True,
-        "your test misses a leak from token 3 to position 2: change every token in its turn, and look at all earlier "
+        "your test misses a leak from token 3 to position 2: change each token in turn, and compare all earlier "
         "positions.",
     ),
-    _Case(_one_channel, True, "your test misses a leak into one logit of many: compare all V of them."),
+    _Case(_one_channel, True, "your test misses a leak into one of the logits: compare all V of them."),
     _Case(
         _prefix_from_suffix,
         False,
-        "your test takes rounding for a leak: this causal model adds in another order, so allow a difference of 1e-9.",
+        "your test takes a rounding error for a leak: this causal model adds in another order, so allow a difference "
+        "of 1e-9.",
     ),
 )
 
@@ -210,6 +217,6 @@ def _softmax(z: Array) -> Array:
 
 
 def _stats(assignments: Array, probability: Array, tokens: int) -> RouterStats:
-    """The sums that the balance loss is made of, with zeros for all others."""
+    """The sums that the balance loss is computed from, with zeros for all others."""
     zeros, zero = np.zeros_like(probability), np.zeros(())
     return RouterStats(tokens, assignments, probability, zeros, zeros, zero, zero)

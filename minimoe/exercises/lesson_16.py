@@ -22,12 +22,12 @@ def _tokens_to_be_busy(answer: Answer, operations: float, bandwidth: float, numb
     ridge = operations / bandwidth
     right = ridge * number / 2 * E / K
     hints = {
-        "that is for one expert; each expert gets only a share of the batch.": ridge * number / 2,
+        "this is for one expert, but each expert gets only a share of the batch.": ridge * number / 2,
         "an expert gets K/E of the batch, so the batch must be larger, not smaller.": ridge * number / 2 * K / E,
-        "a token and a weight make two operations, a product and a sum.": ridge * number * E / K,
+        "a token and a weight take two operations, a product and a sum.": ridge * number * E / K,
         "a weight has several bytes, and all of them are fetched.": ridge / 2 * E / K,
-        "count the bytes of a weight too, and two operations for each token that meets it.": ridge * E / K,
-        "more bytes a weight ask for more tokens, not fewer.": ridge * 2 / number * E / K,
+        "count the bytes of a weight too, and two operations for each token that uses it.": ridge * E / K,
+        "more bytes per weight need more tokens, not fewer.": ridge * 2 / number * E / K,
     }
     return values(
         answer,
@@ -38,10 +38,10 @@ def _tokens_to_be_busy(answer: Answer, operations: float, bandwidth: float, numb
 
 
 class _Unasked(np.ndarray):
-    """An array that refuses to become a Python value, as one on a GPU could only after waiting."""
+    """An array that refuses to become a Python value; an array on a GPU could become one only after waiting."""
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise RuntimeError("here Python asks an array for a value, and would wait: choose with np.where instead.")
+        raise RuntimeError("here Python reads a value of an array, so it would wait: choose with np.where instead.")
 
     __bool__ = __float__ = __int__ = __index__ = tolist = item = _refuse
 
@@ -58,18 +58,18 @@ def _guarded_step(answer: Answer, poison: float) -> Report:
     finite = bool(np.isfinite(d).all())
     healthy = np.isfinite(d)
     hints = {
-        "a gradient that holds one bad number is wrong everywhere: leave out the whole step, not that entry.": (
+        "one bad number makes the whole gradient wrong: leave out the whole step, not that entry.": (
             np.where(healthy, w - rate * np.where(healthy, d, 0), w)
         ),
-        "a row is left out; one bad number spoils the whole gradient.": (
+        "only a row is left out, but one bad number makes the whole gradient wrong.": (
             np.where(healthy.all(1, keepdims=True), w - rate * np.where(healthy, d, 0), w)
         ),
-        "a column is left out; one bad number spoils the whole gradient.": (
+        "only a column is left out, but one bad number makes the whole gradient wrong.": (
             np.where(healthy.all(0), w - rate * np.where(healthy, d, 0), w)
         ),
-        "this gradient is finite, and the step has to be taken.": w,
-        "a step goes against the gradient.": w + rate * np.where(healthy, d, 0),
-        "the step is as long as the gradient; the rate is missing.": w - np.where(healthy, d, 0),
+        "this gradient is finite, so the step must be taken.": w,
+        "a step must go against the gradient.": w + rate * np.where(healthy, d, 0),
+        "the step is as long as the gradient: the rate is missing.": w - np.where(healthy, d, 0),
     }
     right = w - rate * d if finite else w
     report = values(
@@ -80,7 +80,7 @@ def _guarded_step(answer: Answer, poison: float) -> Report:
         mistakes={"w": {hint: wrong for hint, wrong in hints.items() if not np.array_equal(wrong, right)}},
     )
     if "not finite" in report.sentence:
-        return replace(report, sentence="w: zero times NaN, or times infinity, is NaN: choose, do not multiply.")
+        return replace(report, sentence="w: 0 times NaN or infinity is NaN: choose, do not multiply.")
     return report
 
 
@@ -102,17 +102,17 @@ def gather_backward(answer: Answer) -> Report:
         sizes={"N": N, "D": D, "K": K},
         mistakes={
             "dx": {
-                "a token stands in K places and all of them add up; with `dx[token] = …` or `+=` the last one wins.": (
+                "a token has K rows, and all of them add up; with `dx[token] = …` or `+=`, the last one wins.": (
                     last_wins
                 ),
                 "the rows of a token are not neighbours yet: bring them together first.": (
                     dx_sorted.reshape(N, K, D).sum(1)
                 ),
-                "token says whose a row is, not where to find a row: you need the order that sorts it.": (
+                "token says which token a row belongs to, not where to find a row: you need the order that sorts it.": (
                     dx_sorted[token].reshape(N, K, D).sum(1)
                 ),
-                "gradients of several uses are added, not averaged.": by_token.mean(1),
-                "each token was used K times; this is the gradient of one of them.": by_token[:, 0],
+                "the gradients of several uses must be added, not averaged.": by_token.mean(1),
+                "each token was used K times, but this is the gradient of one use only.": by_token[:, 0],
                 "after sorting, the K rows of a token are neighbours: reshape to (N, K, D), not to (K, N, D).": (
                     by_token.reshape(K, N, D).sum(0)
                 ),
@@ -122,7 +122,7 @@ def gather_backward(answer: Answer) -> Report:
 
 
 def merge_tiles(answer: Answer) -> Report:
-    """(o1, lse1, o2, lse2) → o, lse; the second case has scores of a thousand."""
+    """(o1, lse1, o2, lse2) → o, lse; the second case has scores around 1000."""
     return first_failure(_merge_tiles(answer, offset) for offset in (0.0, 1000.0))
 
 
@@ -144,17 +144,17 @@ def _merge_tiles(answer: Answer, offset: float) -> Report:
     with np.errstate(over="ignore", invalid="ignore"):
         unnormalised = np.exp(lse1) * o1 + np.exp(lse2) * o2
     hints_o = {
-        "the tiles have different weight: a tile counts with e to its log-sum-exp.": (o1 + o2) / 2,
-        "each tile's output was made with its own weights summing to one; together they sum to two.": o1 + o2,
+        "the tiles have different weights: the weight of a tile is e to its log-sum-exp.": (o1 + o2) / 2,
+        "the weights of each tile sum to one, so those of both tiles sum to two.": o1 + o2,
         "divide by the sum of both weights.": unnormalised,
-        "lse is a logarithm: it has to be exponentiated before it can be a weight.": (
+        "lse is a logarithm: it must be exponentiated before it can be a weight.": (
             (lse1 * o1 + lse2 * o2) / (lse1 + lse2)
         ),
         "the weights are exchanged: the first tile has the first weight.": (1 - share) * o1 + share * o2,
     }
     hints_lse = {
-        "logarithms of sums do not add up like that: add what they are the logarithms of.": lse1 + lse2,
-        "that is the larger of the two; the other one counts as well.": np.maximum(lse1, lse2),
+        "the logarithms do not add up: add the sums that they are the logarithms of.": lse1 + lse2,
+        "this is the larger of the two, but the other one counts as well.": np.maximum(lse1, lse2),
     }
     return values(
         answer,

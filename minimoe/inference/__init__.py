@@ -1,1 +1,1 @@
-"""How does a model write? Reading a prompt, a key/value cache, sampling, and a fast form of the decoder for one token."""
+"""How does a model write? Reading a prompt, the key/value cache, sampling, and a faster decoder for a single token."""

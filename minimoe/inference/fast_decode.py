@@ -1,8 +1,8 @@
-"""One token through the decoder: the mathematics of the layers with nothing but the arithmetic.
+"""One token through the decoder: only the arithmetic of the layers.
 
 The layers sort tokens by expert, mask the future and keep what backward needs. For one token of one sequence there is
 nothing to sort, to mask or to keep, and that bookkeeping takes several times as long as the arithmetic. Without it,
-generation is several times faster. Routers and experts come from the same tables as in ``moe``. The plain form is
+generation is several times faster. Routers and experts come from the tables in ``moe``. The plain form is
 ``decoder.forward``, and tests compare the two.
 """
 
@@ -20,7 +20,7 @@ from minimoe.layers.rope import Rotation
 
 
 def forward(params: Decoder, cache: KVCache, token: int) -> Array:
-    """One token, which joins the cache of one sequence → logits (V,) of what comes next."""
+    """One token, which is added to the cache of one sequence → logits (V,) of the next token."""
     config = cache.config
     xp = array_module(params.norm.gain)
     position = xp.arange(cache.position, cache.position + 1)
@@ -40,7 +40,7 @@ def _norm(params: RMSNorm, x: Array, eps: float) -> Array:
 
 
 def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache) -> Array:
-    """x (D,) → y (D,). The newest token sees all that is in sight, so nothing is masked."""
+    """x (D,) → y (D,). The newest token sees every position that the cache returns, so nothing is masked."""
     kv_heads, head_width = past.keys.shape[2:]
     qk = array_module(x).concatenate((x @ params.query.weight, x @ params.key.weight))
     qk = _turned(qk.reshape(-1, head_width), rotation)  # (H+G, C): one rotation for both
@@ -53,7 +53,7 @@ def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache
 
 
 def _turned(x: Array, rotation: Rotation) -> Array:
-    """x (heads, C), which is changed, → its pairs turned by one position's angle, as ``rope.forward`` does it."""
+    """x (heads, C) → its pairs rotated by the angles of one position, as in ``rope.forward``. Changes x in place."""
     half = x.shape[1] // 2
     partners = array_module(x).concatenate((x[:, half:], x[:, :half]), axis=1)
     partners *= rotation.sin
@@ -63,7 +63,7 @@ def _turned(x: Array, rotation: Rotation) -> Array:
 
 
 def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
-    """x (D,) → y (D,). A router or experts without a form for one token are used as in training."""
+    """x (D,) → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
     choose, work = getattr(moe.router_of(config), "decode", None), getattr(moe.experts_of(config), "decode", None)
     if choose is None or work is None:
         y: Array = moe.forward(params, x[None, None], config).y[0, 0]
@@ -73,7 +73,7 @@ def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
 
 
 def _softmax(z: Array) -> Array:
-    """Softmax along the last axis."""
+    """Softmax along the last axis, in place."""
     z -= z.max(-1, keepdims=True)
     array_module(z).exp(z, out=z)
     z /= z.sum(-1, keepdims=True)

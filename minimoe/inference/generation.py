@@ -1,8 +1,8 @@
-"""Generation: read a prompt, then predict a token, append it, and go on from there.
+"""Generation: read a prompt, then predict a token and append it, again and again.
 
-A prompt is read in pieces of many tokens, by the layers that training uses; what is written comes one token at a time,
-by ``one_token``. Both leave their keys and values in the cache, so no token is ever read twice. The router's noise is
-off and no token is dropped: the model is deterministic, and chance enters only in ``sampling``.
+The layers that training uses read the prompt in pieces of many tokens; ``fast_decode`` then computes one new token at a
+time. Both store their keys and values in the cache, so no token is ever read twice. The router's noise is off and no
+token is dropped: the model is deterministic, and only ``sampling`` is random.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 
 PIECE = 256
-"""Tokens of a prompt read at a time: enough for large matrix products, few enough for little memory."""
+"""Tokens of a prompt that are read at a time: enough for large matrix products, few enough to need little memory."""
 
 
 def generate(
@@ -41,23 +41,23 @@ def generate(
     """Yields ``tokens`` ids that continue the prompt, each as soon as it is drawn.
 
     The text may grow beyond the model's context: see ``kv_cache.generation_window``. The same seed gives the same
-    tokens. ``params`` may live on a GPU; ``temperature``, ``top_k`` and ``top_p`` are those of ``sampling``.
+    tokens. ``params`` may be on a GPU; ``temperature``, ``top_k`` and ``top_p`` are those of ``sampling``.
 
     Raises:
-        UserError: the prompt is empty, for a model can only continue something, or holds an id outside the vocabulary;
-            ``tokens`` or ``seed`` is negative; a setting of the sampling is out of its range. All this at the call;
-            while generating, if the model's logits are not finite.
+        UserError: at the call, if the prompt is empty, is not one row of ids or has an id outside the vocabulary, if
+            ``tokens`` or ``seed`` is not a whole number of at least 0, or if a setting of the sampling is out of its
+            range; during generation, if the model's logits are not finite.
     """
     prompt = np.asarray(prompt_ids)
     if prompt.size == 0:
-        raise UserError("The prompt is empty, but a model can only continue something: give it at least one token.")
+        raise UserError("The prompt is empty, but a model can only continue a text: give at least one token.")
     if prompt.ndim != 1:
         raise UserError(f"The prompt has shape {prompt.shape}, expected one row of ids: give one prompt at a time.")
     _check_ids(prompt, config.vocab_size)
     if not isinstance(tokens, int | np.integer) or tokens < 0:
-        raise UserError(f"tokens {tokens} cannot be written: choose a whole number of at least 0.")
+        raise UserError(f"tokens {tokens} is not a number of tokens to write: choose a whole number of at least 0.")
     if not isinstance(seed, int | np.integer) or seed < 0:
-        raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     sampling.check(temperature, top_k, top_p)
 
     def stream() -> Iterator[int]:
@@ -74,18 +74,23 @@ def generate(
 
 
 def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
-    """tokens (B, n), integers on the host, join the cache of their B sequences → logits (B, V) of what follows.
+    """tokens (B, n), integers on the host → logits (B, V) of the next token of each sequence.
+
+    The tokens are added to the cache of their B sequences.
 
     Raises:
         UserError: there is no token, B is not that of the cache, or an id is outside the vocabulary.
     """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2 or len(tokens) != cache.batch or tokens.size == 0:
-        raise UserError(f"tokens have shape {tokens.shape}, expected ({cache.batch}, n) with n at least 1.")
+        raise UserError(
+            f"tokens have shape {tokens.shape}, expected ({cache.batch}, n) with n at least 1: give one row of ids per "
+            "sequence of the cache."
+        )
     _check_ids(tokens, cache.config.vocab_size)
     if tokens.size == 1:
         return fast_decode.forward(params, cache, int(tokens[0, 0]))[None]
-    piece = min(PIECE, cache.window)
+    piece = min(PIECE, cache.window)  # the cache takes at most a window of positions at a time
     for start in range(0, tokens.shape[1], piece):
         part = like(params.norm.gain, tokens[:, start : start + piece])
         logits, _, _ = decoder.forward(
@@ -105,7 +110,7 @@ def _check_ids(ids: NDArray[Any], vocab_size: int) -> None:
 
 
 class Codec(Protocol):
-    """A tokenizer, of this package or a pretrained one."""
+    """A tokenizer: one of this package, or a pretrained one."""
 
     def encode(self, text: str) -> NDArray[np.int32]: ...
     def decode(self, ids: Any) -> str: ...
@@ -113,7 +118,7 @@ class Codec(Protocol):
 
 
 class Writer(Protocol):
-    """A model that can write: ``checkpoint.Model`` is one, ``huggingface.Pretrained`` another."""
+    """A model that can write text, such as ``checkpoint.Model`` and ``huggingface.Pretrained``."""
 
     @property
     def params(self) -> Decoder: ...
@@ -135,13 +140,19 @@ def stream(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Yields the prompt, then its continuation, in pieces of text as they come; stops early at an end token.
+    """Yields the prompt and then its continuation, in pieces of text as soon as they exist; stops at an end token.
 
-    Prompt and continuation go through one decoder, since some tokenizers write a token differently at the beginning of
-    a text. Raises ``UserError`` as ``generate`` does, or if the prompt cannot be encoded.
+    Prompt and continuation are decoded as one text, because some tokenizers write a token differently at the beginning
+    of a text. The settings are those of ``generate``.
+
+    Raises:
+        UserError: as ``generate``; or ``model`` is not a model, or the prompt cannot be encoded.
     """
     if not hasattr(model, "tokenizer"):
-        raise UserError(f"a {type(model).__name__} is no model: give minimoe.load's, or the .model of a training.")
+        raise UserError(
+            f"a {type(model).__name__} is not a model: give the result of minimoe.load, or the .model that "
+            "minimoe.train returns."
+        )
     ids = model.tokenizer.encode(prompt).tolist()
     written = generate(
         model.params,
@@ -166,6 +177,14 @@ def write(
     top_p: float | None = None,
     seed: int = 0,
 ) -> str:
-    """The text with which ``model`` continues ``prompt``, without it; settings and errors are those of ``stream``."""
+    """The text with which ``model`` continues ``prompt``, without the prompt: ``minimoe.generate``.
+
+    At most ``tokens`` tokens are written, fewer if the model ends the text. A ``temperature`` of 0 always takes the
+    likeliest token, and 1 draws from the model's own probabilities; ``top_k`` and ``top_p`` leave out unlikely tokens
+    (see ``sampling``). The same ``seed`` gives the same text.
+
+    Raises:
+        UserError: as ``stream``.
+    """
     pieces = stream(model, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     return "".join(pieces)[len(model.tokenizer.decode(model.tokenizer.encode(prompt))) :]

@@ -1,12 +1,12 @@
-"""The key/value cache: what attention remembers, so that a new token costs one token's work and not the whole text's.
+"""The key/value cache: keep the keys and values of earlier tokens, so that only the new token has to be computed.
 
-A token's keys and values do not depend on what follows, so they are computed once. With a window w a token sees
-itself and the w − 1 before it; older ones can be forgotten, and memory stays the same however long a text grows:
+The keys and values of a token do not depend on later tokens, so they are computed once. With a window w, a token sees
+itself and the w − 1 tokens before it. Older ones can be forgotten, and the memory does not grow with the text:
 
     append →   ▓▓▓▓▓▓▓▓▓▓▓▓░░░░    up to 2w rows, in order; the next token sees the last w − 1
-    full →     ▓▓▓▓▓▓▓░░░░░░░░░    only those move, to the front of a new buffer: about once every w tokens
+    full →     ▓▓▓▓▓▓▓░░░░░░░░░    only those are copied to the front of a new buffer: about once every w tokens
 
-Appending thus costs O(1) on average, and what attention reads is always one piece of memory.
+Appending therefore takes O(1) time on average, and attention always reads one contiguous range of rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,19 @@ from minimoe.layers.decoder import Decoder
 
 
 class LayerCache:
-    """Rotated keys and values of one layer, of the positions that are still in sight."""
+    """The rotated keys and the values of one layer, for the positions that can still be seen."""
 
     def __init__(self, empty: Array, window: int) -> None:
-        """``empty`` (B, 0, G, C) says where the cache lives, its dtype and its shape."""
+        """``empty`` (B, 0, G, C) gives the device, the dtype and the shape of the cache."""
         self.keys = self.values = empty  # (B, rows, G, C)
         self.length = 0  # rows in use
         self.window = window
 
     def append(self, keys: Array, values: Array) -> KeyValues:
-        """keys and values (B, n, G, C) of the next n ≤ w positions → the (B, S, G, C) that at least one sees."""
+        """keys and values (B, n, G, C) of the next n ≤ w positions → those that at least one of them sees.
+
+        The returned keys and values are (B, S, G, C), and include the new ones.
+        """
         new = keys.shape[1]
         if self.length + new > self.keys.shape[1]:
             self._make_room(new)
@@ -42,7 +45,7 @@ class LayerCache:
         return KeyValues(self.keys[:, seen], self.values[:, seen])
 
     def _make_room(self, new: int) -> None:
-        """Moves what the next token sees to new buffers, twice as long as needed but never longer than 2w."""
+        """Copies what the next token sees to new buffers, twice as long as needed but never longer than 2w."""
         kept = min(self.length, self.window - 1)
         rows = min(2 * (kept + new), 2 * self.window)
         seen = slice(self.length - kept, self.length)
@@ -59,17 +62,17 @@ class KVCache:
     batch: int
     window: int
     layers: list[LayerCache]
-    position: int = 0  # of the next token: how many were read so far
+    position: int = 0  # the position of the next token, which is the number of tokens read so far
 
 
 def init(params: Decoder, config: ModelConfig, batch: int = 1) -> KVCache:
-    """An empty cache for ``batch`` sequences, where ``params`` live and in their dtype.
+    """An empty cache for ``batch`` sequences, on the device and in the dtype of ``params``.
 
     Raises:
         UserError: ``batch`` is less than 1.
     """
     if batch < 1:
-        raise UserError(f"batch {batch} holds no sequence: it must be at least 1.")
+        raise UserError(f"batch {batch} leaves no sequence: choose a whole number of at least 1.")
     gain = params.norm.gain
     empty = array_module(gain).empty((batch, 0, config.kv_heads, config.head_width), gain.dtype)
     window = generation_window(config)
@@ -80,9 +83,9 @@ def init(params: Decoder, config: ModelConfig, batch: int = 1) -> KVCache:
 def generation_window(config: ModelConfig) -> int:
     """How many positions a token sees in generation: the model's window, but never more than its context.
 
-    Trained on T tokens, a model has never looked further back, and the angles that RoPE gives to larger distances are
-    unknown to it. So a text of any length is written by letting every token see the newest T at most. With a cache the
-    logits are those of ``decoder.forward`` of the whole text with this window, to rounding.
+    A model that was trained on T tokens at a time has never seen larger distances, and it does not know the angles that
+    RoPE gives to them. To write a text of any length, every token therefore sees at most the newest T. The logits with
+    a cache are those of ``decoder.forward`` for the whole text with this window, up to rounding.
     """
     return config.context if config.window is None else min(config.window, config.context)
 

@@ -2,13 +2,13 @@
 
     p = softmax(z / temperature)
 
-A low temperature sharpens, a high one flattens; 0 always takes the likeliest token. Two filters cut off the tail of
-unlikely tokens, each of which is rare but which together would derail a text:
+A low temperature sharpens the probabilities and a high one flattens them; 0 always takes the likeliest token. Two
+filters cut off the tail of unlikely tokens. Each of these is rare, but together they would derail a text:
 
     top-k    keep the k likeliest tokens
-    top-p    keep the likeliest tokens until their probabilities add up to p: few where the model is sure, else many
+    top-p    keep the likeliest tokens until their probabilities add up to p: few if the model is sure, otherwise many
 
-What is left is scaled to add up to 1 again. Among equals the lowest index comes first.
+The remaining probabilities are scaled to add up to 1 again. Among equal logits, the lowest index comes first.
 
 Fan et al. 2018, arXiv 1805.04833 (top-k); Holtzman et al. 2019, arXiv 1904.09751 (top-p, or nucleus sampling).
 """
@@ -31,13 +31,13 @@ def sample(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> int:
-    """logits (V,) → the id of one token, drawn from ``probabilities``. Takes one number from ``rng``.
+    """logits (V,) → the id of one token, drawn from ``probabilities``. Draws one number from ``rng``.
 
     Raises:
         UserError: as ``probabilities``.
     """
     cumulative = probabilities(logits, temperature, top_k, top_p).cumsum()
-    # the first token whose cumulative probability exceeds the draw: never one of probability 0
+    # The first token whose cumulative probability exceeds the draw; this is never a token of probability 0.
     return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
@@ -46,7 +46,7 @@ def probabilities(
 ) -> NDArray[np.float64]:
     """logits (V,) → the probability (V,) of each token to be drawn, float64, zero where filtered out.
 
-    ``temperature`` comes first, then ``top_k``, then ``top_p`` of what top-k has left. A logit may be −∞.
+    ``temperature`` is applied first, then ``top_k``, then ``top_p`` to the tokens that top-k keeps. A logit may be −∞.
 
     Raises:
         UserError: a setting is out of its range, or the logits hold NaN or +∞, or nothing but −∞.
@@ -59,10 +59,10 @@ def probabilities(
             f"The largest logit is {peak}, expected a finite number: the model has diverged, so use an earlier "
             "checkpoint, or train again with a lower learning rate."
         )
-    if temperature == 0:  # the limit: all probability on the likeliest
+    if temperature == 0:  # in the limit, the likeliest token has all the probability
         temperature, top_k = 1, 1
     likeliest_first = (-logits).argsort(kind="stable")[:top_k]
-    with np.errstate(over="ignore"):  # so near 0 a temperature sends all but the likeliest to −∞, which is right
+    with np.errstate(over="ignore"):  # a temperature near 0 may send all but the likeliest to −∞, which is right
         p = np.exp((logits[likeliest_first] - peak) / temperature)
     p /= p.sum()
     if top_p is not None and top_p < 1:
@@ -78,12 +78,16 @@ def check(temperature: float, top_k: int | None, top_p: float | None) -> None:
     """Raises ``UserError`` unless 0 ≤ temperature < ∞, top_k ≥ 1 and 0 < top_p ≤ 1; None switches a filter off."""
     if not 0 <= temperature < math.inf:  # NaN fails every comparison
         raise UserError(
-            f"temperature {temperature} makes no probabilities: choose 0 for the likeliest token, 1 for the model's "
-            "own odds, or any number at least 0."
+            f"temperature {temperature} is not a finite number of at least 0: choose 0 for the likeliest token, 1 for "
+            "the model's own probabilities, or a number between them or above."
         )
     if top_k is not None and (not isinstance(top_k, int | np.integer) or top_k < 1):
-        raise UserError(f"top_k {top_k} keeps no token: choose a whole number of at least 1, or leave it out for all.")
+        raise UserError(
+            f"top_k {top_k} is not a number of tokens to keep: choose a whole number of at least 1, or leave it out to "
+            "keep all."
+        )
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(
-            f"top_p {top_p} is no probability: choose a number above 0 and at most 1, or leave it out for all."
+            f"top_p {top_p} is not a probability to keep: choose a number above 0 and at most 1, or leave it out to "
+            "keep all tokens."
         )

@@ -2,11 +2,13 @@
 
     A = softmax(q kᵀ / √C),    o = A v,    y = o W_o
 
-Causal: query i sees key j only if j ≤ i; with a sliding window w, only if also i − j < w. Grouped queries: H query
-heads share G key/value heads, H/G to each, which shrinks the key/value cache by as much.
+Attention is causal: query i sees key j only if j ≤ i. With a sliding window w, it sees key j only if also i − j < w.
+Queries are grouped: each of the G key/value heads serves H/G of the H query heads, which makes the key/value cache
+H/G times smaller.
 
-The T × T weights are never held for the whole sequence. Queries are taken a few rows at a time, each with only the
-keys that they may see; backward recomputes the weights from the log-sum-exp of each row (Dao et al. 2022).
+The T × T weights are never stored for the whole sequence. Queries are processed a few rows at a time, together with
+only the keys that they may see, and backward recomputes the weights from the log-sum-exp of each row (Dao et al. 2022).
+The plain form, one softmax over all T × T scores, is in ``minimoe/reference.py``.
 
 Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Beltagy et al. 2020,
 arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135.  Lesson: lessons/05_attention.ipynb
@@ -28,7 +30,7 @@ from minimoe.layers.linear import Linear
 from minimoe.layers.rope import Rotation
 
 ROWS = 64
-"""Queries handled at a time: small enough to skip most of the masked half, large enough for a good matrix product."""
+"""Queries processed at a time: few enough to skip most of the masked half, enough for efficient matrix products."""
 
 
 @tree.marks(matrices=("query", "key", "value", "output"))
@@ -39,21 +41,20 @@ class Attention(NamedTuple):
     output: Linear  # (H·C, D)
 
 
-
 class KeyValues(NamedTuple):
-    """Rotated keys, and values, of the positions up to the newest."""
+    """The rotated keys and the values of the positions up to the newest one."""
 
     keys: Array  # (B, S, G, C)
     values: Array  # (B, S, G, C)
 
     def append(self, keys: Array, values: Array) -> KeyValues:
-        """These, then keys and values (B, T, G, C) of T further positions, as new arrays."""
+        """New arrays: these, followed by the keys and values (B, T, G, C) of T further positions."""
         xp = array_module(keys)
         return KeyValues(xp.concatenate([self.keys, keys], axis=1), xp.concatenate([self.values, values], axis=1))
 
 
 class Past(Protocol):
-    """Anything that remembers earlier positions: ``KeyValues``, or a cache that appends in place."""
+    """The keys and values of earlier positions: ``KeyValues``, or a cache that appends in place."""
 
     def append(self, keys: Array, values: Array) -> KeyValues: ...
 
@@ -63,12 +64,12 @@ class AttendCache(NamedTuple):
     k: Array  # (B, S, G, C)
     v: Array  # (B, S, G, C)
     o: Array  # (B, T, H, C)
-    log_sum_exp: Array  # (B, G, H/G, T)  of each query's scores
+    log_sum_exp: Array  # (B, G, H/G, T)  of the scores of each query
     window: int | None
 
 
 class Cache(NamedTuple):
-    projected: linear.Cache  # of query, key and value alike: they share x
+    projected: linear.Cache  # one for query, key and value, which have the same input x
     attended: AttendCache
     merged: linear.Cache
     rotation: Rotation
@@ -83,7 +84,7 @@ def init(
     output_std: float | None = None,
     dtype: DTypeLike = np.float32,
 ) -> Attention:
-    """Projections drawn from N(0, 1/inputs); ``output_std`` sets another spread for the output projection."""
+    """Projections drawn from N(0, 1/inputs); ``output_std`` sets the standard deviation of the output projection."""
     return Attention(
         query=linear.init(rng, width, heads * head_width, dtype=dtype),
         key=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
@@ -93,7 +94,7 @@ def init(
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Attention:
-    """The parameters, each made by ``array`` from its shape."""
+    """The parameters, each made by calling ``array`` with its shape."""
     D, queries, keys = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
     return Attention(*(Linear(array(shape)) for shape in ((D, queries), (D, keys), (D, keys), (queries, D))))
 
@@ -109,7 +110,7 @@ def forward(
     """x (B, T, D) → y (B, T, D).
 
     ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
-    are already known, and sees them too.
+    are already known, and its queries see those too.
     """
     B, T, _ = x.shape
     heads = (B, T, -1, head_width)
@@ -129,7 +130,8 @@ def forward(
 def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attention]:
     """dy (B, T, D) → dx (B, T, D) and the gradient of every projection.
 
-    x feeds query, key and value, so dx is the sum of what the three send back. A past is given, and gets no gradient.
+    x is the input of query, key and value, so dx is the sum of their three gradients. A past is constant and gets no
+    gradient.
     """
     B, T, _ = dy.shape
     do, d_output = linear.backward(params.output, cache.merged, dy)
@@ -145,13 +147,13 @@ def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attenti
 
 
 def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
-    """Names within a layer of Mixtral's layout, and views in the shapes there."""
+    """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there."""
     for letter, projection in zip("qkvo", params, strict=True):
         yield f"self_attn.{letter}_proj.weight", projection.weight.T
 
 
 def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
-    """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries are the last T of the S positions."""
+    """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries belong to the last T of the S positions."""
     xp = array_module(q)
     B, T, H, _ = q.shape
     kv_heads = k.shape[2]
@@ -160,11 +162,11 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
     for rows, columns in _tiles(T, k.shape[1], window):
         scores = _scores(_stack(q[:, rows], kv_heads), k, rows, columns, window)
         peak = scores.max(2, keepdims=True)  # (B, G, 1, H/G·rows)
-        scores -= peak
+        scores -= peak  # exp cannot overflow then
         weights = xp.exp(scores, out=scores)
         total = weights.sum(2, keepdims=True)
         o_rows = _transpose(weights) @ _heads_first(v[:, columns])
-        o_rows /= _transpose(total)
+        o_rows /= _transpose(total)  # after the product, because o usually has fewer numbers than the weights
         o[:, rows] = _unstack(o_rows, H)
         log_sum_exp[..., rows] = (peak + xp.log(total)).reshape(B, kv_heads, H // kv_heads, -1)
     return o, AttendCache(q, k, v, o, log_sum_exp, window)
@@ -173,12 +175,12 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
 def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]:
     """do (B, T, H, C) → dq (B, T, H, C), dk and dv (B, S, G, C).
 
-    With Z = q kᵀ/√C and A = softmax(Z), a row's softmax sends back dZ = A ⊙ (dA − Σ_j A_j dA_j), and since
-    dA = do vᵀ that sum is do · o, so that no row of A·dA is ever summed:
+    With Z = q kᵀ/√C and A = softmax(Z), the gradient of a row of Z is dZ = A ⊙ (dA − Σ_j A_j dA_j). Since dA = do vᵀ,
+    that sum equals do · o, so A ⊙ dA is never summed:
 
         dv = Aᵀ do,    dZ = A ⊙ (do vᵀ − do·o),    dq = dZ k/√C,    dk = dZᵀ q/√C
 
-    dk and dv add over the H/G query heads that share them.
+    dk and dv are sums over the H/G query heads that share a key/value head.
     """
     q, k, v, o, log_sum_exp, window = cache
     xp = array_module(q)
@@ -190,7 +192,7 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
         q_rows, do_rows, o_rows = (_stack(x[:, rows], kv_heads) for x in (q, do, o))  # (B, G, H/G·rows, C)
         scores = _scores(q_rows, k, rows, columns, window)
         scores -= log_sum_exp[..., rows].reshape(B, kv_heads, 1, -1)
-        weights = xp.exp(scores, out=scores)
+        weights = xp.exp(scores, out=scores)  # already normalised: exp(z − lse) = exp(z) / Σ exp(z)
         dv[:, columns] += _heads_first(weights @ do_rows)
         dscores = _heads_first(v[:, columns]) @ _transpose(do_rows)
         dscores -= xp.einsum("...c,...c->...", do_rows, o_rows)[:, :, None]
@@ -203,7 +205,7 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
 
 
 def _tiles(queries: int, positions: int, window: int | None) -> list[tuple[slice, slice]]:
-    """Slices of queries, each with the slice of positions that at least one of them may see."""
+    """Slices of queries, each with the slice of positions that at least one of its queries may see."""
     past = positions - queries
     tiles = []
     for start in range(0, queries, ROWS):
@@ -214,15 +216,17 @@ def _tiles(queries: int, positions: int, window: int | None) -> list[tuple[slice
 
 
 def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | None) -> Array:
-    """k qᵀ/√C of one tile, −∞ where the query may not look: (B, G, columns, H/G·rows).
+    """The scores k qᵀ/√C of one tile, −∞ where a query may not see a key: (B, G, columns, H/G·rows).
 
-    Lying down like this, a query's scores are summed and compared several times faster: NumPy then adds whole rows.
+    They are computed transposed, one column per query. The sum and the maximum of a query's scores are then several
+    times faster, because NumPy combines whole rows.
     """
     xp = array_module(k)
     scale = k.shape[-1] ** -0.5
     scores = _heads_first(k[:, columns]) @ _transpose(q_rows * scale)
     count = rows.stop - rows.start
-    partly = count if window is None else columns.stop - columns.start  # the last keys, which not every query sees
+    # Only this many keys, counted from the last, can be hidden from a query.
+    partly = count if window is None else columns.stop - columns.start
     distance = xp.arange(columns.stop - count, columns.stop) - xp.arange(columns.stop - partly, columns.stop)[:, None]
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     mask = xp.where(hidden, -np.inf, 0.0).astype(scores.dtype)  # (partly, rows)
@@ -231,9 +235,9 @@ def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | 
 
 
 def _stack(x: Array, kv_heads: int) -> Array:
-    """Some rows (B, n, H, C) → the query heads of a group one below the other, in one piece: (B, G, H/G·n, C).
+    """n rows (B, n, H, C) → the query heads that share a key/value head, one below the other: (B, G, H/G·n, C).
 
-    They meet the same keys, so that each product with these is one and large.
+    They use the same keys and values, so each product with these is a single large one.
     """
     B, n, H, C = x.shape
     return x.reshape(B, n, kv_heads, H // kv_heads, C).transpose(0, 2, 3, 1, 4).reshape(B, kv_heads, -1, C)
@@ -246,7 +250,7 @@ def _unstack(x: Array, heads: int) -> Array:
 
 
 def _heads_first(x: Array) -> Array:
-    """A view of (B, S, G, C) as (B, G, S, C), or back."""
+    """A view of (B, S, G, C) as (B, G, S, C), or the reverse."""
     return x.swapaxes(1, 2)
 
 

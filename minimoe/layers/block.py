@@ -1,9 +1,9 @@
-"""A block: attention lets tokens exchange what they know, the experts let each token think, both on a residual stream.
+"""A block: attention moves information between tokens, experts process each token, and both add to a residual stream.
 
     h = x + Attention(RMSNorm(x)),    y = h + MoE(RMSNorm(h))
 
-Normalising before, not after, leaves a straight path from the loss to every layer (Xiong et al. 2020, arXiv
-2002.04745).  Lesson: lessons/10_decoder.ipynb
+Normalising before attention and experts, not after them, leaves a straight path from the loss to every layer (Xiong et
+al. 2020, arXiv 2002.04745).  Lesson: lessons/10_decoder.ipynb
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ class Cache(NamedTuple):
 class Result(NamedTuple):
     y: Array  # (B, T, D)
     stats: RouterStats
-    dropped: Any  # entries of the routing that a capacity refused
+    dropped: Any  # number of routing entries that were refused by a full expert
     cache: Cache
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Block:
-    """One block in the shapes of ``config``.
+    """Fresh parameters of one block, in the shapes of ``config``.
 
-    The two products that write to the residual stream start smaller by √(2L): 2L of them add up (Radford et al. 2019).
+    The two products that write to the residual stream start smaller by a factor of √(2L), because the stream adds up
+    2L of them (Radford et al. 2019).
     """
     residual = (2 * config.layers) ** -0.5
     return Block(
@@ -69,7 +70,7 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Block:
-    """The parameters, each made by ``array`` from its shape."""
+    """The parameters, each made by calling ``array`` with its shape."""
     return Block(
         attention_norm=RMSNorm(array((config.width,))),
         attention=attention.blank(config, array),
@@ -86,7 +87,10 @@ def forward(
     mode: Mode = EVALUATION,
     past: Past | None = None,
 ) -> Result:
-    """x (B, T, D) → y (B, T, D), and what the router reports; arguments as in attention and moe."""
+    """x (B, T, D) → y (B, T, D), and what the router reports.
+
+    The arguments are those of ``attention.forward`` and ``moe.forward``.
+    """
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
     gathered, attended = attention.forward(params.attention, normed, rotation, config.head_width, config.window, past)
     h = x + gathered
@@ -97,9 +101,9 @@ def forward(
 
 
 def backward(params: Block, cache: Cache, dy: Array, dstats: RouterStats | None) -> tuple[Array, Block]:
-    """dy (B, T, D), and the gradient with respect to the router's sums → dx (B, T, D) and every gradient.
+    """dy (B, T, D), and the gradient with respect to the router's sums → dx (B, T, D) and the parameters' gradients.
 
-    A residual adds, so the gradient takes both paths, straight on and through the layer:
+    A residual connection adds, so the gradient takes both paths, the direct one and the one through the layer:
 
         dh = dy + d(MoE ∘ norm)(dy),    dx = dh + d(Attention ∘ norm)(dh)
     """

@@ -2,9 +2,10 @@
 
     capacity = ⌈ factor · K·T / E ⌉
 
-First come, first served: later tokens lose their entry for an expert that is full. Counting by sequence (GShard calls
-it a group) makes the result independent of how a batch is split, and earlier tokens independent of later ones. Padding
-is not a token: it uses no capacity, and its entries are dropped.
+Entries are accepted in the order of the tokens: a later token loses its entry for an expert that is full. The entries
+of each sequence (GShard calls it a group) are counted separately, which makes the result independent of how a batch is
+split, and earlier tokens independent of later ones. Padding is not a token: it uses no capacity, and its entries are
+dropped.
 
 Lepikhin et al. 2020, arXiv 2006.16668.  Lesson: lessons/09_moe_layer.ipynb
 """
@@ -19,7 +20,10 @@ from minimoe.layers.routing import Choice, Routing, from_choice
 
 
 def limit(choice: Choice, batch: int, experts: int, factor: float | None, mask: Array | None) -> Routing:
-    """The routing of a choice for ``batch`` sequences, without what the capacity refuses; no ``factor`` keeps all."""
+    """The routing of a choice for ``batch`` sequences, without the entries that the capacity refuses.
+
+    If ``factor`` is None, all entries are kept.
+    """
     if factor is None:
         return from_choice(choice, experts)
     kept, asked = admit(choice.experts.reshape(batch, -1, choice.experts.shape[1]), experts, factor, mask)
@@ -28,7 +32,10 @@ def limit(choice: Choice, batch: int, experts: int, factor: float | None, mask: 
 
 
 def admit(experts: Array, count: int, factor: float, mask: Array | None) -> tuple[Array, Any]:
-    """experts (B, T, K) → which entries are within the capacity, (B, T·K) bools, and how many entries there were."""
+    """experts (B, T, K) → which entries are within the capacity, (B, T·K) bools, and how many entries there were.
+
+    Padding, where ``mask`` (B, T) is 0, is not counted.
+    """
     B, T, K = experts.shape
     entries = experts.reshape(B, T * K)
     if mask is None:
@@ -42,7 +49,7 @@ def within_capacity(experts: Array, count: int, capacity: int | Array, real: Arr
     """experts (B, T·K), the entries of each sequence in reading order → which are within the capacity, (B, T·K) bools.
 
     An entry's position in the queue of its expert is the number of entries up to it that chose the same expert.
-    ``capacity`` is one number for all sequences, or (B, 1). Entries that are not ``real`` (B, T·K) do not queue.
+    ``capacity`` is one number for all sequences, or (B, 1). Entries that are not ``real`` (B, T·K) do not join a queue.
     """
     xp = array_module(experts)
     one_hot = experts[:, :, None] == xp.arange(count)  # (B, T·K, E)

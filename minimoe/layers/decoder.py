@@ -1,4 +1,4 @@
-"""The decoder: tokens in, a score for every possible next token out. This is the whole model.
+"""The decoder: turn tokens into a score for every possible next token. This is the whole model.
 
     embedding → L blocks → RMSNorm → linear
 
@@ -43,7 +43,7 @@ class Routed(NamedTuple):
     """What the routers of all layers report."""
 
     stats: list[RouterStats]  # L
-    dropped: list[Any]  # L: entries refused by a full expert
+    dropped: list[Any]  # L: number of routing entries that were refused by a full expert
 
 
 class Result(NamedTuple):
@@ -53,13 +53,13 @@ class Result(NamedTuple):
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Decoder:
-    """A decoder in the shapes of ``config``, drawn from ``rng``, on the host.
+    """Fresh parameters in the shapes of ``config``, drawn from ``rng``, on the host.
 
-    The embedding starts large enough that the first blocks add to a token instead of drowning it; a table that is also
-    the output layer starts as small as one, so that the first prediction is undecided.
+    The embedding starts large enough for the first blocks to add to a token and not to drown it. A table that is also
+    the output layer starts as small as an output layer, so that the first predictions are nearly uniform.
 
     Raises:
-        UserError: there is no such router or no such kind of experts, or its settings exclude each other.
+        UserError: the router or the kind of experts does not exist, or the router does not allow these settings.
     """
     moe.check(config)
     table_std = 0.02 if config.tied_embeddings else 0.5
@@ -74,7 +74,7 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Decoder:
-    """The parameters, each made by ``array`` from its shape: for counting, and for filling from a file."""
+    """The parameters, each made by calling ``array`` with its shape: for counting, and for filling from a file."""
     return Decoder(
         embedding=Embedding(array((config.vocab_size, config.width))),
         blocks=[block.blank(config, array) for _ in range(config.layers)],
@@ -86,7 +86,7 @@ def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Dec
 def draw_noise(
     rng: np.random.Generator, config: ModelConfig, batch: int, context: int, dtype: DTypeLike
 ) -> Array | None:
-    """The routers' noise for one training step, on the host: (L, B, T, ·), or None where the router uses none."""
+    """The noise of the routers for one training step, on the host: (L, B, T, ·), or None if the router uses none."""
     return moe.router_of(config).draw_noise(rng, config, (config.layers, batch, context), dtype)
 
 
@@ -102,7 +102,7 @@ def forward(
     """tokens (B, T) of integers in [0, V) → logits (B, T, V), and what the routers report.
 
     ``mode`` says how the pass is run: see ``Mode``. By default the model is deterministic and drops nothing. ``past``
-    holds each layer's keys and values of the ``position`` tokens before these (fewer under a window).
+    holds the keys and values of each layer for the ``position`` tokens before these (for fewer, if there is a window).
     """
     xp = array_module(params.norm.gain)
     dtype = params.norm.gain.dtype
@@ -123,10 +123,11 @@ def forward(
 
 
 def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterStats] | None = None) -> Decoder:
-    """dlogits (B, T, V), and for each layer the gradient with respect to its router's sums → every gradient.
+    """dlogits (B, T, V) or (N, V), and each layer's gradient with respect to its router's sums → every gradient.
 
-    The chain of forward, from its end to its beginning. A tied table is used twice, so its two gradients add up.
+    The steps of forward are taken in reverse order. A tied table is used twice, so its two gradients add up.
     """
+    # The cross-entropy gives dlogits as rows, (N, V).
     dx, dhead = linear.backward(output_layer(params), cache.head, dlogits.reshape(*cache.head.x.shape[:-1], -1))
     dx, dnorm = rmsnorm.backward(params.norm, cache.norm, dx)
     dblocks = []
@@ -142,5 +143,5 @@ def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterS
 
 
 def output_layer(params: Decoder) -> Linear:
-    """The linear layer to the logits: the head, or the transposed embedding table where they are tied."""
+    """The linear layer that computes the logits: the head, or the transposed embedding table if the two are tied."""
     return Linear(params.embedding.table.T) if params.head is None else params.head

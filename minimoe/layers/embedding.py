@@ -38,12 +38,12 @@ def forward(params: Embedding, tokens: Array) -> tuple[Array, Cache]:
 def backward(params: Embedding, cache: Cache, dy: Array) -> Embedding:
     """dy (..., D) → the gradient of the table; tokens are integers and have none.
 
-    A row is used once for every place where its token stands, so
+    A row is used once for every position at which its token occurs, so
 
         dtable[v] = Σ_{t : token_t = v} dy_t
 
-    Sorting by token makes each sum one contiguous segment, which is faster than adding rows one by one and always
-    adds them in the same order.
+    Sorting by token makes each sum one contiguous segment, which is faster than adding rows one by one, and always
+    adds them in the same order. The plain form is ``np.add.at(dtable, tokens, dy)``.
     """
     xp = array_module(dy)
     tokens = cache.tokens.reshape(-1)
@@ -51,9 +51,9 @@ def backward(params: Embedding, cache: Cache, dy: Array) -> Embedding:
     vocabulary = xp.arange(params.table.shape[0])
     starts = xp.searchsorted(tokens[order], vocabulary, side="left")  # (V,)
     stops = xp.searchsorted(tokens[order], vocabulary, side="right")
-    # tokens above the largest that occurs start behind the last row: a further row of zeros gives them a place
+    # Tokens above the largest one that occurs start after the last row: one more row of zeros makes that start valid.
     dy_sorted = xp.zeros((len(tokens) + 1, dy.shape[-1]), dy.dtype)
     dy_sorted[:-1] = dy.reshape(-1, dy.shape[-1])[order]
-    # In float64, for CuPy subtracts running sums, and in float32 a rare token would get the rounding of all before it.
-    sums = xp.add.reduceat(dy_sorted, starts, axis=0, dtype=np.float64)  # for an empty segment, a stray row
+    # In float64, because CuPy subtracts running sums: in float32 a rare token would get the rounding of all before it.
+    sums = xp.add.reduceat(dy_sorted, starts, axis=0, dtype=np.float64)  # an empty segment gives a stray row
     return Embedding(xp.where((starts < stops)[:, None], sums, 0).astype(dy.dtype, copy=False))

@@ -1,8 +1,8 @@
-"""How rows of tokens reach the owners of their experts, and how they return.
+"""How the rows of tokens reach the workers that own their experts, and how they return.
 
-Where several workers share a step, each of them may own some of the experts. The mixture-of-experts layer is then given
-an ``Exchange`` that sends rows between workers; ``minimoe.parallel.exchange`` implements it. Here stands the exchange
-of a worker that owns every expert, which moves nothing.
+If several workers share a step, each of them may own some of the experts. The mixture-of-experts layer then gets an
+``Exchange`` that sends rows between workers; ``minimoe.parallel.exchange`` implements it. This file has the exchange of
+a worker that owns every expert: it moves nothing.
 """
 
 from __future__ import annotations
@@ -15,23 +15,26 @@ Tree = TypeVar("Tree")
 
 
 class Exchange(Protocol):
-    """Made anew for each routing, from the counts of its entries per expert."""
+    """Moves rows between workers. It is made for one routing, from the number of entries of each expert."""
 
     @property
     def counts(self) -> list[int]:
-        """How many rows arrive at each of this worker's own experts."""
+        """How many rows each expert of this worker receives."""
         ...
 
     def own(self, experts: Tree) -> Tree:
-        """Stacks of all experts → stacks of this worker's own."""
+        """Stacks of all experts → stacks of the experts that this worker owns."""
         ...
 
     def dispatch(self, rows: Array) -> Array:
-        """This worker's rows, sorted by expert (M, ...) → every worker's rows for its own experts."""
+        """This worker's rows (M, ...), sorted by expert → all workers' rows for the experts of this worker."""
         ...
 
     def return_rows(self, rows: Array) -> Array:
-        """The rows of its own experts → this worker's rows, sorted by expert (M, ...): the inverse of ``dispatch``."""
+        """All workers' rows for the experts of this worker → this worker's rows (M, ...), sorted by expert.
+
+        This is the inverse of ``dispatch``.
+        """
         ...
 
 

@@ -1,11 +1,12 @@
-"""What a module must offer to serve as a router or as experts; ``moe`` has the tables of those there are.
+"""What a module must offer to serve as a router or as experts. The tables in ``moe`` list the modules that exist.
 
-Beside its mathematics a module states its own facts, so that a new one is one file and one line in a table: the shapes
-of its parameters, what of them is at work for one token, and marks on their tuple (``tree.marks``): which are matrices
-for Muon, which serve training only.
+Beside its mathematics, a module states the facts about itself, so that a new module takes one file and one line in a
+table. These facts are the shapes of its parameters, how many of them are active for one token, and the marks on their
+tuple (``tree.marks``), which say which parameters are matrices for Muon and which serve only training.
 
-Optional, found by name: ``decode``, a faster form for a single token; ``mixtral_tensors``, the places of its parameters
-in a folder of Mixtral's layout, without which a model cannot be written in that layout.
+Two more functions are optional and found by name. ``decode`` is a faster form of ``forward`` for a single token.
+``mixtral_tensors`` gives the names of the parameters in Mixtral's layout; without it, a model cannot be written in that
+layout.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from minimoe.layers.routing import RouterStats, Routing
 
 
 class RouterModule(Protocol):
-    """Decides who goes where, with what weight."""
+    """Decides which token goes to which expert, and with what weight."""
 
     def check(self, config: ModelConfig) -> None:
         """Raises ``UserError`` if the router cannot work with these settings."""
@@ -32,25 +33,28 @@ class RouterModule(Protocol):
         """Fresh parameters."""
 
     def blank(self, config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Any:
-        """The parameters, each made by ``array`` from its shape: for counting, and for filling from a file."""
+        """The parameters, each made by calling ``array`` with its shape: for counting, and for filling from a file."""
 
     def draw_noise(
         self, rng: np.random.Generator, config: ModelConfig, shape: tuple[int, ...], dtype: DTypeLike
     ) -> Array | None:
-        """The noise of training for tokens of a ``shape`` such as (L, B, T): that shape and one more axis, or None."""
+        """The training noise for tokens of a ``shape`` such as (L, B, T): that shape and one more axis, or None."""
 
     def forward(self, params: Any, x: Array, config: ModelConfig, mode: Mode) -> tuple[Routing, RouterStats, Any]:
-        """x (B, T, D) → the routing of the N tokens, the sums over them, and a cache."""
+        """x (B, T, D) → the routing of the N tokens, the sums over these tokens, and a cache."""
 
     def backward(self, params: Any, cache: Any, dweight: Array, dstats: RouterStats | None) -> tuple[Array, Any]:
         """dweight (M,), and the gradient with respect to each sum → dx (B, T, D) and the gradient of the parameters."""
 
     def compared(self, params: Any, cache: Any) -> list[tuple[Array, int]]:
-        """Each (scores, k) whose k largest per row were chosen, for proofs that must not cross a change of choice."""
+        """Pairs (scores, k): the k largest scores of each row were chosen. A gradient check must not change the choice.
+
+        It therefore skips points where these scores have another order.
+        """
 
 
 class ExpertModule(Protocol):
-    """Do the work, each for the rows that were sent to it."""
+    """Experts, each of which processes the rows that were sent to it."""
 
     def init(
         self,
@@ -59,16 +63,16 @@ class ExpertModule(Protocol):
         output_std: float | None = None,
         dtype: DTypeLike = np.float32,
     ) -> Any:
-        """Fresh parameters; ``output_std`` sets the spread of what writes to the residual stream."""
+        """Fresh parameters; ``output_std`` is the standard deviation of weights that write to the residual stream."""
 
     def blank(self, config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Any:
-        """The parameters, each made by ``array`` from its shape."""
+        """The parameters, each made by calling ``array`` with its shape."""
 
     def active_parameters(self, config: ModelConfig) -> int:
-        """How many parameters of one layer work for one token."""
+        """How many parameters of one layer are active for one token."""
 
     def forward(self, params: Any, x: Array, counts: list[int]) -> tuple[Array, Any]:
-        """x (M, D), sorted by expert → y (M, D) and a cache."""
+        """x (M, D), sorted by expert, with ``counts[e]`` rows for expert e → y (M, D) and a cache."""
 
     def backward(self, params: Any, cache: Any, dy: Array) -> tuple[Array, Any]:
         """dy (M, D) → dx (M, D) and the gradient of every expert."""

@@ -1,4 +1,4 @@
-"""Linear: a matrix product, the only place where most parameters of a network are used.
+"""Linear: a matrix product, the operation that uses most of the parameters of a network.
 
     y = x W
 
@@ -26,7 +26,7 @@ class Cache(NamedTuple):
 def init(
     rng: np.random.Generator, inputs: int, outputs: int, std: float | None = None, dtype: DTypeLike = np.float32
 ) -> Linear:
-    """Weights drawn from N(0, std²); without ``std``, 1/√inputs, which keeps the variance of x."""
+    """Weights drawn from N(0, std²). The default std is 1/√inputs, which keeps the variance of x."""
     std = inputs**-0.5 if std is None else std
     return Linear((std * rng.standard_normal((inputs, outputs))).astype(dtype))
 
@@ -40,7 +40,7 @@ def forward(params: Linear, x: Array) -> tuple[Array, Cache]:
 def backward(params: Linear, cache: Cache, dy: Array) -> tuple[Array, Linear]:
     """dy (..., D_out) → dx (..., D_in) and the gradient of the weight.
 
-    y_tj = Σ_i x_ti W_ij, so every token adds its outer product to dW and W carries dy back:
+    y_tj = Σ_i x_ti W_ij, so every token adds the outer product of x_t and dy_t to dW, and Wᵀ carries dy back to x:
 
         dW = xᵀ dy,    dx = dy Wᵀ
     """

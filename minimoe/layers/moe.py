@@ -1,10 +1,10 @@
-"""The mixture-of-experts layer: dispatch every token to its experts, let them work, combine what they return.
+"""The mixture-of-experts layer: dispatch every token to its experts, run the experts, combine their outputs.
 
     y_t = Σ_k w_tk · Expert_{S_tk}(x_t)
 
-A router decides which entries (token, expert, weight) there are; ``routing`` sorts them by expert, the experts work on
-their rows, and ``combine`` adds each token's weighted rows. Nothing is padded. Tokens are dropped only where the router
-has a capacity: see ``capacity``. Where workers own different experts, the sorted rows are exchanged between them.
+A router decides which entries (token, expert, weight) exist. ``routing`` sorts them by expert, each expert processes
+its rows, and ``combine`` adds up the weighted rows of each token. Nothing is padded. Tokens are dropped only if the
+router has a capacity: see ``capacity``. If workers own different experts, they exchange the sorted rows.
 
 The plain form, a loop over the experts, is in ``minimoe/reference.py``.
 
@@ -33,19 +33,18 @@ from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
 }
-"""``ModelConfig.router`` → its module."""
+"""The module for each value of ``ModelConfig.router``."""
 
 EXPERTS: dict[str, ExpertModule] = {
     "swiglu": swiglu,
 }
-"""``ModelConfig.expert_kind`` → its module."""
+"""The module for each value of ``ModelConfig.expert_kind``."""
 
 
 @tree.marks(by_expert=("experts",))
 class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
-
 
 
 class Cache(NamedTuple):
@@ -60,7 +59,7 @@ class Cache(NamedTuple):
 class Result(NamedTuple):
     y: Array  # (B, T, D)
     stats: RouterStats
-    dropped: Any  # entries of the routing that a capacity refused
+    dropped: Any  # number of routing entries that were refused by a full expert
     cache: Cache
 
 
@@ -75,7 +74,7 @@ def experts_of(config: ModelConfig) -> ExpertModule:
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ``UserError`` if the config names a router or experts that do not exist, or that its settings exclude."""
+    """Raises ``UserError`` if the router or the experts do not exist, or the router does not allow these settings."""
     experts_of(config)
     router_of(config).check(config)
 
@@ -83,19 +82,19 @@ def check(config: ModelConfig) -> None:
 def init(
     rng: np.random.Generator, config: ModelConfig, output_std: float | None = None, dtype: DTypeLike = np.float32
 ) -> MoE:
-    """A router and a stack of experts in the shapes of ``config``."""
+    """Fresh parameters of a router and a stack of experts, in the shapes of ``config``."""
     return MoE(router_of(config).init(rng, config, dtype), experts_of(config).init(rng, config, output_std, dtype))
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> MoE:
-    """The parameters, each made by ``array`` from its shape."""
+    """The parameters, each made by calling ``array`` with its shape."""
     return MoE(router_of(config).blank(config, array), experts_of(config).blank(config, array))
 
 
 def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION) -> Result:
     """x (B, T, D) → y (B, T, D), the router's sums, and how many entries were dropped.
 
-    Where workers exchange rows, every worker must call this at the same time.
+    If workers exchange rows, all of them must call this at the same time.
     """
     B, T, D = x.shape
     routing, stats, router_cache = router_of(config).forward(params.router, x, config, mode)
@@ -111,12 +110,12 @@ def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION)
 
 
 def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -> tuple[Array, MoE]:
-    """dy (B, T, D), and the gradient with respect to the router's sums → dx (B, T, D) and every gradient.
+    """dy (B, T, D), and the gradient with respect to the router's sums → dx (B, T, D) and the parameters' gradients.
 
-    The gradient of the experts is that of this worker's own experts, for the tokens of all workers.
+    The experts' gradient is that of the experts that this worker owns, for the tokens of all workers.
 
-    y_t = Σ_k w_tk e_tk is a product of two things that learn, the weight and the expert's output, and x_t reaches y_t
-    through its router and through its K experts:
+    In y_t = Σ_k w_tk e_tk, both the weight and the expert's output e depend on parameters, and x_t reaches y_t through
+    the router and through its K experts:
 
         dw_tk = dy_t · e_tk,    de_tk = w_tk dy_t,    dx_t = Σ_k dx of expert S_tk + dx of the router
     """

@@ -1,4 +1,4 @@
-"""RMSNorm: give every token unit root-mean-square, then one learned gain per channel.
+"""RMSNorm: scale every token to a root mean square of 1, then multiply each channel by a learned gain.
 
     y = gain · x / rms(x),    rms(x) = √(mean(x²) + ε)
 
@@ -56,5 +56,5 @@ def backward(params: RMSNorm, cache: Cache, dy: Array) -> tuple[Array, RMSNorm]:
 
 
 def _dot(a: Array, b: Array) -> Array:
-    """The inner product of each row of a with that of b: (..., D) → (..., 1), without an array of all products."""
+    """The inner product of each row of a with the same row of b, (..., D) → (..., 1), without storing the products."""
     return array_module(a).einsum("...d,...d->...", a, b)[..., None]

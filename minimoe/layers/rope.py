@@ -1,7 +1,7 @@
-"""RoPE: tell attention where a token stands by rotating its queries and keys.
+"""RoPE: encode the position of a token by rotating its queries and keys.
 
 Channel j of the first half and channel j of the second half form a pair, a point in a plane. At position t the pair
-is turned by the angle t·ω_j, so the product of a query at i and a key at j depends on i − j alone:
+is rotated by the angle t·ω_j, so the product of a query and a key depends only on the distance of their positions:
 
     y₁ = x₁ cos − x₂ sin,    y₂ = x₂ cos + x₁ sin,    ω_j = θ^(−2j/C)
 
@@ -20,14 +20,17 @@ from minimoe.core.arrays import Array, array_module
 
 
 class Rotation(NamedTuple):
-    """The angles of T positions; it has no parameters, and serves as the cache of its own backward."""
+    """The angles of T positions. They are not parameters, and they are all that ``backward`` needs."""
 
     cos: Array  # (T, 1, C/2)
     sin: Array  # (T, 1, C/2)
 
 
 def init(positions: Array, head_width: int, theta: float = 10_000.0, dtype: DTypeLike = np.float32) -> Rotation:
-    """The rotation of ``positions`` (T,), integers; the angles are taken in float64, then rounded to ``dtype``."""
+    """The rotation for ``positions`` (T,), integers.
+
+    The angles and their cosines and sines are computed in float64, and then rounded to ``dtype``.
+    """
     xp = array_module(positions)
     frequency = theta ** (-2.0 * xp.arange(head_width // 2) / head_width)  # (C/2,)
     angle = positions[:, None, None] * frequency  # (T, 1, C/2)
@@ -35,13 +38,14 @@ def init(positions: Array, head_width: int, theta: float = 10_000.0, dtype: DTyp
 
 
 def forward(rotation: Rotation, x: Array) -> Array:
-    """x (B, T, H, C) → each head's pairs turned by the angle of their position, same shape."""
+    """x (B, T, H, C) → the same shape, with the pairs of each head rotated by the angles of their position."""
     xp = array_module(x)
     heads, half = x.shape[-2], x.shape[-1] // 2
-    # laid out for every channel of every head, so that the products run over long rows and not over C/2 numbers
+    # Repeated for every channel of every head, so that the products run over long rows and not over C/2 numbers. The
+    # plain form, which computes y₁ and y₂ separately, is in ``minimoe/reference.py``.
     cos = xp.concatenate([rotation.cos, rotation.cos], axis=-1).repeat(heads, axis=1)  # (T, H, C)
     sin = xp.concatenate([-rotation.sin, rotation.sin], axis=-1).repeat(heads, axis=1)
-    y = xp.empty_like(x)
+    y = xp.empty_like(x)  # first each channel's partner in its pair
     y[..., :half] = x[..., half:]
     y[..., half:] = x[..., :half]
     y *= sin

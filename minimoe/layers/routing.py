@@ -1,8 +1,8 @@
 """A routing: which token goes to which expert, and with what weight. The interface between routers and experts.
 
-A routing is a sparse matrix, tokens × experts. A router makes its entries in any way: K per token, a varying number per
-token, or a fixed number per expert. The mixture-of-experts layer sees them sorted by expert, so that the tokens of one
-expert are neighbours and their product with its weights is one dense product.
+A routing is a sparse matrix, tokens × experts. A router may make K entries per token, a varying number per token, or a
+fixed number per expert. The mixture-of-experts layer gets them sorted by expert, so that the tokens of one expert are
+neighbours and can be multiplied by its weights in one dense product.
 
 Sorting instead of padding: Gale et al. 2022, arXiv 2211.15841.  Lesson: lessons/09_moe_layer.ipynb
 """
@@ -16,7 +16,7 @@ from minimoe.core.arrays import Array, array_module, to_host
 
 
 class Choice(NamedTuple):
-    """What a router with K experts per token decides, before sorting."""
+    """The decision of a router with K experts per token, before sorting."""
 
     experts: Array  # (N, K)  best first
     weights: Array  # (N, K)  in the same order
@@ -28,21 +28,21 @@ class Routing(NamedTuple):
     counts: list[int]  # E: entries of each expert, on the host; they add up to M
     token: Array  # (M,)  the token of each entry
     weight: Array  # (M,)  the weight of each entry
-    place: Array  # (N, K)  where a token's entries stand among the M, best first; M where it has fewer than K
-    dropped: Any = 0  # entries that the capacity of their expert refused
+    place: Array  # (N, K)  the index of each of a token's entries among the M, best first; M for a missing entry
+    dropped: Any = 0  # number of entries that were refused by a full expert
 
 
 class RouterStats(NamedTuple):
-    """Sums over tokens, of which the balancing losses are made; also the gradient of a loss with respect to each sum.
+    """Sums over tokens, from which the balancing losses are computed; or the gradient of a loss with respect to them.
 
-    Sums over the shards of a batch add up, so the losses do not depend on how a batch is split.
+    The sums of the shards of a batch add up, so the losses do not depend on how a batch is split.
     """
 
     tokens: Any  # ()   N
     assignments: Array  # (E,)  how often each expert was chosen; a count, which has no gradient
     probability: Array  # (E,)  Σ_t softmax(c_t), the full softmax of the clean logits
-    importance: Array  # (E,)  Σ_t w_t, zero where not chosen
-    load: Array  # (E,)  Σ_t P(t, ·), the chance of being chosen; the assignments where that is not estimated
+    importance: Array  # (E,)  Σ_t w_t, with weight 0 for an expert that was not chosen
+    load: Array  # (E,)  Σ_t P(t, ·), the probability of being chosen; if not estimated, the assignments
     squared_lse: Array  # ()    Σ_t (log Σ_e exp c_te)²
     entropy: Array  # ()    Σ_t −Σ_e p log p of softmax(c_t), in nats; reported, not trained
 
@@ -52,21 +52,21 @@ class Dispatch(NamedTuple):
 
     counts: list[int]  # E: entries of each expert, on the host; they add up to M
     token: Array  # (M,)  the token of each sorted entry
-    order: Array  # (M,)  the entry, counted row by row, that stands at each place
-    place: Array  # (N, K)  the place of each entry; M for one that is left out
+    order: Array  # (M,)  the index of each sorted entry before sorting, counted row by row
+    place: Array  # (N, K)  the index of each entry after sorting; M for an entry that is left out
 
 
 def sort_by_expert(experts: Array, count: int, kept: Array | None = None) -> Dispatch:
-    """experts (N, K) → the stable sorting of its entries; entries that are not ``kept`` (N·K bools) are left out."""
+    """experts (N, K) → a stable sort of its entries; entries that are not ``kept`` (N·K bools) are left out."""
     xp = array_module(experts)
     entries = experts.reshape(-1)
-    if kept is not None:
+    if kept is not None:  # the others count as entries of an expert after the last, which is cut off below
         entries = xp.where(kept.reshape(-1), entries, count)
     order = xp.argsort(entries, kind="stable")
     place = xp.empty_like(order)
-    place[order] = xp.arange(len(order))
-    # Where each expert's entries stop. bincount says as much, but on a GPU it waits for two results of its own.
-    stops = to_host(xp.searchsorted(entries[order], xp.arange(count), side="right"))  # the one wait of a layer
+    place[order] = xp.arange(len(order))  # the inverse permutation
+    # Where the entries of each expert end. bincount would count them too, but on a GPU it synchronises twice.
+    stops = to_host(xp.searchsorted(entries[order], xp.arange(count), side="right"))  # a layer's only synchronisation
     counts = [stop - start for start, stop in pairwise([0, *stops.tolist()])]
     M = sum(counts)
     if len(order) > M:
@@ -81,12 +81,15 @@ def from_choice(choice: Choice, experts: int, kept: Array | None = None, dropped
 
 
 def by_token(values: Array, place: Array) -> Array:
-    """values (M, ...) of the sorted entries → those of each token, best first, zero where it has fewer: (N, K, ...)."""
+    """values (M, ...) of the sorted entries → (N, K, ...), the values of each token, best first; 0 if missing."""
     return _with_absent(values, place)[place]
 
 
 def combine(rows: Array, place: Array, weights: Array | None = None) -> Array:
-    """rows (M, D) of the sorted entries → the sum of each token's rows, weighted by weights (N, K) if given: (N, D)."""
+    """rows (M, D) of the sorted entries → (N, D), the sum of each token's rows, weighted with weights (N, K) if given.
+
+    The sum is taken one choice at a time, so that there is never an array (N, K, D) of all rows.
+    """
     rows = _with_absent(rows, place)
     total = None
     for k in range(place.shape[1]):
@@ -99,14 +102,14 @@ def combine(rows: Array, place: Array, weights: Array | None = None) -> Array:
 
 
 def experts_by_token(routing: Routing) -> Array:
-    """The experts of each token, best first (N, K); −1 where it has fewer than K."""
+    """The experts of each token, best first, (N, K); −1 for a missing entry."""
     xp = array_module(routing.place)
-    expert = xp.repeat(xp.arange(len(routing.counts)), xp.asarray(routing.counts))  # (M,)
+    expert = xp.repeat(xp.arange(len(routing.counts)), routing.counts)  # (M,)
     return xp.concatenate([expert, xp.full(1, -1)])[routing.place]
 
 
 def _with_absent(values: Array, place: Array) -> Array:
-    """``values`` (M, ...), followed by a zero at index M where some entry is absent."""
+    """``values`` (M, ...), followed by a row of zeros at index M if some entry is missing."""
     if len(values) == place.size:  # every token has K entries
         return values
     xp = array_module(values)

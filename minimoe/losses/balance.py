@@ -1,12 +1,13 @@
-"""The auxiliary losses, which keep every expert in use: each a function of sums over tokens, each with a coefficient.
+"""The auxiliary losses, which keep every expert in use. Each is a function of sums over tokens and has a coefficient.
 
     balance      E Σ_e f_e p̄_e,  f the share of assignments, p̄ the mean probability      1 at perfect balance
     importance   CV²(Σ_t w_t)    how unevenly the weights are spread over the experts     0 at perfect balance
-    load         CV²(Σ_t P_t)    how unevenly the chance of being chosen is spread        0 at perfect balance
+    load         CV²(Σ_t P_t)    how unevenly the probability of being chosen is spread   0 at perfect balance
     z            Σ_t lse_t² / N  how large the logits are                                 keeps them small
 
-They are taken for one layer at a time. Pooled over layers, each layer's collapse can hide behind another's: four
-layers that each use only a pair of 8 experts, every layer another pair, look perfectly balanced in the sum.
+They are computed for each layer separately. If the layers' sums were pooled, layers that collapse in different ways
+would hide each other: four layers that each use only two of 8 experts, every layer a different pair, look perfectly
+balanced in the pooled sum.
 
 Fedus et al. 2021, arXiv 2101.03961 (balance, here with f divided by K so that 1 means balanced for any K); Shazeer et
 al. 2017, arXiv 1701.06538 (importance, load); Zoph et al. 2022, arXiv 2202.08906 (z).
@@ -24,7 +25,7 @@ from minimoe.layers.routing import RouterStats
 
 
 class Coefficients(NamedTuple):
-    """How much each loss counts beside the language-model loss; 0 switches one off."""
+    """The weight of each loss relative to the language-model loss; 0 switches a loss off."""
 
     balance: float = 0.0
     importance: float = 0.0
@@ -33,7 +34,7 @@ class Coefficients(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """The four losses of one layer before their coefficients."""
+    """The four losses of one layer, not yet multiplied by their coefficients."""
 
     balance: Array  # ()
     importance: Array  # ()
@@ -42,9 +43,10 @@ class Losses(NamedTuple):
 
 
 def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, RouterStats]:
-    """Sums over all tokens of a step → each loss, and the gradient of their weighted sum by every sum.
+    """Sums over all tokens of a step → each loss, and the gradient of the total loss with respect to each of the sums.
 
-    f is made of counts and constant; p̄ = Σp/N, so only Σp carries the balance loss:
+    The total weights the losses with their coefficients: α for balance, c for z. f is computed from counts and is
+    constant, so the balance loss has a gradient only through p̄ = Σp/N:
 
         ∂/∂Σp_e = α E f_e / N,    ∂/∂Σlse² = c / N
     """
@@ -73,16 +75,16 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
 
 
 def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, RouterStats]:
-    """The balance loss as the transformers library takes it, and ``coefficient`` times its gradient by each sum.
+    """The balance loss of the transformers library, and ``coefficient`` times its gradient with respect to each sum.
 
-    There the layers' sums are added up before the product is taken, and f is not divided by K:
+    That library adds up the sums of all layers before it multiplies them, and it does not divide f by K:
 
         E Σ_e f_e p̄_e,    f_e = Σ_l assignments_le / Σ_l N_l,    p̄_e = Σ_l Σp_le / Σ_l N_l
 
-    So the value is K, not 1, at perfect balance: with one layer it is K times ``Losses.balance``, and its coefficient
-    is worth K times as much. And it hides collapse: see above, that model scores the perfect K. It is here to compare
-    with models trained elsewhere; ``loss`` is the better one to train with. A sum enters only by way of the total, so
-    the gradient is the same for every layer:
+    The value at perfect balance is therefore K, not 1. With one layer it is K times ``Losses.balance``, so the same
+    coefficient has K times the effect. It also hides collapse: the four layers in the example above score the perfect
+    K. Use it to compare with models that were trained elsewhere; ``loss`` is better for training. A layer's sums enter
+    only through the total, so the gradient is the same for every layer:
 
         ∂/∂Σp_le = α E f_e / Σ_l N_l
     """

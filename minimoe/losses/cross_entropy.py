@@ -2,8 +2,8 @@
 
     loss = Σ_t m_t · (log Σ_v exp(z_tv) − z_t,target)
 
-m_t is 1, or 0 for a token that should not count. The loss is returned as a sum together with its count, because sums
-over shards of a batch add up and means do not.  Lesson: lessons/02_backprop_by_hand.ipynb
+m_t is 1, or 0 for a token that does not count. The loss is returned as a sum, together with the number of tokens,
+because the sums of the shards of a batch add up and their means do not.  Lesson: lessons/02_backprop_by_hand.ipynb
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Cache(NamedTuple):
 
 class LossSum(NamedTuple):
     total: Array  # ()  nats, summed over the tokens that count
-    tokens: Array | int  # ()  how many those are
+    tokens: Array | int  # ()  the number of those tokens
 
 
 def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[LossSum, Cache]:
@@ -43,9 +43,9 @@ def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[L
 
 
 def backward(cache: Cache, dloss: Array | float) -> Array:
-    """dloss, the gradient of the summed loss (1/count for a mean) → dlogits (N, V).
+    """dloss, the gradient with respect to the summed loss (1/tokens, if the mean is minimised) → dlogits (N, V).
 
-    ∂/∂z_v log Σ_u exp(z_u) = softmax(z)_v and the target's own logit enters with −1:
+    ∂/∂z_v log Σ_u exp(z_u) = softmax(z)_v, and the target's logit has the factor −1 in the loss:
 
         dz = dloss · m ⊙ (softmax(z) − onehot(target))
     """

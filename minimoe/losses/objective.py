@@ -1,13 +1,13 @@
-"""The training objective and its gradient, for a batch in any number of shards.
+"""The training objective and its gradient, for a batch that is split into any number of shards.
 
     loss = mean cross-entropy + Σ_layers Σ_losses coefficient · auxiliary loss
 
 Both kinds of term are functions of sums over tokens, so a step has two phases:
 
     1  forward on every shard; add up the sums (cross-entropy, token count, RouterStats)
-    2  from the totals take the gradient by each sum; backward on every shard; add up the gradients
+    2  compute the gradient with respect to each total; backward on every shard; add up the gradients
 
-Workers, micro-batches and a single batch therefore give the same gradient, auxiliary losses included, to rounding.
+Workers, micro-batches and a single batch therefore give the same gradient up to rounding, auxiliary losses included.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from minimoe.parallel.group import ALONE, Group
 
 
 class Objective(NamedTuple):
-    """What is minimised, beside the cross-entropy, and what happens in training only."""
+    """What is minimised beside the cross-entropy, and what happens only in training."""
 
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None
     pooled_balance: bool = False  # the balance loss over all layers together: ``balance.pooled``
-    training: bool = True  # False evaluates: routers then do what they do in generation
+    training: bool = True  # False for evaluation, in which routers behave as in generation
 
 
 class Shard(NamedTuple):
@@ -43,12 +43,12 @@ class Shard(NamedTuple):
 
     tokens: Array  # (B, T) integers
     targets: Array  # (B, T) integers: the next token
-    noise: Array | None = None  # (L, B, T, E)  standard normal
-    mask: Array | None = None  # (B, T)  1 counts, 0 is padding: left out of every loss
+    noise: Array | None = None  # (L, B, T, ·)  from decoder.draw_noise
+    mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
 
 
 class Sums(NamedTuple):
-    """What the losses are made of, summed over tokens; sums of shards add up."""
+    """The sums over tokens from which the losses are computed; the sums of shards add up."""
 
     loss: LossSum
     stats: list[RouterStats]  # L
@@ -56,22 +56,22 @@ class Sums(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """Phase 1 of one shard."""
+    """The result of phase 1 for one shard."""
 
     sums: Sums
     caches: tuple[cross_entropy.Cache, decoder.Cache] | None
 
 
 class Totals(NamedTuple):
-    """The sums of a whole batch, and what follows from them."""
+    """The sums of a whole batch, and what is computed from them."""
 
-    cross_entropy: Any  # ()  nats a token
+    cross_entropy: Any  # ()  nats per token
     total: Any  # ()  with the auxiliary losses
     auxiliary: list[Losses]  # L
     stats: list[RouterStats]  # L
     dropped: list[int]  # L
-    dloss: Any  # ()  gradient by the summed cross-entropy
-    dstats: list[RouterStats]  # L: gradient by each layer's sums
+    dloss: Any  # ()  gradient with respect to the summed cross-entropy
+    dstats: list[RouterStats]  # L: gradient with respect to the sums of each layer
 
 
 def forward(
@@ -82,7 +82,7 @@ def forward(
     keep: bool = True,
     exchange: Callable[[list[int]], Exchange] = LocalExchange,
 ) -> Forward:
-    """Phase 1 for one shard; without ``keep``, only the sums remain."""
+    """Phase 1 for one shard. Without ``keep``, only the sums are kept and no caches."""
     mode = Mode(
         training=objective.training,
         noise=shard.noise,
@@ -97,7 +97,7 @@ def forward(
 
 
 def add_up(forwards: Sequence[Forward], objective: Objective, group: Group = ALONE) -> Totals:
-    """The turn between the phases: sums of all shards of a group → losses, and the gradient by each sum."""
+    """Between the phases: sums of all shards of a group → losses, and the gradient with respect to each sum."""
     loss, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
     tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
     mean = total = loss.total / tokens
@@ -117,7 +117,7 @@ def add_up(forwards: Sequence[Forward], objective: Objective, group: Group = ALO
 
 
 def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:
-    """Phase 2 for one shard: its part of the gradient of the whole batch's loss."""
+    """Phase 2 for one shard: its part of the gradient of the loss of the whole batch."""
     assert forward.caches is not None
     loss_cache, cache = forward.caches
     return decoder.backward(params, cache, cross_entropy.backward(loss_cache, totals.dloss), totals.dstats)
@@ -133,13 +133,13 @@ def loss_and_gradient(
     group: Group = ALONE,
     exchange: Callable[[list[int]], Exchange] = LocalExchange,
 ) -> tuple[Totals, Decoder]:
-    """Both phases over all shards of a batch → its losses and the gradient of ``total``.
+    """Both phases for all shards of a batch → the losses of the batch and the gradient of ``total``.
 
-    ``recompute`` keeps no cache between the phases and runs forward again, one third more work for the memory of the
-    shards that are at work at once: this is gradient accumulation. In a ``group``, each worker passes its own shards
-    and gets the losses of the whole batch, with the part of the gradient that flows through its shards. With an
-    ``exchange`` between workers, each worker owns some of the experts: all must have equally many shards, and each gets
-    the gradient of its own experts only, but the whole of it.
+    With ``recompute``, no cache is kept between the phases and forward runs again: this is a third more work, but each
+    worker needs memory for only one shard at a time (gradient accumulation). In a ``group``, each worker passes its own
+    shards and gets the losses of the whole batch, and the part of the gradient that flows through its shards. With an
+    ``exchange`` between workers, each worker owns some of the experts. All workers must then have the same number of
+    shards, and each gets the complete gradient of its own experts and none for the others.
     """
     forwards = [forward(params, shard, config, objective, keep=not recompute, exchange=exchange) for shard in shards]
     totals = add_up(forwards, objective, group)

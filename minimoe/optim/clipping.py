@@ -1,4 +1,4 @@
-"""Gradient clipping: scale a gradient down to a largest global norm."""
+"""Gradient clipping: scale a gradient down if its global norm is above a limit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from minimoe.parallel.group import ALONE, Group
 
 
 def squared_norm(gradient: Any) -> Any:
-    """Σ of all squares over every array of the tree, a 0-d array in float64; each array's in its own dtype."""
+    """The sum of the squares of all numbers, a 0-d float64 array; within an array it is taken in the array's dtype."""
     squares: Iterable[Any] = (array_module(leaf).vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
     return sum(squares)
 
 
 def clip(gradient: Any, limit: float, group: Group = ALONE) -> Array:
-    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit); returns the norm before.
+    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit). Returns its norm before that.
 
     In a ``group``, each worker has a part of the gradient, and the norm is that of all parts together.
     """

@@ -22,20 +22,20 @@ POLYNOMIALS = (
     (2.1895, -1.5672, 0.4079),
     (1.8750, -1.2500, 0.3750),
 )
-"""(a, b, c) of the steps a s + b s³ + c s⁵ that together bring singular values s in [0.005, 1] closest to 1.
+"""(a, b, c) of each step a s + b s³ + c s⁵. Together the steps bring singular values s in [0.005, 1] closest to 1.
 
-Each is the best polynomial for the interval that the one before it leaves: the first for [0.005, 1], which becomes
-[0.04, 1.96], then [0.16, 1.84], [0.50, 1.50], [0.92, 1.08]. Later steps repeat the last, whose limit is exactly 1.
+Each polynomial is the best one for the interval that the step before it leaves: the first for [0.005, 1], which becomes
+[0.04, 1.96], then [0.16, 1.84], [0.50, 1.50], [0.92, 1.08]. Later steps repeat the last one, whose limit is exactly 1.
 """
 
 
 def direction(d: Array, mean: Array, recipe: TrainConfig) -> Array:
-    """Gradient d (..., rows, columns) → 0.2·√max(rows, columns) times an orthogonal matrix; updates ``mean``.
+    """Gradient d (..., rows, columns) → 0.2·√max(rows, columns) times an orthogonal matrix.
 
         mean ← μ mean + (1 − μ) d,    ahead = μ mean + (1 − μ) d
 
-    ``ahead`` looks one step further (Nesterov) and is what is orthogonalised. The factor gives the direction the
-    root-mean-square of AdamW's, so that one learning rate serves both.
+    ``mean`` is updated in place. ``ahead`` looks one step further (Nesterov) and is the matrix that is orthogonalised.
+    The factor gives the direction the same root mean square as that of AdamW, so that one learning rate suits both.
     """
     fresh = (1 - recipe.momentum) * d
     mean *= recipe.momentum
@@ -49,15 +49,15 @@ def direction(d: Array, mean: Array, recipe: TrainConfig) -> Array:
 def orthogonalize(m: Array, steps: int = 3) -> Array:
     """m (..., rows, columns) → close to U Vᵀ, where m = U S Vᵀ, by Newton–Schulz steps; shape and dtype are kept.
 
-    With X = m/‖m‖, each step X ← (a + b X Xᵀ + c (X Xᵀ)²) X keeps U and V and moves every singular value s to the
-    odd polynomial a s + b s³ + c s⁵. ``POLYNOMIALS`` lead s from [0.005, 1] to 1 ± 0.50 in three steps, ± 0.08 in
+    With X = m/‖m‖, each step X ← (a + b X Xᵀ + c (X Xᵀ)²) X keeps U and V and replaces every singular value s by the
+    odd polynomial a s + b s³ + c s⁵. ``POLYNOMIALS`` bring s from [0.005, 1] to 1 ± 0.50 in three steps, ± 0.08 in
     four, ± 0.002 in five; smaller s grow by a factor of up to 103, 226, 423. Zero stays zero.
     """
     xp = array_module(m)
     wide = m.shape[-2] <= m.shape[-1]
-    x = m if wide else m.swapaxes(-1, -2)  # the products X Xᵀ are then as small as can be
+    x = m if wide else m.swapaxes(-1, -2)  # so that the products X Xᵀ are as small as possible
     norm = xp.sqrt(xp.einsum("...rc,...rc->...", x, x))[..., None, None]
-    x = x / xp.maximum(norm, np.finfo(m.dtype).tiny ** 0.5)  # squares of smaller numbers are lost
+    x = x / xp.maximum(norm, np.finfo(m.dtype).tiny ** 0.5)  # squares of smaller numbers underflow
     identity = xp.eye(x.shape[-2], dtype=m.dtype)
     for step in range(steps):
         a, b, c = POLYNOMIALS[min(step, len(POLYNOMIALS) - 1)]

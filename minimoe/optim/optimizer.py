@@ -1,7 +1,8 @@
-"""The optimiser's step: AdamW for most parameters, Muon for the matrices of attention and experts.
+"""The optimiser's step: AdamW for all parameters, or Muon for the matrices of attention and experts and AdamW for the
+rest.
 
-Muon takes the matrices that the components list as ``matrices``; embedding, output layer, routers and norms are
-AdamW's. What the optimiser remembers of a parameter tells which of the two updates it: only AdamW keeps a mean square.
+Muon updates the parameters that the components mark as ``matrices``; AdamW updates the embedding, the output layer, the
+routers and the norms. The moments of a parameter show which of the two updates it: only AdamW keeps a mean square.
 
 Lesson: lessons/11_training.ipynb
 """
@@ -21,22 +22,22 @@ from minimoe.optim import adamw, muon
 from minimoe.optim.schedule import learning_rate
 
 PIECE = 2**17
-"""Numbers of a stack that are updated at a time: with all that belongs to them they fit a core's cache."""
+"""How many numbers of a stack are updated at a time: with their gradients and moments they fit in a core's cache."""
 
 
 class Moments(NamedTuple):
-    """What the optimiser remembers of one parameter."""
+    """What the optimiser stores for one parameter."""
 
     mean: Array  # running mean of the gradient
-    square: Array | None  # running mean of its square; None for a matrix of Muon's
+    square: Array | None  # running mean of its square; None for a matrix that Muon updates
 
 
 State = dict[str, Moments]
-"""The optimiser's memory, by the name of the parameter."""
+"""The moments of all parameters, by the name of the parameter."""
 
 
 def init(params: Any, recipe: TrainConfig) -> State:
-    """An optimiser that has seen nothing, for a tree of parameters."""
+    """The state before the first step, for a tree of parameters."""
     by_muon = set(tree.marked(params, "matrices")) if recipe.optimizer == "muon" else set()
     return {
         name: Moments(tree.zeros_like(leaf), None if name in by_muon else tree.zeros_like(leaf))
@@ -47,7 +48,7 @@ def init(params: Any, recipe: TrainConfig) -> State:
 def update(params: Any, gradient: Any, state: State, recipe: TrainConfig, step: int) -> None:
     """Takes step number ``step`` (from 0): changes ``params`` and ``state`` in place.
 
-    Weight decay is decoupled from the gradient, and for matrices only: w ← w − rate · (decay · w + direction).
+    Weight decay is decoupled from the gradient and applies only to matrices: w ← w − rate · (decay · w + direction).
     """
     update_some(dict(tree.named_leaves(params)), dict(tree.named_leaves(gradient)), state, recipe, step)
 
@@ -55,7 +56,7 @@ def update(params: Any, gradient: Any, state: State, recipe: TrainConfig, step: 
 def update_some(
     params: Mapping[str, Array], gradient: Mapping[str, Array], state: State, recipe: TrainConfig, step: int
 ) -> None:
-    """``update`` for the parameters that ``gradient`` names, and no others."""
+    """``update`` for only the parameters that ``gradient`` names."""
     rate = learning_rate(step, recipe)
     for name, d in gradient.items():
         leaf = params[name]
@@ -76,7 +77,7 @@ def _update_piece(leaf: Array, d: Array, moments: Moments, recipe: TrainConfig, 
 
 
 def _pieces(leaf: Array) -> list[slice]:
-    """Cuts a stack of matrices into runs of whole matrices; on a GPU, where few large steps are better, into one."""
+    """Cuts a stack of matrices into slices of whole matrices; on a GPU, where few large steps are better, into one."""
     if leaf.ndim < 3 or not isinstance(leaf, np.ndarray):
         return [slice(None)]
     count = max(1, PIECE // leaf[0].size)

@@ -11,7 +11,7 @@ from minimoe.core.config import TrainConfig
 
 
 def learning_rate(step: int, recipe: TrainConfig) -> float:
-    """The learning rate of step number ``step`` (from 0): linear warm-up, then half a cosine or a line down."""
+    """The learning rate of step number ``step`` (from 0): linear warm-up, then decay along half a cosine or a line."""
     if step < recipe.warmup:
         return recipe.learning_rate * (step + 1) / recipe.warmup
     progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)

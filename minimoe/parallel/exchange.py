@@ -1,11 +1,11 @@
-"""Expert parallelism: each worker owns some of the experts, and rows of tokens travel to them and back.
+"""Expert parallelism: each worker owns some of the experts, and the rows of tokens are sent to the owners and back.
 
     dispatch       from W workers' rows, sorted by worker, then by expert, to rows sorted by expert, then by worker
-    return_rows    the other way
+    return_rows    the reverse
 
-An owner gets all rows of an expert, and so the whole gradient of it. Rows travel; experts and their gradients, which
-data parallelism would have to add up, stay where they are. Each way is a permutation (an all-to-all), and the gradient
-of one is the other.
+The owner of an expert gets all rows of that expert, and so computes its whole gradient. Only rows are sent; experts and
+their gradients, which data parallelism would have to add up, stay where they are. Each direction is a permutation (an
+all-to-all), and the gradient of one direction is the other.
 
 Lepikhin et al. 2020, arXiv 2006.16668 (GShard).  Lesson: lessons/09_moe_layer.ipynb
 """
@@ -29,42 +29,42 @@ from minimoe.parallel.group import Group
 Tree = TypeVar("Tree")
 
 WAITING_COST = 2**20
-"""Numbers per layer that stand for the time in which owners wait for each other: see ``exchange_is_faster``."""
+"""How many numbers could be added up while owners wait for each other in a layer: see ``exchange_is_faster``."""
 
 
 class AllToAll(NamedTuple):
-    """How rows travel between the workers of a group; where there is one worker, they stay."""
+    """Sends rows between the workers of a group. With a single worker they stay where they are."""
 
     group: Group
-    sent: Array  # (W, E) integers: the rows that each worker has for each expert
+    sent: Array  # (W, E) integers: the number of rows that each worker has for each expert
 
     @property
     def part(self) -> slice:
-        """Which experts are this worker's."""
+        """The experts that this worker owns."""
         return self.group.part(self.sent.shape[1])
 
     @property
     def counts(self) -> list[int]:
-        """How many rows arrive at each of them."""
+        """How many rows each expert of this worker receives."""
         counts: list[int] = self.sent[:, self.part].sum(0).tolist()
         return counts
 
     def own(self, experts: Tree) -> Tree:
-        """Stacks of all experts → stacks of this worker's own."""
+        """Stacks of all experts → stacks of the experts that this worker owns."""
         return tree.map(itemgetter(self.part), experts)
 
     def dispatch(self, rows: Array) -> Array:
-        """This worker's rows, sorted by expert (M, ...) → all rows of its experts (sum of counts, ...)."""
+        """This worker's rows (M, ...), sorted by expert → all rows of its experts (sum of counts, ...)."""
         if self.group.size == 1:
             return rows
-        places = _segments(self.sent)  # W × E
+        places = _segments(self.sent)  # W × E: where the rows of each worker for each expert are in everyones
         start = places[self.group.rank][0].start
         everyones = self.group.assemble(rows, start, int(self.sent.sum()))
         by_expert = list(zip(*places, strict=True))[self.part]
         return np.concatenate([everyones[place] for of_expert in by_expert for place in of_expert])
 
     def return_rows(self, rows: Array) -> Array:
-        """All rows of its experts → this worker's rows, sorted by expert (M, ...)."""
+        """All rows of its experts (sum of counts, ...) → this worker's rows (M, ...), sorted by expert."""
         if self.group.size == 1:
             return rows
         places = _segments(self.sent.T)  # E × W
@@ -73,35 +73,45 @@ class AllToAll(NamedTuple):
 
 
 def between(group: Group) -> Callable[[list[int]], Exchange]:
-    """The exchange of a group: a function of this worker's rows per expert (E), at which all workers meet."""
+    """The exchange of a group: a function that takes the number of this worker's rows for each expert, a list of E.
+
+    All workers must call that function at the same time.
+    """
     return lambda counts: AllToAll(group, np.array(group.all_gather(counts)))
 
 
 def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
-    """Whether workers own different experts: if each has some, and equally many shards, and if that is faster."""
+    """Whether each worker should own some of the experts.
+
+    This needs at least one expert for each worker and the same number of shards for all, and it must be faster.
+    """
     shards = min(recipe.batch, workers * recipe.accumulate)
     possible = 1 < workers <= config.experts and shards % workers == 0
     return possible and exchange_is_faster(config, rows_at_once(config, recipe, workers))
 
 
 def rows_at_once(config: ModelConfig, recipe: TrainConfig, workers: int) -> int:
-    """The most rows, K per token, that all workers together compute with at a time, each with one shard."""
-    sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # of a shard
+    """The largest number of rows, K per token, that all workers together process at a time, one shard each."""
+    sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # in a shard
     return workers * sequences * config.context * config.active_experts
 
 
 def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
-    """Whether a step is faster if the ``rows`` that are computed at the same time travel.
+    """Whether a step is faster if the ``rows`` that are processed at the same time are sent to the owners of experts.
 
-    In each layer they travel there and back, forward and backward; what need not travel is the gradient of the experts.
-    The gradient has to be at least twice as many numbers and ``WAITING_COST`` more, because owners wait for each other
-    in every layer. On 2 cores, gradients of the toy with other numbers of experts took, in ms:
+    In each layer the rows are sent there and back, in forward and in backward. In return, the gradient of the experts
+    need not be added up between workers. It must have at least twice as many numbers as these four transfers together,
+    and ``WAITING_COST`` more, because owners wait for each other in every layer. On 2 cores, a gradient of ``toy`` with
+    other numbers of experts took, in ms:
 
-        64 experts        218 where rows travel, 246 where they stay
-        64, 4 shards each 530 and 660
-        16, 4 shards each 330 and 335, so they stay, as for 8 wide experts
-        8                 183 and 170, so they stay
-        8, 8 shards each  460 and 380, so they stay
+        experts                      rows sent    rows kept
+        64                           218          246
+        64, 4 shards per worker      530          660
+        16, 4 shards per worker      330          335          close: the rows are kept
+        8                            183          170
+        8, 8 shards per worker       460          380
+
+    With 8 wide experts both took the same time, and the rows are kept there too.
     """
     travelling = 4 * rows * config.width
     staying = tree.size(moe.experts_of(config).blank(config, placeholder))
@@ -109,7 +119,7 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
 
 
 def split(named: Mapping[str, Tree], by_expert: Collection[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Parameters, or what belongs to each, by name → the stacks named in ``by_expert``, and all others."""
+    """Parameters by name, or other values by the name of a parameter → those named in ``by_expert``, and the others."""
     return (
         {name: one for name, one in named.items() if name in by_expert},
         {name: one for name, one in named.items() if name not in by_expert},
@@ -117,7 +127,7 @@ def split(named: Mapping[str, Tree], by_expert: Collection[str]) -> tuple[dict[s
 
 
 def _segments(counts: Array) -> list[list[slice]]:
-    """Counts (A, B) of rows that follow each other → their slices."""
+    """Counts (A, B) of consecutive rows → A lists of B slices."""
     stops = np.cumsum(counts).reshape(counts.shape)
     both = zip((stops - counts).tolist(), stops.tolist(), strict=True)
     return [[slice(*ends) for ends in zip(*lines, strict=True)] for lines in both]

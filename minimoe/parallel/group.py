@@ -1,8 +1,9 @@
-"""A group: the workers of a training step, as one of them sees the others.
+"""A group: the workers of a training step, from the point of view of one of them.
 
-Every worker runs the same code and knows its ``group``, through which they add up what each of them has. A sum is
-always taken in the same order, so that its rounding repeats: small sums in the order of the workers, a gradient from
-its owner's part on. This file holds the group of one worker; ``processes`` and ``threads`` implement the others.
+Every worker runs the same code with its own ``group`` object, through which the workers add up their values. A sum is
+always taken in the same order, so that its rounding repeats: small sums in the order of the workers, a gradient
+starting with the part of its owner. This file has the group of a single worker; ``processes`` and ``threads`` implement
+groups of several.
 
 Rajbhandari et al. 2019, arXiv 1910.02054 (ZeRO: each worker owns the total of a part of the gradient).
 """
@@ -19,38 +20,43 @@ Tree = TypeVar("Tree")
 
 
 class Group:
-    """The workers of a step as one of them sees them. This one is alone."""
+    """The workers of a step, from the point of view of one of them. In this class, the worker is alone."""
 
     rank = 0
     size = 1
 
     def all_gather(self, mine: Tree) -> list[Tree]:
-        """What each worker has, by rank, told to all of them. Everyone must call it, and waits for all others."""
+        """The values ``mine`` of all workers, by rank. Every worker must call it, and waits for all others."""
         return [mine]
 
     def all_reduce(self, mine: Tree) -> Tree:
-        """The sum of what all workers have, the same for each of them."""
+        """The sum of the values ``mine`` of all workers, the same for each of them."""
         return tree.add(*self.all_gather(mine))
 
     def barrier(self) -> None:
-        """Returns when every worker has come this far."""
+        """Returns when every worker has called it."""
         self.all_gather(None)
 
     def part(self, count: int) -> slice:
-        """This worker's of ``count`` things in a row, of which every worker has about equally many."""
+        """This worker's slice of ``count`` items in a row. The slices of all workers are about equally long."""
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def assemble(self, part: Array, start: int, total: int) -> Array:
-        """Everyone's rows (n, ...), worker below worker, this one's from ``start`` on → all of them (total, ...).
+        """The rows (n, ...) of all workers, in the order of the workers → one array (total, ...).
 
-        Everyone must call it. The result is for reading, until the next call; until then everyone's rows must stay too.
+        This worker's rows begin at ``start``. Every worker must call it. The result may only be read, and only until
+        the next call; until then, no worker may change its own rows either.
         """
         return part
 
     def share(self, params: Mapping[str, Array]) -> list[str]:
-        """The names of this worker's parameters: each has one owner, and the owners about equally many numbers."""
-        held = [0] * self.size
+        """The names of the parameters that this worker owns.
+
+        Each parameter has one owner, and all workers own about equally many numbers.
+        """
+        held = [0] * self.size  # numbers that each worker owns so far
         mine = []
+        # The largest parameters first: each goes to the worker that owns the least so far.
         for name, leaf in sorted(params.items(), key=lambda named: -named[1].size):
             owner = held.index(min(held))
             held[owner] += leaf.size
@@ -59,9 +65,10 @@ class Group:
         return mine
 
     def reduce_scatter(self, gradient: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
-        """The sum over all workers of the arrays called ``names``, which no other worker asks for.
+        """The sum over all workers of the arrays called ``names``; every worker must pass different names.
 
-        Everyone's ``gradient`` must stay as it is until all are done, up to the arrays that are returned.
+        The sums are written into this worker's ``gradient`` and returned. No worker may change any other array of its
+        ``gradient`` until all workers have finished.
         """
         for other in self.exchange(gradient, names):
             for name in names:
@@ -69,14 +76,17 @@ class Group:
         return {name: gradient[name] for name in names}
 
     def exchange(self, mine: Mapping[str, Array], names: Collection[str]) -> list[Mapping[str, Array]]:
-        """Lets the others read all of ``mine`` but ``names`` → what the others have, by rank, for reading ``names``."""
+        """Lets the other workers read all of ``mine`` except ``names`` → their arrays, by rank.
+
+        Of the returned arrays, only ``names`` may be read.
+        """
         return []
 
 
 ALONE = Group()
 
 Work = Callable[[Group, Any], Any]
-"""What each worker does with the message that it is sent."""
+"""What each worker does: it is called with the worker's group and the message that the worker receives."""
 
 Run = Callable[[Sequence[Any]], Any]
 """Sends one message to each worker, waits for all of them, and returns the result of worker 0."""

@@ -1,16 +1,17 @@
 """Data parallelism: workers take a step together, each on its own part of the batch.
 
     with launch(size, work, like=params) as run:
-        run([message for each worker])          every worker does work(group, message); worker 0 is the caller itself
+        run([message for each worker])          every worker calls work(group, message); worker 0 is the caller itself
 
-``all_reduce`` adds up small sums and ``reduce_scatter`` gradients, after which each worker has the total of its own
-part of the parameters and updates that part for everyone (the first stage of ZeRO). ``assemble`` collects rows of
-tokens, which ``exchange`` sends from worker to worker.
+``all_reduce`` adds up small sums and ``reduce_scatter`` adds up gradients. Each worker then has the total gradient of
+its own part of the parameters and updates that part for all workers (the first stage of ZeRO). ``assemble`` collects
+the rows of tokens that ``parallel.exchange`` sends from worker to worker.
 
-On Linux the workers are processes. Threads would be simpler, and other systems get them. But Python lets only one
-thread at a time decide which product comes next, and in a small model that is most of the work. On 2 cores a gradient
-of ``nanogpt-cpu`` took 66 ms alone, 53 ms on two threads and 35 ms in two processes; a step of ``tiny``, in which there
-is little to share, took 6 to 7 ms alone, 14 to 19 ms on two threads and 9 ms in two processes.
+On Linux the workers are processes. Threads would be simpler, and are used on other systems. But only one thread at a
+time can run Python code, and in a small model this code, which decides which product comes next, takes most of the
+time. On 2 cores a gradient of ``nanogpt-cpu`` took 66 ms alone, 53 ms on two threads and 35 ms in two processes. A step
+of ``tiny``, in which there is little to share, took 6 to 7 ms alone, 14 to 19 ms on two threads and 9 ms in two
+processes.
 """
 
 from __future__ import annotations
@@ -31,14 +32,16 @@ def launch(
 ) -> Iterator[Run]:
     """Opens a group of ``size`` workers for ``work(group, message)``.
 
-    ``like`` has the shapes of the gradients that they add up; ``row_bytes`` is how many bytes of rows they assemble at
-    most. The context is a function of ``size`` messages, one for each worker, that returns the result of worker 0.
-    BLAS has one thread in each worker. If any worker fails before its last exchange with the others, that function
-    raises the error, and the group ends. ``processes`` says whether workers are processes or threads; None leaves it
-    to the system.
+    The context manager yields a function that takes ``size`` messages, one for each worker, and returns the result of
+    worker 0. If any worker fails before its last exchange with the others, that function raises the error, and the
+    group ends. BLAS has one thread in each worker.
+
+    ``like`` has the names, shapes and dtypes of the gradients that the workers add up, and ``row_bytes`` is the largest
+    number of bytes of rows that they assemble. ``processes`` chooses processes (True) or threads (False); None chooses
+    processes if the system can fork.
 
     Raises:
-        UserError: a worker process cannot be started, or was stopped by someone else.
+        UserError: a worker process cannot be started, or was stopped from outside.
     """
     with one_blas_thread_each():
         if size == 1:

@@ -1,7 +1,7 @@
 """A group of processes, forked from the caller, on one machine.
 
-Forked workers begin with all that the caller has. Parameters and gradients lie in ``shared`` memory; small messages
-travel through pipes to worker 0, the caller itself, and back.
+A forked worker starts with everything that the caller has. Parameters and gradients are in ``shared`` memory; small
+messages go through pipes to worker 0, which is the caller itself, and back.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ Tree = TypeVar("Tree")
 
 
 def can_fork() -> bool:
-    """Whether workers are processes here: not where a system forbids forking, or its BLAS cannot stand it.
+    """Whether workers can be processes here: not if the system cannot fork, or if its BLAS fails after a fork.
 
-    A Linux without /proc, as in a bare sandbox, would not say which files a worker has to close.
+    On a Linux without /proc, as in a bare sandbox, a worker cannot find out which files it has to close.
     """
     return sys.platform.startswith("linux") and os.path.isdir("/proc/self/fd")
 
 
 def shared(array: Array) -> Array:
-    """A copy in memory that this process shares with those that it forks; raises ``MemoryError`` if there is none."""
+    """A copy in memory that this process shares with those that it forks, or ``MemoryError`` if there is too little."""
     copy = np.frombuffer(shared_memory(array.nbytes), array.dtype, array.size).reshape(array.shape)
     copy[...] = array
     return copy
 
 
 def shared_memory(size: int) -> mmap.mmap:
-    """``size`` bytes, of which the system provides those that are used."""
+    """``size`` bytes of shared memory, or ``MemoryError``. The system provides only those that are used."""
     try:
         return mmap.mmap(-1, max(1, size))
     except OSError as error:
-        raise MemoryError(f"{size:,} bytes to share: {error.strerror}") from None
+        raise MemoryError(f"{size:,} bytes of shared memory: {error.strerror}") from None
 
 
 class ProcessGroup(Group):
-    """A worker that is a process, linked to worker 0, or as worker 0 to all others."""
+    """A worker that is a process. Worker 0 is linked to all others, and each of them only to worker 0."""
 
     def __init__(
         self, rank: int, links: Sequence[Connection], slots: Sequence[Mapping[str, Array]], buffers: Sequence[mmap.mmap]
     ) -> None:
         self.rank, self.size = rank, len(slots)
-        self.links = links  # worker 0 has one to each other, and each of them one to it
-        self.slots = slots  # for each worker, room for the gradient that it lets others read
-        self.buffers = list(buffers)  # two, for rows of all: while one is read, someone may already fill the other
+        self.links = links  # of worker 0: one to each other worker; of the others: one to worker 0
+        self.slots = slots  # for each worker, space for the gradient that it lets the others read
+        self.buffers = list(buffers)  # two, for the rows of all workers: one may be filled while the other is read
 
     def all_gather(self, mine: Tree) -> list[Tree]:
         if self.rank > 0:
@@ -74,7 +74,7 @@ class ProcessGroup(Group):
         return everyones
 
     def all_reduce(self, mine: Tree) -> Tree:
-        """As for any group, but worker 0 adds and sends the sum only, which is quicker than all its terms."""
+        """As in ``Group``, but worker 0 adds up and sends only the sum, which is faster than sending all values."""
         if self.rank > 0:
             self.links[0].send(mine)
             total: Tree = self.links[0].recv()
@@ -107,7 +107,7 @@ class ProcessGroup(Group):
 
 
 class _Failure:
-    """Sent instead of what was expected."""
+    """Sent in place of the expected message by a worker that failed."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -115,6 +115,7 @@ class _Failure:
 
 @contextlib.contextmanager
 def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: int) -> Iterator[Run]:
+    """``launch`` with processes: worker 0 is the caller, and the others are forked."""
     from multiprocessing import Pipe
 
     slots = [{name: shared(np.zeros_like(leaf)) for name, leaf in like.items()} for _ in range(size)]
@@ -126,8 +127,8 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
             ours, theirs = Pipe()
             links.append(ours)
             with warnings.catch_warnings():
-                # Forking is said to be unsafe beside threads, whose locks the child may find taken for ever. Ours
-                # needs none of theirs: it computes, speaks through its pipe and leaves by the back door.
+                # Python warns that forking is unsafe while there are threads, because the child may find their locks
+                # taken forever. Our child needs none of those locks: it computes, uses its pipe and ends by os._exit.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 child = _fork()
             if child == 0:
@@ -143,20 +144,23 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
                 return work(group, messages[0])
             except (EOFError, ConnectionError):
                 raise UserError(
-                    "a worker process of this step is gone: it may have been stopped for the memory that it took. "
-                    "Try a smaller batch, or --threads 1."
+                    "a worker process of this step was stopped, perhaps because the machine ran out of memory: choose "
+                    "a smaller batch, or give --threads 1."
                 ) from None
 
         yield run
     finally:
         for link in links:
-            link.close()  # which ends the child at its next word
+            link.close()  # the child ends when it next uses its pipe
         for child in children:
             os.waitpid(child, 0)
 
 
 def _fork() -> int:
-    """Ctrl-C reaches all processes, and worker 0 decides: a child is never without its order to ignore it."""
+    """Forks a child that ignores Ctrl-C, which reaches all processes: only worker 0 reacts to it.
+
+    The signal is blocked until the child ignores it, so that it cannot stop the child before that.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         child = os.fork()
@@ -170,12 +174,15 @@ def _fork() -> int:
 
 
 def _serve(group: Group, link: Connection, work: Work) -> None:
-    """The life of a forked worker. It holds no file of the caller's open: a lock would outlive the caller."""
+    """Runs a forked worker until worker 0 ends.
+
+    It first closes the files of the caller: a lock on one of them would otherwise outlast the caller.
+    """
     try:
-        gc.freeze()  # what was the caller's stays as it is: no finaliser runs twice, and its memory stays shared
+        gc.freeze()  # leaves the caller's objects alone: no finaliser runs twice, and their memory stays shared
         for number in map(int, os.listdir("/proc/self/fd")):
             if number > 2 and number != link.fileno():
-                with contextlib.suppress(OSError):  # one was open for the list itself
+                with contextlib.suppress(OSError):  # the list itself had one open
                     os.close(number)
         while True:
             work(group, link.recv())

@@ -1,8 +1,8 @@
 """A pool of threads, each with a single-threaded BLAS, for work that only reads its input.
 
 NumPy releases the interpreter lock while it computes. Two threads that each read half of a text therefore keep two
-cores busy from end to end; a BLAS with two threads does so only inside its products. Training has workers of its own:
-see ``launch``.
+cores busy all the time; a BLAS with two threads does so only inside its products. Training uses the workers of
+``launch`` instead.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ HAND_OVER = 2e-5
 
 @contextlib.contextmanager
 def pool(threads: int) -> Iterator[Map]:
-    """A ``map`` over ``threads`` threads, with BLAS held to one thread each while it is open."""
+    """A ``map`` over ``threads`` threads. While it is open, BLAS is limited to one thread in each of them."""
     with one_blas_thread_each(), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
         yield executor.map if threads > 1 else map
 
 
 @contextlib.contextmanager
 def one_blas_thread_each() -> Iterator[None]:
-    """For work that is already shared out: BLAS shares out nothing more, and memory is kept for reuse."""
+    """Limits BLAS to one thread, for work that is already split between workers. Freed memory is kept for reuse."""
     from threadpoolctl import threadpool_limits
 
     _keep_freed_memory()
@@ -43,9 +43,9 @@ def one_blas_thread_each() -> Iterator[None]:
 
 
 class _SharedSetting:
-    """A setting of the whole process: the first who needs it makes it, and the last who leaves takes it back.
+    """A setting of the whole process: the first user applies it, and the last user undoes it.
 
-    Trainings may run beside each other in threads, and end in another order than they began in.
+    Training runs may run side by side in threads, and end in a different order from the one in which they began.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class _SharedSetting:
 
     @contextlib.contextmanager
     def held(self, make: Callable[[], Callable[[], Any]]) -> Iterator[None]:
-        """``make`` makes the setting, and returns what takes it back."""
+        """``make`` applies the setting, and returns a function that undoes it."""
         with self.lock:
             if not self.users:
                 self.undo = make()
@@ -74,11 +74,11 @@ _SINGLE, _QUICK = _SharedSetting(), _SharedSetting()
 
 @contextlib.contextmanager
 def _handing_over_quickly() -> Iterator[None]:
-    """Shortens the time for which a thread may keep the interpreter lock while another one waits.
+    """Shortens the time for which a thread may keep the interpreter lock while another thread waits for it.
 
-    Between two products a thread holds the lock for some microseconds only, but it may take it again before the other
-    one has woken up, and so starve it for the usual 5 ms. The gain is small: on 2 quiet cores, a step of 768 tokens
-    took 70.2 ms with it and 72.4 ms without (medians of 5 alternating rounds).
+    Between two products a thread holds the lock for only some microseconds. But it may take it again before the other
+    thread has woken up, which then waits for the usual 5 ms. The gain is small: on 2 idle cores, a step of 768 tokens
+    took 70.2 ms with this setting and 72.4 ms without (medians of 5 alternating rounds).
     """
 
     def shorten() -> Callable[[], None]:
@@ -91,11 +91,11 @@ def _handing_over_quickly() -> Iterator[None]:
 
 
 def _keep_freed_memory() -> None:
-    """Tells the allocator of a Linux system to keep what is freed, since the next step needs the same again.
+    """Tells the allocator of Linux to keep freed memory, because the next step needs the same amount again.
 
-    Left to itself it returns large arrays to the system and gets them back one page at a time, each a fault and full
-    of zeros: some 20,000 faults and an eighth of the time of a step of ``toy``. One arena for all threads lets one
-    use what another has freed, so that no more memory is needed than before.
+    By default the allocator returns large arrays to the system and gets them back page by page; each page takes a page
+    fault and is filled with zeros. In a step of ``toy`` these are some 20,000 faults and an eighth of the time. One
+    arena for all threads lets a thread use what another one has freed, so that no more memory is needed than before.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has mallopt
         mallopt = ctypes.CDLL(None).mallopt

@@ -17,7 +17,7 @@ Tree = TypeVar("Tree")
 
 
 class ThreadGroup(Group):
-    """A worker that is a thread; all meet at one barrier."""
+    """A worker that is a thread. All workers wait for each other at one barrier."""
 
     def __init__(self, rank: int, gathered: list[Any], meeting: threading.Barrier) -> None:
         self.rank, self.size = rank, len(gathered)
@@ -27,7 +27,7 @@ class ThreadGroup(Group):
         self.gathered[self.rank] = mine
         self.meeting.wait()
         everyones = list(self.gathered)
-        self.meeting.wait()
+        self.meeting.wait()  # nobody may write again before everyone has read
         return everyones
 
     def assemble(self, part: Array, start: int, total: int) -> Array:
@@ -39,6 +39,7 @@ class ThreadGroup(Group):
 
 @contextlib.contextmanager
 def open_threads(size: int, work: Work) -> Iterator[Run]:
+    """``launch`` with threads: worker 0 is the caller's thread."""
     gathered: list[Any] = [None] * size
     meeting = threading.Barrier(size)
     groups = [ThreadGroup(rank, gathered, meeting) for rank in range(size)]
@@ -47,7 +48,7 @@ def open_threads(size: int, work: Work) -> Iterator[Run]:
         try:
             return work(group, message)
         except BaseException:
-            meeting.abort()  # so that no one waits for this worker
+            meeting.abort()  # so that no other worker waits for this one
             raise
 
     with ThreadPoolExecutor(size - 1) as executor:
@@ -63,7 +64,7 @@ def open_threads(size: int, work: Work) -> Iterator[Run]:
                 causes = (one for one in errors if one and not isinstance(one, threading.BrokenBarrierError))
                 raise next(causes, broken) from None
             except BaseException:
-                meeting.abort()  # for those that were started before one could not be
+                meeting.abort()  # frees the workers that started, if a later one could not
                 raise
             finally:
                 wait(others)

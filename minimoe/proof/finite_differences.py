@@ -1,14 +1,14 @@
 """Finite differences that know about top-k: is a backward pass the derivative of its forward pass?
 
-A layer's result y is a tensor, so it is weighted with a random dy and made a number, L = Σ dy ⊙ y. What ``backward``
-says about L is compared, in float64, with four values of L on a line through the point:
+A layer's result y is a tensor, so it is turned into a number, L = Σ dy ⊙ y with a random dy. The derivative of L
+according to ``backward`` is compared, in float64, with one computed from four values of L on a line through the point:
 
-    L′ ≈ (8 [L(h) − L(−h)] − [L(2h) − L(−2h)]) / 12h,    off by h⁴ L⁽⁵⁾/30 and by the rounding of L over h
+    L′ ≈ (8 [L(h) − L(−h)] − [L(2h) − L(−2h)]) / 12h,    with an error of h⁴ L⁽⁵⁾/30, plus the rounding of L over h
 
-Top-k makes L jump where two experts change places, and at a jump there is no derivative to be had. So the four points
-must rank the experts just as the centre does. A probe that does not is tried again much nearer to it, and then refused;
-refusals are reported. An unlucky point must not look like a wrong gradient, nor a wrong gradient hide behind a wide
-tolerance.
+With top-k, L jumps where two experts change places in the ranking, and at a jump there is no derivative. So all four
+points must rank the experts as the centre does. If they do not, the probe is tried again much nearer to the centre; if
+that fails too, it is refused, and refusals are reported. In this way an unlucky point does not look like a wrong
+gradient, and the tolerance can be narrow enough to find a wrong one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,17 @@ from minimoe.core.errors import UserError
 from minimoe.proof.results import Row
 
 STEP = 1e-4
-"""h, relative to the tensor's root mean square or to 1, whichever is less."""
+"""The step h, relative to the tensor's root mean square or to 1, whichever is smaller."""
 
 NEARER = 1 / 30
-"""The second step of a probe whose first changed the ranking, relative to it; rounding counts 30 times more there."""
+"""The second step of a probe whose first step changed the ranking, relative to the first step.
+
+With the second step, rounding errors count 30 times as much.
+"""
 
 NEGLIGIBLE = 1e-4
-"""Where no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to the share: so small a
-gradient drowns in the rounding of L, and its error is known in absolute terms only."""
+"""If no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to that share. So small a
+gradient is lost in the rounding of L, and only its absolute error can be known."""
 
 
 class Ranked(NamedTuple):
@@ -51,7 +54,7 @@ class Probe(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """How far the two are apart, 0 for a refused probe; infinite if one of them is not a finite number."""
+        """The distance between the two values: 0 for a refused probe, infinite if one of them is not finite."""
         difference = abs(self.analytic - (self.analytic if self.numeric is None else self.numeric))
         return difference if np.isfinite(difference) else np.inf
 
@@ -70,23 +73,26 @@ def check(
     directions: int = 4,
     seed: int = 0,
 ) -> list[Row]:
-    """Checks ``backward`` against ``forward`` through every input and every parameter: one row a tensor.
+    """Checks ``backward`` against ``forward`` for every input and every parameter. Returns one row per tensor.
 
     ``forward(params, x)`` → (y, cache) and ``backward(params, cache, dy)`` → (dx, dparams). ``params``, ``x`` and ``y``
-    may each be an array, a tree of arrays (``minimoe.core.tree``) or None; dy comes in the shape of y. Floating point
-    is turned into float64; integers have no gradient and get no row, unless ``backward`` says otherwise.
-    ``routing(params, cache)`` names what top-k ranks, one ``Ranked`` for every layer that chooses experts.
+    may each be an array, a tree of arrays (``minimoe.core.tree``) or None; dy has the shape of y. Floating-point
+    tensors are converted to float64. Integers have no gradient and get no row, unless ``backward`` returns a gradient
+    for them. ``routing(params, cache)`` returns what top-k ranks: one ``Ranked`` for every layer that chooses experts.
 
-    A tensor of at most ``entries`` numbers is checked entry by entry. Of a larger one ``entries`` are drawn, and
-    ``directions`` random directions reach all of them together.
+    A tensor of at most ``entries`` numbers is checked entry by entry. For a larger tensor, ``entries`` of its entries
+    are drawn, and ``directions`` random directions test all entries together.
 
-    An error is relative to the largest gradient of the *tensor*. Relative to each entry it would say more about
+    An error is relative to the largest gradient of the *tensor*. An error relative to each entry would say more about
     rounding than about the formula: an entry that happens to be 10⁻⁹ of its neighbours cannot be known to nine digits.
 
+    A row passes if its error is at most ``bound``. ``step`` is explained at ``STEP``. ``seed`` determines everything
+    that is drawn: dy, the entries and the directions.
+
     Raises:
-        UserError: there is nothing to check: x and params hold no floating-point numbers, or one that is not finite;
-            ``forward`` or ``backward`` does not return a pair; ``forward`` does not compute in float64, gives numbers
-            that are not finite, or others each time; a setting makes no sense.
+        UserError: x and params hold no floating-point numbers, numbers that are not finite, or an empty tensor;
+            ``forward`` or ``backward`` does not return a pair; ``forward`` does not compute in float64, or returns
+            numbers that are not finite or that differ from call to call; a setting is out of its range.
     """
     _check_settings(step, entries, directions, seed)
     rng = np.random.default_rng(seed)
@@ -116,7 +122,7 @@ def check(
         raise UserError("forward gives another result each time: fix its random numbers, or pass them in.")
 
     def loss(i: int, moved: Array) -> float | None:
-        """The loss with the i-th tensor replaced; None where that ranks the experts otherwise."""
+        """The loss with the i-th tensor replaced; None if that changes the ranking of the experts."""
         value, signature = evaluate([*leaves[:i], moved, *leaves[i + 1 :]])
         return value if signature == centre else None
 
@@ -144,7 +150,7 @@ def check(
 def gradient(loss: Callable[[Array], Any], x: Array, step: float = STEP) -> Array:
     """The gradient of the number ``loss(x)``, entry by entry: x of any shape → float64 of the same shape.
 
-    Nothing here watches top-k: stay away from where the loss jumps.
+    This function does not look at top-k: stay away from points where the loss jumps.
     """
     x = x.astype(np.float64)
     result = np.zeros(x.shape)
@@ -157,20 +163,20 @@ def gradient(loss: Callable[[Array], Any], x: Array, step: float = STEP) -> Arra
 
 def _check_settings(step: float, entries: int, directions: int, seed: int) -> None:
     if not 0 < step < np.inf:
-        raise UserError(f"step {step} is no distance to look at: choose a number above 0, such as {STEP}.")
+        raise UserError(f"step {step} is not a distance between points: choose a number above 0, such as {STEP}.")
     if entries < 0 or directions < 0 or entries + directions < 1:
         raise UserError(f"entries {entries} and directions {directions} check nothing: choose at least 1 of either.")
     if seed < 0:
-        raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
 
 
 def _check_point(names: Sequence[str], leaves: Sequence[Array]) -> None:
-    """Raises ``UserError`` unless there is something to check, and it can be."""
+    """Raises ``UserError`` unless there is something to check and all of it can be checked."""
     if not any(leaf.dtype.kind == "f" for leaf in leaves):
         raise UserError("x and params hold no floating-point numbers, so there is no gradient to check: give floats.")
     for name, leaf in zip(names, leaves, strict=True):
         if leaf.dtype.kind not in "fiub":
-            raise UserError(f"{name} holds {leaf.dtype}, expected numbers: give real ones.")
+            raise UserError(f"{name} holds {leaf.dtype}, expected real numbers: give floats or integers.")
         if not leaf.size:
             raise UserError(f"{name} is empty, of shape {leaf.shape}: give it at least one number.")
         if not array_module(leaf).isfinite(leaf).all():
@@ -178,7 +184,7 @@ def _check_point(names: Sequence[str], leaves: Sequence[Array]) -> None:
 
 
 def _pair(returned: Any, who: str, what: str) -> tuple[Any, Any]:
-    """What a learner's function returned, if it is the pair that was asked for."""
+    """The pair that a learner's function returned; raises ``UserError`` if it is not a pair."""
     if isinstance(returned, tuple | list) and len(returned) == 2:
         return returned[0], returned[1]
     many = f"{len(returned)} things" if isinstance(returned, tuple | list) else f"a {type(returned).__name__}"
@@ -186,7 +192,7 @@ def _pair(returned: Any, who: str, what: str) -> tuple[Any, Any]:
 
 
 def _misfit(name: str, leaf: Array, gradient: Array | None) -> str:
-    """What is wrong with a gradient before any number is compared; empty if nothing is."""
+    """What is wrong with a gradient, as far as can be seen before numbers are compared; empty if nothing is wrong."""
     if leaf.dtype.kind != "f":
         nothing = gradient is None or (gradient.shape == leaf.shape and not gradient.any())
         return "" if nothing else f"{name} holds integers, which have no gradient: return None or zeros, or give floats"
@@ -202,7 +208,7 @@ def _misfit(name: str, leaf: Array, gradient: Array | None) -> str:
 
 
 def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float) -> Row:
-    """The row with its numbers and, if something is wrong, the sentence that says so."""
+    """The row with its numbers and, if something is wrong, a sentence that says what."""
     refused = sum(probe.numeric is None for probe in probes)
     worst = max(probes, key=lambda probe: probe.difference)
     largest = max([largest, *(abs(probe.numeric) for probe in probes if probe.numeric is not None)])
@@ -214,7 +220,7 @@ def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float
         )
     scale = max(largest, negligible)
     row = row._replace(error=worst.difference / scale if scale else 0.0)
-    if not row.error <= row.bound:  # so written, it is true for NaN
+    if not row.error <= row.bound:  # written this way so that NaN fails
         return row._replace(
             problem=f"right shape, wrong values: {worst.place} backward says {worst.analytic:.6g}, "
             f"finite differences {worst.numeric:.6g}"
@@ -223,7 +229,7 @@ def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float
 
 
 def _slope(loss: Callable[[Array], float | None], leaf: Array, direction: Array, step: float) -> float | None:
-    """The derivative of the loss along a direction; None if it has none at one of the four points, even nearer."""
+    """The derivative of the loss along a direction; None if the loss is None at a point, even with the nearer step."""
     scale = min(_root_mean_square(leaf), 1.0)
     for h in (step * scale, NEARER * step * scale):
         values = [loss(leaf + distance * h * direction) for distance in (1, -1, 2, -2)]
@@ -234,7 +240,7 @@ def _slope(loss: Callable[[Array], float | None], leaf: Array, direction: Array,
 
 
 def _directions(rng: np.random.Generator, leaf: Array, entries: int, directions: int) -> list[tuple[str, Array]]:
-    """Unit vectors in the shape of a tensor: along single entries and, if there are more of those, at random."""
+    """Unit vectors in the shape of a tensor: along single entries and, if these are not all, in random directions."""
     lines = []
     for entry in np.sort(rng.choice(leaf.size, min(entries, leaf.size), replace=False)):
         place = tuple(int(i) for i in np.unravel_index(entry, leaf.shape))
@@ -248,9 +254,9 @@ def _directions(rng: np.random.Generator, leaf: Array, entries: int, directions:
 
 
 def _signature(routing: Sequence[Ranked]) -> bytes:
-    """Who stands where among the best K + 1 of every token: the chosen, and the one that is next in line.
+    """The best K + 1 experts of every token, in order: the chosen ones and the next one.
 
-    The order counts, not just the set: the K-th and the (K+1)-th logit are the thresholds of the load estimator.
+    Their order matters, not only the set: the K-th and the (K+1)-th logit are the thresholds of the load estimator.
     """
     return b"".join(
         np.argsort(-to_host(logits), axis=1, kind="stable")[:, : top_k + 1].tobytes() for logits, top_k in routing
@@ -268,7 +274,7 @@ def _margin(routing: Sequence[Ranked]) -> float | None:
 
 
 def _named(x: Any, params: Any) -> tuple[list[str], list[Array]]:
-    """Names and tensors: the input, called x, then the parameters by their own names."""
+    """Names and tensors: the input is called x, and the parameters have their own names."""
     found = list(tree.named_leaves(x, "x"))
     of_input = {name for name, _ in found}
     for name, leaf in tree.named_leaves(params):
@@ -284,7 +290,7 @@ def _random_weight(rng: np.random.Generator, y: Array) -> Array | None:
     if y.dtype != np.float64:
         raise UserError(
             f"forward turned float64 into {y.dtype}, which is too coarse for finite differences: "
-            "make it follow the dtype of what it is given."
+            "make it follow the dtype of its input."
         )
     return like(y, rng.standard_normal(y.shape))
 
@@ -296,16 +302,16 @@ def _inner_product(y: Any, dy: Any) -> float:
 
 
 def _as_array(number: Any) -> Array:
-    """Arrays as they are; plain numbers, and lists of them that stand where an array should, as arrays."""
+    """An array unchanged; a plain number, or a list of numbers in place of an array, as an array."""
     return number if hasattr(number, "dtype") else np.asarray(number)
 
 
 def _own(leaf: Any) -> Array:
-    """A copy that the check may move: in float64 if it is floating-point."""
+    """A copy that the check may change, in float64 if it is floating-point."""
     array = _as_array(leaf)
     return array.astype(np.float64) if array.dtype.kind == "f" else array.copy()
 
 
 def _root_mean_square(leaf: Array) -> float:
-    """1 for zeros, which say nothing about the scale that matters."""
+    """The root mean square of the tensor; 1 if it is all zeros, because zeros say nothing about a useful scale."""
     return float(array_module(leaf).sqrt((leaf * leaf).mean())) or 1.0

@@ -1,7 +1,7 @@
 """The proof of every gradient: each component, and the whole decoder, against finite differences in float64.
 
-Nothing here is at a special point. Parameters that start at zero or one are moved away from it, so that no gradient is
-zero by accident and no wrong factor is hidden by a one. What a row says stands in ``verdict.Row``.
+No check is at a special point: parameters that start at zero or one are moved away from it, so that no gradient is zero
+by accident and no wrong factor is hidden by a one. ``results.Row`` explains what a row says.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from minimoe.proof.results import Row, failed, table, to_json
 __all__ = ["Ranked", "Row", "check", "check_decoder", "failed", "run", "table", "to_json"]
 
 Compared = list[tuple[Array, int]]
-"""Scores (N, ·) and how many of each row's largest were chosen."""
+"""Scores (N, ·), and how many of the largest scores of each row were chosen."""
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 
@@ -42,13 +42,13 @@ CONFIG = ModelConfig(
 
 
 def run(seed: int = 0) -> list[Row]:
-    """Checks everything at a point drawn from ``seed``: one row for every tensor of every case.
+    """Checks every component and the decoder at a point drawn from ``seed``. Returns a row per tensor of each case.
 
     Raises:
         UserError: ``seed`` is negative.
     """
     if seed < 0:
-        raise UserError(f"seed {seed} starts no random numbers: choose a whole number of at least 0.")
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     rng = np.random.default_rng(seed)
     windowed = dataclasses.replace(CONFIG, window=3, tied_embeddings=True)
     return [
@@ -60,11 +60,11 @@ def run(seed: int = 0) -> list[Row]:
         *_attention(rng, "attention, window 3", window=3),
         *_attention(rng, "attention after a past", past=4),
         *_swiglu(rng),
-        *_gate(rng, "router, noisy top-k"),
-        *_gate(rng, "router, all probabilities", renormalize=False),
-        *_gate(rng, "router, plain top-k", noisy=False),
-        *_gate(rng, "router, plain top-1", top_k=1, renormalize=False, noisy=False),
-        *_gate(rng, "router, every expert", top_k=5),
+        *_gate(rng, "noisy_top_k"),
+        *_gate(rng, "noisy_top_k, all probabilities", renormalize=False),
+        *_gate(rng, "noisy_top_k, plain", noisy=False),
+        *_gate(rng, "noisy_top_k, plain top-1", top_k=1, renormalize=False, noisy=False),
+        *_gate(rng, "noisy_top_k, every expert", top_k=5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
@@ -161,7 +161,7 @@ def _router(
 
 
 def _balance(rng: np.random.Generator) -> list[Row]:
-    """The gradient of the losses by every sum over tokens; those that are counts have none."""
+    """The gradient of the losses with respect to every sum over tokens; sums that are counts have none."""
     stats = RouterStats(
         tokens=np.array(5),
         assignments=np.array([4, 1, 0, 3]),
@@ -216,7 +216,7 @@ def _check_routed(
     params: Any,
     x: Array,
 ) -> list[Row]:
-    """``check`` for a layer that returns its router's sums: its result and the auxiliary losses of them together."""
+    """``check`` for a layer that returns its router's sums: its result is checked together with their losses."""
 
     def routing(params: Any, cache: Any) -> list[Ranked]:
         return [Ranked(scores, k) for scores, k in compared(params, cache[0])]
@@ -255,10 +255,10 @@ def check_decoder(
     padding: int = 0,
     entries: int = 6,
 ) -> list[Row]:
-    """The whole training loss of two sequences, noise and every auxiliary loss included.
+    """Checks the whole training loss of two sequences, with noise and with every auxiliary loss.
 
-    ``padding`` tokens at the end of the second sequence do not count. The bound is wider than a component's, since
-    rounding adds up along the chain.
+    ``padding`` tokens at the end of the second sequence do not count. The bound is wider than that of a component,
+    because rounding errors add up along the chain.
     """
     B, T = 2, config.context
     tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))
@@ -292,16 +292,16 @@ def check_decoder(
 
 
 def _losses(stats: RouterStats) -> tuple[Array, RouterStats]:
-    """All auxiliary losses in one number, and its gradient by every sum."""
+    """The weighted sum of all auxiliary losses, and its gradient with respect to every sum."""
     losses, dstats = balance.loss(stats, EVERY_LOSS)
     return balance.weighted(losses, EVERY_LOSS), dstats
 
 
 def _moved(rng: np.random.Generator, params: Tree) -> Tree:
-    """Parameters away from the special values that they start at."""
+    """Parameters moved away from the special values at which they start."""
     return tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)
 
 
 def _times(gradient: Tree, dy: Array) -> Tree:
-    """The gradient of a loss, once a number dy comes back to that loss."""
+    """The gradient of a loss, times dy, the gradient with respect to that loss."""
     return tree.map(lambda leaf: leaf * dy, gradient)

@@ -1,4 +1,4 @@
-"""What a gradient check has to say: one row a tensor, as a table to read or as JSON."""
+"""The results of a gradient check: one row per tensor, as a table to read or as JSON."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 
 class Row(NamedTuple):
-    """The verdict on one tensor."""
+    """The result for one tensor."""
 
     component: str
     tensor: str  # "x", or the name of a parameter
     shape: tuple[int, ...]
-    bound: float  # what the error may be
-    margin: float | None  # smallest gap between a chosen logit and one that is not; None where nothing can flip
+    bound: float  # the largest error that passes
+    margin: float | None  # smallest gap between a chosen logit and one that is not; None if nothing can flip
     checked: int = 0  # probes compared: single entries, and directions through the whole tensor
     refused: int = 0  # probes that would have changed the ranking of the experts
     error: float = math.inf  # largest |numeric − analytic|, relative to the largest gradient
-    largest: float = 0.0  # the largest gradient; where it is 0, a check proves little
-    problem: str = ""  # a sentence where something is wrong
+    largest: float = 0.0  # the largest gradient; if it is 0, a check proves little
+    problem: str = ""  # a sentence if something is wrong
 
     @property
     def passed(self) -> bool:
@@ -33,7 +33,7 @@ def failed(rows: Iterable[Row]) -> list[Row]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text, aligned, with a line at the end that sums them up."""
+    """The rows as an aligned text, with a last line that sums them up."""
     lines = [("component", "tensor", "worst relative error", "margin to a routing flip", "verdict")]
     lines += [(row.component, row.tensor, f"{row.error:.1e}", _margin(row), _verdict(row)) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
@@ -57,11 +57,11 @@ def _verdict(row: Row) -> str:
 
 
 def to_json(rows: Iterable[Row]) -> str:
-    """The rows as a JSON list of objects, the names of ``Row`` as keys and ``passed`` beside them."""
+    """The rows as a JSON list of objects, whose keys are the fields of ``Row`` and ``passed``."""
     objects = [{name: _finite(value) for name, value in row._asdict().items()} for row in rows]
     return json.dumps([{**fields, "passed": not fields["problem"]} for fields in objects], indent=1)
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither infinity nor NaN."""
+    """The value, or None for infinity and NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

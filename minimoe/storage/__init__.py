@@ -1,1 +1,1 @@
-"""How are models kept, and how do they travel? Runs on disk, their metrics, and folders in the layout of Hugging Face."""
+"""How are models saved and loaded? Runs on disk, their metrics, and folders in Hugging Face's layout."""

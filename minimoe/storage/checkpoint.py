@@ -1,16 +1,17 @@
-"""Runs on disk: atomic, checked, resumable to the bit, and readable by the safetensors library. No pickle anywhere.
+"""Runs on disk: written atomically, checked, resumable to the bit, readable by the safetensors library, without pickle.
 
     config.json           model, recipe, tokenizer and corpus
-    metrics.jsonl         one line a step: see ``metrics``
+    metrics.jsonl         one line per step: see ``metrics``
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
-    resume.safetensors    parameters, optimiser, random state and position: all that continuing needs, in one file
+    resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
 
-At every moment each name holds a whole file (see ``files``), but for the last line of the metrics, and all that must
-agree is in one of them. It is written last: if a crash comes before it, the steps since the one before are taken again,
-and the model is written again.
+Each name always holds a whole file (see ``core.files``), except that the last line of the metrics may be cut short. All
+that must agree is in one file, resume.safetensors, which is written last. If a crash comes before that, the steps since
+the previous one are taken again, and the model is written again.
 
-Every file carries a checksum, a line of the metrics each its own, so damage is named and never computed with. The two
-safetensors files also say which settings, characters and text they were made with: files of two runs are not mixed up.
+Every file has a checksum, and so has every line of the metrics, so damage is reported and never used. The two
+safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
+mixed up.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ CONFIG, MODEL, RESUME = "config.json", "model.safetensors", "resume.safetensors"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
 FORMAT = 2
 KEYS = {"format", "model", "train", "tokenizer", "source"}
-"""What config.json holds beside its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
+"""What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
 
-STRANGERS = "the two are not of one run; restore the one that was here, or train again."
+STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
-"""Settings that a resumed run may change; with any other, it would not be the same run."""
+"""Settings that may change when a run is resumed; with any other change, it would not be the same run."""
 
 
 class RunConfig(NamedTuple):
-    """All that config.json says."""
+    """The contents of config.json."""
 
     config: ModelConfig
     recipe: TrainConfig
@@ -75,11 +76,12 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: none, since these models learn from one endless text."""
+        """Ids that end a text: none, because these models learn from one endless text."""
         return ()
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the parameters are on the GPU."""
         return not isinstance(self.params.norm.gain, np.ndarray)
 
 
@@ -105,21 +107,21 @@ def save_config(folder: Path, run: RunConfig) -> None:
     }
     values["sha256"] = _checksum(values)
     written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    # a path that is not UTF-8 reaches Python with surrogates in it, which JSON can only write as escapes
+    # in Python, a path that is not UTF-8 contains surrogates, which JSON can only write as escapes
     files.write_atomically(folder / CONFIG, written.encode(errors="backslashreplace"))
 
 
 def load_config(folder: str | Path) -> RunConfig:
-    """Reads config.json; raises ``UserError`` if the folder is no run or the file is damaged or makes no sense."""
+    """Reads config.json; raises ``UserError`` if the folder is not a run, or if the file is damaged or invalid."""
     path = Path(folder) / CONFIG
     try:
         values = json.loads(files.read_text(path))
     except FileNotFoundError:
         raise UserError(
-            f"{folder} is not a run: it has no {CONFIG}. Give the folder that `minimoe train` named."
+            f"{folder} is not a run: it has no {CONFIG}; give a folder that `minimoe train` wrote."
         ) from None
     except NotADirectoryError:
-        raise UserError(f"{folder} is a file: give the folder of a run, {Path(folder).parent} perhaps.") from None
+        raise UserError(f"{folder} is a file: give the folder of a run, perhaps {Path(folder).parent}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file.") from None
     except (ValueError, RecursionError) as error:
@@ -127,11 +129,11 @@ def load_config(folder: str | Path) -> RunConfig:
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a run's config but a {type(values).__name__}: restore it, or train again.")
     if (found := values.get("format")) != FORMAT:
-        raise UserError(f"{path} has format {found!r:.40}, and this version reads {FORMAT}: use the one that wrote it.")
+        raise UserError(f"{path} has format {found!r:.40}, but this version reads {FORMAT}: use the one that wrote it.")
     if "sha256" in values and values.pop("sha256") != _checksum(values):
         raise UserError(
-            f"{path} was damaged or edited, and does not match its checksum: restore it, or take out its sha256 to use "
-            "it as it stands."
+            f"{path} was damaged or edited, and does not match its checksum: restore it, or remove its sha256 to use "
+            "it as it is."
         )
     for name in sorted(values.keys() ^ KEYS):
         raise UserError(
@@ -158,8 +160,8 @@ def load_config(folder: str | Path) -> RunConfig:
 
 
 def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
-    """Writes model.safetensors, then resume.safetensors, which is never ahead of the metrics on the disk."""
-    metrics.sync(folder)
+    """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written."""
+    metrics.sync(folder)  # first, so that resume.safetensors is never ahead of the metrics on the disk
     tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
     everything = dict(tensors)
     for name, moments in state.items():
@@ -172,12 +174,12 @@ def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, 
 
 
 def load_model(folder: str | Path) -> Model:
-    """The trained model of a run, on the host."""
+    """The trained model of a run, on the host; raises ``UserError`` if it is missing or damaged, or of another run."""
     run = load_config(folder)
     path = Path(folder) / MODEL
     if not path.exists():
         raise UserError(
-            f"{folder} has no {MODEL} yet: its training saved nothing so far; continue it with --resume {folder}."
+            f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
         )
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
@@ -187,13 +189,13 @@ def load_model(folder: str | Path) -> Model:
 
 
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
-    """What a run needs to continue; None if it saved nothing yet."""
+    """What a run needs to continue, or None if it has saved nothing yet; raises ``UserError`` like ``load_model``."""
     path = folder / RESUME
     if not path.exists():
         if (folder / MODEL).exists() and (steps := files.read_tensors(folder / MODEL)[1].get("step", "0")) != "0":
             raise UserError(
-                f"{path} is missing, though {MODEL} has taken {steps} steps: restore it to go on, or train anew with "
-                "another --out."
+                f"{path} is missing, although {MODEL} has taken {steps} steps: restore it to continue, or start a new "
+                "run with another --out."
             )
         return None
     tensors, metadata = files.read_tensors(path)
@@ -210,43 +212,45 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
             raise ValueError(f"step {progress.step!r} after {progress.seconds!r} seconds")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"{path} does not say how far the run has come ({error!r}): it is not a file to resume from."
+            f"{path} does not say how far the run has come ({error!r}): restore it, or train again."
         ) from None
     return params, state, progress
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for one training; raises ``UserError`` if another has it. The lock dies with its process."""
+    """Locks the folder for one training run; ``UserError`` if another run has the lock, which ends with its process."""
     try:
         import fcntl
-    except ImportError:  # not on Windows, where a second training is left to the person's care
+    except ImportError:  # on Windows, where nothing prevents a second run in the same folder
         yield
         return
     try:
-        file = (folder / ".lock").open("a")  # empties nothing, where the name is a link to another file
+        file = (folder / ".lock").open("a")  # "a" empties nothing, in case the name is a link to another file
     except OSError as error:
         raise files.unwritable(folder, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"another training is writing to {folder}: wait for it, or choose another --out.") from None
-        except OSError:  # a file system without locks
+            raise UserError(
+                f"another training run is writing to {folder}: wait for it, or choose another --out."
+            ) from None
+        except OSError:  # the file system has no locks
             pass
         yield
 
 
-# What belongs together
+# Which files belong together
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of the values of config.json, however they are laid out."""
+    """SHA-256 of the values of config.json, which does not depend on their layout."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _settings(run: RunConfig) -> dict[str, Any]:
-    """All that makes a run this one and no other, by name."""
+    """The settings that identify a run, by name."""
     settings = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
@@ -258,7 +262,7 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
         made_with = json.loads(metadata["settings"])
         other = next((name for name in mine if made_with[name] != mine[name]), None)
     except (KeyError, TypeError, ValueError, RecursionError):
-        raise UserError(f"{path} does not say with which settings it was made: it is not of this run.") from None
+        raise UserError(f"{path} does not say with which settings it was made: restore it, or train again.") from None
     if other is not None:
         raise UserError(
             f"{path} was made with another {other} than {CONFIG} says ({made_with[other]!r:.30}, not "
@@ -270,7 +274,7 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
-    """A decoder in the shapes of config.json, which may hold no more numbers than the file; it takes no memory."""
+    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file."""
     counts = parameters.count(run.config)
     asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
     if asked > held:
@@ -279,7 +283,7 @@ def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
 
 
 def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
-    """``blank`` with each leaf replaced by the tensor of its name, which is taken out of ``tensors``."""
+    """``blank`` with each leaf replaced by the tensor of its name, which is removed from ``tensors``."""
     filled = []
     for name, leaf in tree.named_leaves(blank):
         if prefix + name not in tensors:

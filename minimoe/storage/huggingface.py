@@ -1,15 +1,15 @@
 """Models in the layout of Hugging Face's transformers: load a Mixtral or a Mistral, save a model for others to load.
 
     config.json                          huggingface_config
-    model.safetensors                    the weights, or with model.safetensors.index.json in several files
+    model.safetensors                    the weights; or several files, which model.safetensors.index.json lists
     tokenizer.json                       huggingface_tokenizer
 
-What differs is names and orientation. A matrix lies there as (outputs, inputs) and here as (inputs, outputs), so every
-matrix is transposed; ``layout`` says which tensor is which, once, for reading and for writing. RoPE pairs channels by
-halves in both.
+The names and the orientation differ. A matrix is (outputs, inputs) there and (inputs, outputs) here, so every matrix is
+transposed; ``layout`` says, once for reading and writing, which tensor is which. RoPE pairs channels by halves in both.
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
-(E, D, F). Both forms are read. Written is the older one, a tensor for each matrix, which older and newer versions read.
+(E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
+versions can read it.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Pretrained(NamedTuple):
 
     @property
     def run(self) -> None:
-        """How it was trained is not known."""
+        """None: it is not known how the model was trained."""
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the parameters are on the GPU."""
         return not isinstance(self.params.norm.gain, np.ndarray)
 
 
@@ -67,7 +68,7 @@ def load(folder: str | Path) -> Pretrained:
     """A model with its tokenizer, on the host in float32.
 
     Raises:
-        UserError: as ``load_params``, or there is no tokenizer.json or nothing to read it with.
+        UserError: as for ``load_params``; or the tokenizer is missing or unreadable, or has more tokens than the model.
     """
     described = huggingface_config.read(folder)
     tokenizer = huggingface_tokenizer.load(folder)
@@ -83,12 +84,12 @@ def load(folder: str | Path) -> Pretrained:
 def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     """The weights of a folder, on the host in float32, and their config.
 
-    Everything that the files claim is checked before memory is taken. The peak is the model and the one tensor that is
-    being copied, however large the files are.
+    Everything that the files claim is checked before memory is allocated. However large the files are, memory holds at
+    most the model and the tensor that is being copied.
 
     Raises:
-        UserError: config.json is unreadable or describes something else than a Mixtral or a Mistral; a tensor is
-            missing, surplus or of another shape or type; a file is damaged or lies outside the folder; the model does
+        UserError: config.json is unreadable or describes something other than a Mixtral or a Mistral; a tensor is
+            missing, surplus, or of another shape or type; a file is damaged or is outside the folder; the model does
             not fit into this machine's memory.
     """
     folder = Path(folder)
@@ -116,19 +117,20 @@ def save(
     tokenizer: Tokenizer | PretrainedTokenizer | None = None,
     end_tokens: tuple[int, ...] = (),
 ) -> None:
-    """Writes a folder that transformers and ``load`` read, in float32; config.json comes last and completes it.
+    """Writes a folder that transformers and ``load`` can read, in float32. A folder with a config.json is complete.
 
-    The router's trainable noise is a tool of training and stays behind. A model with a single expert becomes a Mistral.
+    The router's trainable noise is left out, because it is used only in training. A model with a single expert is saved
+    as a Mistral.
 
     Raises:
-        UserError: the folder already holds something, cannot be written, or the model is not of Mixtral's kind.
+        UserError: the folder is not empty or cannot be written, or the model cannot be written as a Mixtral.
     """
     folder = Path(folder)
     values = huggingface_config.to_dict(config, end_tokens)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty, and nothing in it shall be overwritten: choose a new folder.")
+            raise UserError(f"{folder} is not empty, and nothing in it is overwritten: choose a new folder.")
     except OSError as error:
         raise unwritable(folder, error) from None
     on_host = tree.map(to_host, params)
@@ -139,10 +141,10 @@ def save(
 
 
 def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[str, Array]]:
-    """Every tensor of a folder: its name there and, in the shape that it has there, a view of its place in ``params``.
+    """Yields every tensor of a folder: its name there, and a view of its place in ``params`` with its shape there.
 
-    ``dense`` is Mistral's layout, whose only expert has no number and no router. The places of attention, router and
-    experts are stated in their own files.
+    ``dense`` selects Mistral's layout, which has no router and does not number its only expert. Attention, router and
+    experts state their own tensors, in ``mixtral_tensors``.
     """
     router: Any = moe.router_of(config)
     experts: Any = moe.experts_of(config)
@@ -175,7 +177,7 @@ def _describe(folder: Path) -> dict[str, Stored]:
     for name, shard in shard_of.items():
         if not isinstance(shard, str) or re.fullmatch(r"[\w-][\w.-]*\.safetensors", shard) is None:
             raise UserError(
-                f"{index} looks for the tensor {name} in {shard!r}, expected the plain name of a .safetensors file in "
+                f"{index} places the tensor {name} in {shard!r}, expected the plain name of a .safetensors file in "
                 "the same folder: do not use this folder."
             )
     stored = {}
@@ -183,19 +185,19 @@ def _describe(folder: Path) -> dict[str, Stored]:
         for name, tensor in safetensors_file.describe(folder / shard).items():
             if shard_of.get(name) != shard:
                 raise UserError(
-                    f"{folder / shard} has a tensor {name} that {INDEX} does not place there: download both."
+                    f"{folder / shard} has a tensor {name} that {INDEX} does not place there: download both again."
                 )
             stored[name] = tensor
     lost = shard_of.keys() - stored.keys()
     if lost:
         raise UserError(
-            f"{index} places the tensor {min(lost)} in {shard_of[min(lost)]}, which lacks it: download both."
+            f"{index} places the tensor {min(lost)} in {shard_of[min(lost)]}, which lacks it: download both again."
         )
     return stored
 
 
 def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], experts: int, folder: Path) -> Stored:
-    """The tensor ``name`` under its older name, its newer name, or as rows of a fused one; raises if there is none."""
+    """The tensor ``name`` under its older or newer name, or as rows of a fused one; ``UserError`` if there is none."""
     newer = name.replace(".block_sparse_moe.", ".mlp.")
     tensor = stored.get(name) or stored.get(newer)
     if tensor is not None:
@@ -212,7 +214,7 @@ def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], experts:
 
 def _rows_of_fused(fused: Stored, experts: int, e: int, matrix: str, shape: tuple[int, ...]) -> Stored:
     """The rows of down_proj (E, D, F) that are w2 of expert e, or of gate_up_proj (E, 2F, D) that are its w1 or w3."""
-    rows, columns = shape
+    rows, columns = shape  # whole rows, so that the part is contiguous in the file
     rows_of_expert = rows if matrix == "w2" else 2 * rows
     _check_shape(fused, (experts, rows_of_expert, columns))
     first = e * rows_of_expert + (rows if matrix == "w3" else 0)
@@ -234,6 +236,6 @@ def _check_memory(config: ModelConfig) -> None:
     needed = 4 * parameters.count(config).total
     if available is not None and needed > available:
         raise UserError(
-            f"the model's {needed // 4:,} parameters take {needed / 1e9:,.1f} GB in float32, and this machine has "
+            f"the model's {needed // 4:,} parameters take {needed / 1e9:,.1f} GB in float32, but this machine has "
             f"{available / 1e9:,.1f} GB: choose a smaller model."
         )

@@ -1,4 +1,4 @@
-"""The config.json of a Hugging Face folder, and what its names are called here.
+"""The config.json of a Hugging Face folder, and minimoe's names for its fields.
 
     hidden_size            width            num_local_experts       experts
     intermediate_size      expert_width     num_experts_per_tok     active_experts
@@ -7,8 +7,8 @@
     num_key_value_heads    kv_heads         rms_norm_eps            norm_eps
     head_dim               head_width       tie_word_embeddings     tied_embeddings
 
-Two architectures can be read: Mixtral, and Mistral, which is a Mixtral with a single expert and no router. Anything
-that would change the results and is not known here is refused, never ignored.
+Two architectures can be read: Mixtral, and Mistral, which is a Mixtral with a single expert and no router. Any
+setting that would change the results and is not supported here is refused, never ignored.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CONFIG = "config.json"
 
 
 class Architecture(NamedTuple):
-    """A family of models, and the values that its config may leave out, which are those of transformers 5."""
+    """A family of models, with the values of transformers 5 for the fields that its config may leave out."""
 
     name: str
-    dense: bool  # one feed-forward network where a Mixtral has a router and experts
+    dense: bool  # one feed-forward network instead of a Mixtral's router and experts
     rms_norm_eps: float
     rope_theta: float
     sliding_window: int | None
@@ -43,7 +43,7 @@ ARCHITECTURES = {
 
 
 class Description(NamedTuple):
-    """All that config.json says and that matters here."""
+    """The contents of config.json that matter here."""
 
     config: ModelConfig
     dense: bool
@@ -51,7 +51,7 @@ class Description(NamedTuple):
 
 
 def is_folder(path: str | Path) -> bool:
-    """Whether ``path`` is a folder in the Hugging Face layout; a run of minimoe is not."""
+    """Whether ``path`` is a folder in Hugging Face's layout; a run of minimoe is not."""
     try:
         values = json.loads(read_text(Path(path) / CONFIG))
     except (OSError, ValueError, RecursionError):
@@ -63,7 +63,7 @@ def read(folder: str | Path) -> Description:
     """Reads config.json.
 
     Raises:
-        UserError: the file cannot be read, lacks a size, or describes something else than a Mixtral or a Mistral.
+        UserError: the file cannot be read, lacks a size, or describes something other than a Mixtral or a Mistral.
     """
     path = Path(folder) / CONFIG
     values = read_object(path)
@@ -74,13 +74,11 @@ def read(folder: str | Path) -> Description:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object; raises ``UserError`` if it cannot be read or holds something else."""
+    """The object in a JSON file; raises ``UserError`` if the file cannot be read or holds something else."""
     try:
         values = json.loads(read_text(path))
     except FileNotFoundError:
-        raise UserError(
-            f"{path} does not exist: give a folder that holds a model in the Hugging Face layout."
-        ) from None
+        raise UserError(f"{path} does not exist: give a folder that holds a model in Hugging Face's layout.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or download it again.") from None
     if not isinstance(values, dict):
@@ -89,21 +87,21 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, Any]:
-    """The config.json of a model; one with a single expert is written as a Mistral.
+    """The values of config.json for a model; a model with a single expert is written as a Mistral.
 
     Raises:
-        UserError: the model's router or experts are not Mixtral's, or the weights of the chosen experts are not
-            renormalised, as a Mixtral's are.
+        UserError: the model's router or experts are not Mixtral's, or the model does not renormalise the weights of the
+            chosen experts as a Mixtral does.
     """
     for kind, module in (("router", moe.router_of(config)), ("expert_kind", moe.experts_of(config))):
         if not hasattr(module, "mixtral_tensors"):
             raise UserError(
                 f"a model with {kind} {getattr(config, kind)!r} cannot be written as a Mixtral, which has none: keep "
-                "the run."
+                "it as a run."
             )
     if config.experts > 1 and not config.renormalize:
         raise UserError(
-            "a model with renormalize false cannot be written as a Mixtral, which renormalises: keep the run."
+            "a model with renormalize off cannot be written as a Mixtral, which renormalises: keep it as a run."
         )
     model_type = "mistral" if config.experts == 1 else "mixtral"
     values: dict[str, Any] = {
@@ -132,7 +130,7 @@ def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, 
 
 
 def _describe(values: Mapping[str, Any]) -> Description:
-    """What the values of a config.json mean here."""
+    """The description that the values of a config.json give."""
     model_type = values.get("model_type")
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
@@ -179,7 +177,7 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
             raise UserError(f"{name} {settings!r} is not an object.")
         kind = settings.get("rope_type", settings.get("type", "default"))
         if kind != "default":
-            raise UserError(f"{name} asks for RoPE of type {kind!r}, and only 'default' is supported.")
+            raise UserError(f"{name} asks for RoPE of type {kind!r}, but only 'default' is supported.")
         unknown = settings.keys() - {"rope_type", "type", "rope_theta"}
         if unknown:
             raise UserError(f"{name} has a setting {min(unknown)!r}, which is not supported.")
@@ -200,7 +198,7 @@ Value = TypeVar("Value", int, float, bool)
 
 
 def _value(values: Mapping[str, Any], name: str, kind: type[Value], default: Value = _REQUIRED) -> Value:
-    """The field ``name``, of type ``kind``."""
+    """The field ``name``, of type ``kind``; raises ``UserError`` if it is missing or of another type."""
     value = values.get(name, default)
     if value is _REQUIRED:
         raise UserError(f"{name} is missing.")
@@ -214,7 +212,7 @@ def _value(values: Mapping[str, Any], name: str, kind: type[Value], default: Val
 def _or_none(
     values: Mapping[str, Any], name: str, kind: type[Value], default: Value | None = _REQUIRED
 ) -> Value | None:
-    """The field ``name``, which may be null."""
+    """The field ``name``, which may also be null."""
     if values.get(name, default) is None:
         return None
     return _value(values, name, kind, _REQUIRED if default is None else default)

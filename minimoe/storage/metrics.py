@@ -1,9 +1,9 @@
-"""metrics.jsonl: one line of JSON for each step of a training, appended as the step ends.
+"""metrics.jsonl: one line of JSON for each step of a training run, appended when the step ends.
 
     {"step": 1, "loss": 4.11, …, "crc32": "5d41402a"}
 
-A line ends with a checksum of what stands before it, so a damaged digit is noticed, and any program that reads JSON can
-still read the file. A crash costs the line that was being written, at most.
+A line ends with a checksum of what comes before it, so even a damaged digit is noticed, and any program that reads JSON
+can still read the file. A crash loses at most the line that was being written.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Row = dict[str, Any]
 
 
 def read(folder: str | Path, up_to: int | None = None) -> list[Row]:
-    """The rows, up to a step if asked; a last line that a crash cut short is left out. Without a file, no rows.
+    """The rows, up to step ``up_to`` if given; none without a file. A last line that a crash cut short is left out.
 
     Raises:
-        UserError: a line is damaged or missing, or the lines end before the step that was asked for.
+        UserError: the file cannot be read, a line is damaged or missing, or the lines end before step ``up_to``.
     """
     path = Path(folder) / FILE
     try:
@@ -42,13 +42,13 @@ def read(folder: str | Path, up_to: int | None = None) -> list[Row]:
         if row is None and number == len(lines) and not line.endswith(b"\n"):
             break
         if row is None or (rows and row["step"] != rows[-1]["step"] + 1):
-            raise UserError(f"{path} is damaged at line {number}: restore it, or remove it to go on without it.")
+            raise UserError(f"{path} is damaged at line {number}: restore it, or remove it to continue without it.")
         rows.append(row)
     reached = rows[-1]["step"] if rows else 0
     if up_to is not None and reached < up_to:
         raise UserError(
-            f"{path} ends at step {reached}, but the checkpoint stands at step {up_to}: restore it, or remove it to go "
-            "on without it."
+            f"{path} ends at step {reached}, but the checkpoint is at step {up_to}: restore it, or remove it to "
+            "continue without it."
         )
     return [row for row in rows if up_to is None or row["step"] <= up_to]
 
@@ -64,7 +64,7 @@ def append(folder: Path, row: Row) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Forces to disk what was appended, if there is anything; raises ``UserError`` if that fails."""
+    """Forces the appended lines to disk, if there is a file; raises ``UserError`` if that fails."""
     path = folder / FILE
     if not path.exists():
         return
@@ -76,9 +76,9 @@ def sync(folder: Path) -> None:
 
 
 def write(folder: Path, rows: Iterable[Row]) -> None:
-    """Writes the file anew, atomically; raises ``UserError`` if it cannot be written.
+    """Replaces the file atomically; raises ``UserError`` if it cannot be written.
 
-    Where there is no file and no row, none is begun: an empty one would later be missed its rows.
+    Without a row, no new file is created: an empty one would later look as if it had lost its rows.
     """
     content = b"".join(map(_line, rows))
     if content or (folder / FILE).exists():
@@ -90,7 +90,7 @@ def _line(row: Row) -> bytes:
 
 
 def _parse(line: bytes) -> Row | None:
-    """The row that a line holds, None if the line is damaged."""
+    """The row that a line holds, or None if the line is damaged."""
     try:
         row: Row = json.loads(line)
         return row if row.pop("crc32") == _checksum(row) and type(row["step"]) is int else None

@@ -1,4 +1,4 @@
-"""Opening a model from its folder, whether it was trained here or comes from elsewhere."""
+"""Opens a model from its folder, whether it was trained here or elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minimoe.storage.huggingface import Pretrained
 
 
 def load(folder: str | Path) -> Model | Pretrained:
-    """The model in ``folder``, on the host: a run of ``minimoe train``, or a Mixtral or Mistral of Hugging Face's kind.
+    """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
 
     Raises:
         UserError: the folder holds neither, or its files are damaged or do not belong together.
@@ -20,7 +20,7 @@ def load(folder: str | Path) -> Model | Pretrained:
 
 
 def shape(folder: str | Path) -> ModelConfig:
-    """The config of the model in ``folder``, without reading its weights; raises ``UserError`` as ``load``."""
+    """The config of the model in ``folder``, without reading its weights; raises ``UserError`` like ``load``."""
     if huggingface.is_folder(folder):
         return huggingface_config.read(folder).config
     return checkpoint.load_config(folder).config

@@ -1,14 +1,14 @@
-"""The safetensors format, read where it lies: tensors are described first and copied one at a time.
+"""The safetensors format, read without loading the whole file: tensors are described first, then copied one by one.
 
     8 bytes    length of the header, little-endian
     header     JSON: {"head.weight": {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, …}
-    data       the tensors, one behind the other, row by row
+    data       the tensors, one after the other, row by row
 
-A large model must not be in memory twice, so a file is mapped, not read, and a tensor goes to its place some rows at a
-time. Numbers become float32 on the way, from bfloat16 too, which NumPy does not know: a bfloat16 is the first half of
-a float32.
+A large model must not be in memory twice, so a file is mapped, not read, and a tensor is copied to its place a few rows
+at a time. Numbers become float32 on the way. This includes bfloat16, which NumPy does not have: a bfloat16 is the first
+half of a float32.
 
-A header can claim anything. Each claim is checked against the size of the file before any memory is taken for it.
+A header can claim anything. Each claim is checked against the size of the file before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from minimoe.core.errors import UserError
 from minimoe.core.files import size_of_regular, unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""The types that can be read, each with NumPy's name; of a bfloat16, the bits."""
+"""The types that can be read, each with NumPy's name; a bfloat16 is read as its bits."""
 
 LARGEST = 2**63
-"""No size or place in a file is larger; Python would take a number of any length."""
+"""Every size and offset in a file is smaller; Python itself would accept integers of any length."""
 
 LONGEST_HEADER = 100_000_000
-"""Bytes, as for the safetensors library: that of a model of 100,000 tensors has a tenth of it."""
+"""In bytes, as in the safetensors library; the header of a model of 100,000 tensors has a tenth of this."""
 
 ROWS = 128
-"""Rows copied at a time: transposing a few rows stays in the processor's cache, which is 3 times faster."""
+"""Rows copied at a time: transposing a few rows is 3 times faster, because they stay in the processor's cache."""
 
 
 class Stored(NamedTuple):
@@ -49,10 +49,10 @@ class Stored(NamedTuple):
 
 
 def describe(path: Path) -> dict[str, Stored]:
-    """Every tensor of a file by its name; none is read.
+    """Every tensor of a file by its name; no tensor is read.
 
     Raises:
-        UserError: the file cannot be read, is cut short or too long, or holds another type than float32, float16 and
+        UserError: the file cannot be read, is cut short or too long, or holds a type other than float32, float16 and
             bfloat16.
     """
     try:
@@ -60,10 +60,10 @@ def describe(path: Path) -> dict[str, Stored]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
-                raise UserError(f"{path} is cut short or is no safetensors file: its header is longer than the file.")
+                raise UserError(f"{path} is cut short or not a safetensors file: its header is longer than the file.")
             if length > LONGEST_HEADER:
                 raise UserError(
-                    f"{path} is no safetensors file: its header has {length:,} bytes, expected at most "
+                    f"{path} is not a safetensors file: its header has {length:,} bytes, expected at most "
                     f"{LONGEST_HEADER:,}; download it again."
                 )
             header = json.loads(file.read(length))
@@ -73,9 +73,9 @@ def describe(path: Path) -> dict[str, Stored]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no safetensors file: its header is not JSON; download it again.") from None
+        raise UserError(f"{path} is not a safetensors file: its header is not JSON; download it again.") from None
     if not isinstance(header, dict):
-        raise UserError(f"{path} is no safetensors file: its header is a {type(header).__name__}, not an object.")
+        raise UserError(f"{path} is not a safetensors file: its header is a {type(header).__name__}, not an object.")
     header.pop("__metadata__", None)
 
     first = 8 + length
@@ -84,29 +84,29 @@ def describe(path: Path) -> dict[str, Stored]:
     for tensor in sorted(found.values(), key=lambda tensor: tensor.start):
         if tensor.start != end:
             raise UserError(
-                f"{path} places the tensor {tensor.name} at byte {tensor.start}, expected {end}, where the one before "
-                "it ends: the file is damaged; download it again."
+                f"{path} places the tensor {tensor.name} at byte {tensor.start}, expected {end}, where the "
+                "previous one ends: the file is damaged; download it again."
             )
         end += size_of(tensor)
         if end > size:
             raise UserError(
-                f"{path} is cut short: the tensor {tensor.name} ends at byte {end}, and the file has {size}; "
+                f"{path} is cut short: the tensor {tensor.name} ends at byte {end}, but the file has {size}; "
                 "download it again."
             )
     if end != size:
-        raise UserError(f"{path} has {size - end} bytes behind its last tensor: it is damaged; download it again.")
+        raise UserError(f"{path} has {size - end} bytes after its last tensor: it is damaged; download it again.")
     return found
 
 
 def _stored(path: Path, name: str, claim: Any, first: int) -> Stored:
-    """What the header says of one tensor, if that makes sense; ``first`` is the first byte of the data."""
+    """The tensor of a header entry; raises ``UserError`` if it is invalid. ``first`` is the first byte of the data."""
     match claim:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
             len(shape) <= 8 and all(type(n) is int and 0 <= n < LARGEST for n in shape) and 0 <= start <= stop < LARGEST
         ):
             pass
         case _:
-            raise UserError(f"{path} describes the tensor {name} in a way that makes no sense: download it again.")
+            raise UserError(f"{path} has an invalid header entry for the tensor {name}: download it again.")
     if dtype not in NUMBERS:
         raise UserError(f"{path} holds the tensor {name} as {dtype}, expected {', '.join(NUMBERS)}: convert it first.")
     tensor = Stored(path, name, dtype, tuple(shape), first + start)
@@ -119,12 +119,12 @@ def _stored(path: Path, name: str, claim: Any, first: int) -> Stored:
 
 
 def size_of(tensor: Stored) -> int:
-    """Bytes of a tensor in its file."""
+    """The size of a tensor in its file, in bytes."""
     return math.prod(tensor.shape) * np.dtype(NUMBERS[tensor.dtype]).itemsize
 
 
 def copy(tensor: Stored, place: NDArray[Any]) -> None:
-    """Reads a tensor into ``place``, an array or a view of the same shape, as whatever floating-point type that has."""
+    """Reads a tensor into ``place``, an array or a view of the same shape, in the floating-point type that it has."""
     mapped = np.memmap(tensor.path, NUMBERS[tensor.dtype], "r", tensor.start, tensor.shape)
     for start in range(0, len(place), ROWS):
         rows = mapped[start : start + ROWS]
@@ -132,25 +132,25 @@ def copy(tensor: Stored, place: NDArray[Any]) -> None:
 
 
 def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """bfloat16, given as bits → float32, exactly: sign, exponent and 7 bits of fraction stand first in both."""
+    """bfloat16, given as bits → float32, exactly: both begin with the sign, the exponent and 7 bits of the fraction."""
     wide = bits.astype(np.uint32)
     wide <<= 16
     return wide.view(np.float32)
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Writes a file of float32 tensors, one at a time, so that views cost no memory.
+    """Writes a file of float32 tensors, one at a time, so that no more than one transposed view is copied at once.
 
     Raises:
         UserError: the file cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # older versions of transformers insist on it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # older versions of transformers require it
     end = 0
     for name, values in tensors.items():
         header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [end, end + 4 * values.size]}
         end += 4 * values.size
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # so that every number lies at a multiple of its size
+    encoded += b" " * (-len(encoded) % 8)  # so that every number is at a multiple of its size
     try:
         with path.open("wb") as file:
             file.write(len(encoded).to_bytes(8, "little"))

@@ -1,1 +1,1 @@
-"""How does text become batches? Corpora are read, tokenizers turn them into numbers, and batches are drawn from them."""
+"""How does text become batches? A corpus is read, a tokenizer turns it into ids, and batches are drawn from the ids."""

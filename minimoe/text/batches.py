@@ -1,9 +1,10 @@
-"""A corpus made ready for training: encoded, split, and read in sequences.
+"""Prepares a corpus for training: encodes it, splits it, and reads it in sequences.
 
-A run reads in epochs. Each epoch cuts every document into sequences from another place on, shuffles them and reads
-each once, so that nothing comes twice in an epoch. Up to two sequences' worth of each document, where it is cut, waits
-for another epoch: little of a long text, much of documents that are a few sequences long. Sequences drawn at random
-instead leave out a share of e⁻ᵗ of a text after as many tokens as t texts are long: a fifth of it at t = 1.5.
+A run reads its text in epochs. Each epoch cuts every document into sequences, starting at another offset, shuffles the
+sequences and reads each once, so that an epoch reads nothing twice. The ends of a document that do not fill a sequence,
+up to two sequences' worth of tokens, wait for another epoch: this is little of a long text, but much of a document that
+is only a few sequences long. Sequences drawn at random instead would leave out a fraction e⁻ᵗ of a text after t times
+its length in tokens: a fifth of it at t = 1.5.
 """
 
 from __future__ import annotations
@@ -28,23 +29,23 @@ Ids = NDArray[np.int32]
 
 
 class Texts(NamedTuple):
-    """Token ids of every document, its beginning to train on and its last tenth to validate on."""
+    """The token ids of every document: its beginning for training, its last tenth for validation."""
 
     names: list[str]
-    train: Ids  # the training parts, one behind the other
+    train: Ids  # the training parts, one after the other
     starts: Ids  # every place in ``train`` where a sequence can begin without crossing into another document
-    spans: list[slice]  # of ``starts``: those of each document
+    spans: list[slice]  # for each document, the slice of ``starts`` that is its own
     validation: list[Ids]
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
-        """``count`` random sequences: tokens (count, length), and targets, the same one token later."""
+        """``count`` random sequences: tokens and targets, both (count, length); a target is the next token."""
         places = self.starts[rng.integers(0, len(self.starts), count)][:, None] + np.arange(length)
         return self.train[places], self.train[places + 1]
 
     def batches(self, count: int, length: int, seed: int = 0, first: int = 0) -> Iterator[tuple[Ids, Ids]]:
-        """Endless batches as ``draw`` makes them, in the order in which a run with this seed reads its text.
+        """Yields batches like those of ``draw`` without end, in the order in which a run with this seed reads its text.
 
-        ``first`` batches are left out: a resumed run goes on where it was.
+        The first ``first`` batches are skipped, so that a resumed run continues where it stopped.
         """
         epoch, done = divmod(first * count, len(self._epoch(seed, 0, length)))
         order = self._epoch(seed, epoch, length)[done:]
@@ -56,7 +57,7 @@ class Texts(NamedTuple):
             yield self.train[places], self.train[places + 1]
 
     def _epoch(self, seed: int, number: int, length: int) -> Ids:
-        """Where the sequences of an epoch begin, in the order in which they are read; every epoch has as many."""
+        """The places where the sequences of an epoch begin, in reading order; every epoch has equally many."""
         rng = np.random.default_rng((seed, number))
         cuts = []
         for span in self.spans:
@@ -76,25 +77,27 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
 
 
 def _as_corpus(corpus: str | Corpus) -> Corpus:
-    """A corpus by its name, or as it is; raises ``UserError`` for anything else."""
+    """The corpus of that name, or the corpus itself; raises ``UserError`` for anything else."""
     if isinstance(corpus, str):
         return corpora.load(corpus)
     if not isinstance(corpus, Corpus):
         raise UserError(
-            f"{corpus!r:.60} is no corpus: give the name of one, or a minimoe.corpus.Corpus, which "
-            "minimoe.text.corpus.read_files makes of the paths of texts."
+            f"{corpus!r:.60} is not a corpus: give the name of one, or a minimoe.text.corpus.Corpus, which "
+            "minimoe.text.corpus.read_files makes from the paths of text files."
         )
     return corpus
 
 
 def read_source(source: Source) -> Corpus:
-    """The corpus that an earlier run names, as it is today; raises ``UserError`` if it is gone, or is no file now."""
-    # The paths were not typed by the person at the keyboard: what has no end, as a device or a pipe, is not read.
+    """The corpus that an earlier run names, as it is now; raises ``UserError`` if it is gone or is no longer a file."""
+    # The user did not type these paths, so a device or a pipe, which may have no end, is not read.
     for path in source.paths:
         if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(f"{path}, which the run names as its text, is no file: restore the text, or train anew.")
+            raise UserError(
+                f"{path}, which the run names as its text, is not a file: restore the text, or start a new run."
+            )
     if not source.paths and source.corpus not in corpora.NAMES:
-        raise UserError(f"the corpus {source.corpus!r} was made in Python: go on there, and pass it again as corpus=.")
+        raise UserError(f"the corpus {source.corpus!r} was made in Python: resume there, and pass it again as corpus=.")
     return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
 
 
@@ -102,15 +105,15 @@ def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus 
     """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
     read = read_source(source) if corpus is None else _as_corpus(corpus)
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
-    changed = UserError(f"{named} has changed since this run began: restore the text, or train anew.")
+    changed = UserError(f"{named} has changed since this run began: restore the text, or start a new run.")
     if corpus is None and not source.paths:
         changed = UserError(
-            f"{named} has changed since this run began, or another one of that name was made in Python: pass that "
-            "again as corpus=, or train anew."
+            f"{named} has changed since this run began, or the run used another one of that name, made in Python: "
+            "pass that one again as corpus=, or start a new run."
         )
     try:
         texts, digest = _encode(read, codec, context)
-    except UserError:  # it holds a character that it did not hold, or is now too short
+    except UserError:  # it holds a new character, or is now too short
         raise changed from None
     if digest != source.sha256:
         raise changed
@@ -119,7 +122,7 @@ def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus 
 
 def _encode(corpus: Corpus, codec: Tokenizer, context: int) -> tuple[Texts, str]:
     encoded = [codec.encode(text) for text in corpus.documents.values()]
-    least = max((context + 1) * 10 // 9 + 2, 11)  # 11: two tokens held out, one to predict the other
+    least = max((context + 1) * 10 // 9 + 2, 11)  # of 11 tokens two are held out: one predicts the other
     for name, ids in zip(corpus.documents, encoded, strict=True):
         if len(ids) < least:
             raise UserError(

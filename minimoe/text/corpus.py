@@ -1,13 +1,13 @@
-"""The texts that a model learns from: four small ones in the repository, Python's own words, Shakespeare, your files.
+"""The texts to learn from: four small ones in the repository, Python's docs and code, Shakespeare, or your own files.
 
-A corpus is a few named documents. Each document is a domain of its own, so that after training one can ask which
+A corpus is a few named documents. Each document is a domain of its own, so that after training you can see which
 experts prefer fables and which prefer sums:
 
     corpus = load("data")                                     fables, dialogues, contes, sums
     ids = [tokenizer.encode(text) for text in corpus.documents.values()]
     train, validation = split(ids)                            the last tenth of every document is never trained on
 
-Only 'shakespeare' ever needs the network, and only once.
+Only 'shakespeare' needs the network, and only once.
 """
 
 import sysconfig
@@ -75,7 +75,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Named documents, each of them one domain.
+    """Named documents, each of which is one domain.
 
     Attributes:
         name: what the corpus is called in metrics and checkpoints.
@@ -83,7 +83,7 @@ class Corpus:
         paths: the files that the documents came from; none for a built-in corpus.
 
     Raises:
-        UserError: there is no document, or one of them is empty.
+        UserError: there is no document, or one of them is empty or not text.
     """
 
     name: str
@@ -96,14 +96,15 @@ class Corpus:
         for document, text in self.documents.items():
             if not (isinstance(document, str) and isinstance(text, str)):
                 raise UserError(
-                    f"The document {document!r:.40} of the corpus {self.name!r} is {text!r:.40}; give text by a name."
+                    f"The document {document!r:.40} of the corpus {self.name!r} is {text!r:.40}; give "
+                    "both the name and the text as strings."
                 )
             if not text:
                 raise UserError(f"The document {document!r} of the corpus {self.name!r} is empty; give it a text.")
 
     @property
     def text(self) -> str:
-        """All documents joined: what a char tokenizer is built from."""
+        """All documents joined; a char tokenizer is built from this text."""
         return "".join(self.documents.values())
 
 
@@ -136,10 +137,10 @@ def load(name: str) -> Corpus:
 
 
 def read_files(paths: Iterable[str | Path] | str | Path) -> Corpus:
-    """A corpus of text files, one document a file, named after the file without its ending.
+    """A corpus of text files: one document per file, named after the file without its extension.
 
-    Windows line ends become ``\\n`` and a byte order mark is dropped. Files that share a name are told apart by a
-    number: notes, notes-2.
+    Windows line ends become ``\\n`` and a byte order mark is dropped. Documents that would share a name are numbered:
+    notes, notes-2.
 
     Raises:
         UserError: no path is given, or a file is missing, a directory, unreadable, empty or not UTF-8.
@@ -157,9 +158,9 @@ def read_files(paths: Iterable[str | Path] | str | Path) -> Corpus:
 def split(
     ids_per_document: Sequence[npt.NDArray[Scalar]], validation_fraction: float = 0.1
 ) -> tuple[list[npt.NDArray[Scalar]], list[npt.NDArray[Scalar]]]:
-    """Cut every document in two: its beginning to train on, its last tenth to validate on.
+    """Cut every document in two: its beginning for training, its last tenth for validation.
 
-    Cutting each document, rather than their concatenation, keeps every domain in both halves. The parts are views:
+    Cutting each document, rather than their concatenation, keeps every domain in both parts. The parts are views:
     nothing is copied. With a ``validation_fraction`` of 0 the validation parts are empty.
 
     Returns:
@@ -179,8 +180,8 @@ def split(
         cut = int((1 - validation_fraction) * len(ids))
         if cut == 0 or (validation_fraction > 0 and cut == len(ids)):
             raise UserError(
-                f"Document {number} has {len(ids)} tokens, too few to keep a validation_fraction of "
-                f"{validation_fraction} apart; give a longer text."
+                f"Document {number} has {len(ids)} tokens, too few to hold out a validation_fraction of "
+                f"{validation_fraction}; give a longer text."
             )
         train.append(ids[:cut])
         validation.append(ids[cut:])
@@ -188,7 +189,7 @@ def split(
 
 
 def _read(path: Path) -> str:
-    """The text of one file, with ``\n`` line ends and no byte order mark; ``read_files`` says what it refuses."""
+    """The text of one file, with Unix line ends and no byte order mark; raises ``UserError`` like ``read_files``."""
     if path.is_dir():
         raise UserError(f"The text {path} is a directory; give the path of a text file in it.")
     try:
@@ -198,7 +199,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError(f"The text {path} cannot be read ({error.strerror}); check its permissions.") from error
     except ValueError as error:  # a zero byte, or half of a surrogate pair
-        raise UserError(f"The text {str(path)!r} is no path ({error}); check the path.") from error
+        raise UserError(f"The text {str(path)!r} is not a valid path ({error}); check the path.") from error
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -213,27 +214,27 @@ def _read(path: Path) -> str:
 
 
 def _read_data(name: str) -> str:
-    # Installed from a wheel, the texts lie inside the package; in a checkout they lie beside it.
+    # In an installed wheel the texts are inside the package; in a checkout they are next to it.
     package = Path(__file__).parent.parent
     inside = package / "_data"
     return _read((inside if inside.is_dir() else package.parent / "data") / f"{name}.txt")
 
 
 def _python_docs() -> str:
-    """What ``help()`` knows about the language, in the order of the topics' titles."""
+    """The texts that ``help()`` shows about the language, in the order of their titles."""
     try:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "This Python was installed without pydoc_data, which 'python-docs' is made of; use another corpus."
+            "This Python was installed without pydoc_data, from which 'python-docs' is made; use another corpus."
         ) from None
-    # Some topics are one text under two titles. A text that came twice could be trained on and validated on.
+    # Some topics have one text under two titles. A text that occurs twice could be in training and in validation.
     texts = dict.fromkeys(text.strip() for _, text in sorted(topics.items()))
     return "\n\n\n".join(texts) + "\n"
 
 
 def _python_code() -> str:
-    """The source of ``PYTHON_MODULES``, read from their files: nothing is imported, so nothing runs."""
+    """The source of ``PYTHON_MODULES``, read from its files: nothing is imported, so nothing runs."""
     import tokenize
 
     library = Path(sysconfig.get_path("stdlib"))
@@ -241,10 +242,10 @@ def _python_code() -> str:
     for module in PYTHON_MODULES:
         path = library / f"{module}.py"
         if path.is_file():
-            with tokenize.open(path) as file:  # which honours the encoding that a source file declares
+            with tokenize.open(path) as file:  # in the encoding that the file declares
                 sources.append(file.read().strip())
     if not sources:
         raise UserError(
-            f"This Python keeps no source files in {library}, which 'python-code' is made of; use another corpus."
+            f"This Python has no source files in {library}, from which 'python-code' is made; use another corpus."
         )
     return "\n\n\n".join(sources) + "\n"

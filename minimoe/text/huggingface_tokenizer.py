@@ -1,7 +1,7 @@
 """The tokenizer of a Hugging Face folder, with the methods of ``minimoe.text.tokenizer``.
 
-tokenizer.json holds a whole tokenizer, pieces of words and rules included. The ``tokenizers`` library reads it, an
-optional dependency: ``pip install "minimoe[hf]"``.
+tokenizer.json holds a whole tokenizer, including its vocabulary of word pieces and its rules. It is read by the
+``tokenizers`` library, an optional dependency: ``pip install "minimoe[hf]"``.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ FILE = "tokenizer.json"
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """Tokens are pieces of words. Text gets the special tokens that the model expects, and gives none back."""
+    """A tokenizer of word pieces. Encoding adds the special tokens that the model expects; decoding leaves them out."""
 
     kind: ClassVar[str] = "pretrained"
     library: Any  # tokenizers.Tokenizer
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id; a model's V may be larger, its last rows unused."""
+        """One more than the largest id; a model's V may be larger, and then its last rows are unused."""
         return 1 + max(self.library.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str) -> Ids:
         """The ids of ``text`` as an int32 array, after a beginning-of-text token if the model expects one.
 
         Raises:
-            UserError: the tokenizer does not know how to write this text.
+            UserError: the tokenizer cannot encode this text.
         """
         try:
             return np.array(self.library.encode(text).ids, dtype=np.int32)
-        except Exception as error:  # the library has no class of its own for this
+        except Exception as error:  # the library has no exception class of its own
             raise UserError(f"The tokenizer cannot encode {text[:40]!r} ({error}): use other characters.") from None
 
     def decode(self, ids: AnyIds) -> str:
@@ -56,26 +56,26 @@ class PretrainedTokenizer:
         return str(self.library.decode(array.tolist()))
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield text as ids arrive, never half of a character. Joined, the pieces are what ``decode`` makes of all.
+        """Yield text as ids arrive, never half of a character. The joined pieces are what ``decode`` makes of all ids.
 
-        How a piece is written depends on the one before it (the first word of a text has no space in front), so a text
-        that continues a prompt is streamed together with the prompt.
+        The text of a piece depends on the piece before it (the first word of a text has no space in front), so a
+        continuation must be streamed together with its prompt.
         """
-        known: list[int] = []  # what was yielded last
+        known: list[int] = []  # the ids of the last piece that was yielded
         new: list[int] = []
         for token in ids:
             new.append(token)
             piece = self.decode(known + new)[len(self.decode(known)) :]
-            if piece and not piece.endswith("\ufffd"):  # which stands for a character whose last bytes are to come
+            if piece and not piece.endswith("\ufffd"):  # U+FFFD: the last bytes of a character are still missing
                 yield piece
                 known, new = new, []
         if rest := self.decode(known + new)[len(self.decode(known)) :]:
             yield rest
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """How many bytes of UTF-8 the ids, of any shape, stand for; of a character that is cut, what is there."""
+        """The number of UTF-8 bytes that the ids, of any shape, stand for; of a cut character, those that are there."""
         text = self.decode(np.asarray(ids).reshape(-1))
-        return len(text.replace("\ufffd", "?").encode())  # which stands for each byte without a character
+        return len(text.replace("\ufffd", "?").encode())  # U+FFFD: one for each byte that is not part of a character
 
 
 def load(folder: str | Path) -> PretrainedTokenizer:
@@ -93,17 +93,17 @@ def load(folder: str | Path) -> PretrainedTokenizer:
         raise UserError(f'{path} needs the tokenizers library: run `pip install "minimoe[hf]"`.') from None
     try:
         library = Library.from_file(str(path))
-    except Exception as error:  # the library has no class of its own for this
-        raise UserError(f"{path} is no tokenizer ({error}): download it again.") from None
+    except Exception as error:  # the library has no exception class of its own
+        raise UserError(f"{path} is not a tokenizer ({error}): download it again.") from None
     library.no_truncation()
     library.no_padding()
     return PretrainedTokenizer(library)
 
 
 def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
-    """Writes tokenizer.json, and beside it the class of transformers that reads such a file as it is.
+    """Writes tokenizer.json, and tokenizer_config.json, which names the transformers class that reads it unchanged.
 
-    Without that name, transformers takes what it takes for any Mixtral, and adds a beginning-of-text token of its own.
+    Without that name, transformers uses its default class for a Mixtral, which adds a beginning-of-text token.
 
     Raises:
         UserError: a file cannot be written.
@@ -119,7 +119,7 @@ def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
 def _to_dict(tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokenizer.json of one of minimoe's own tokenizers: a vocabulary, and no rule that joins two tokens.
 
-    A character that the char tokenizer does not know has no token to stand for it, so the library refuses it too.
+    There is no token for characters that the char tokenizer does not know, so the library refuses them too.
     """
     model: dict[str, Any]
     if isinstance(tokenizer, ByteTokenizer):

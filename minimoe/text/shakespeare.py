@@ -1,7 +1,7 @@
-"""Tiny Shakespeare, the one text that is downloaded: once, continued where it broke off, and checked by its SHA-256.
+"""Tiny Shakespeare, the only text that is downloaded: once, resumed after a break, and checked by its SHA-256.
 
-What a download needs (urllib, hashlib, tqdm) is imported where it is used: importing it takes longer than all that
-reads the other texts, and most runs never download.
+The modules that a download needs (urllib, hashlib, tqdm) are imported where they are used: importing them takes longer
+than importing all that reads the other texts, and most runs download nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,18 @@ def download(
 ) -> Path:
     """The path of tiny Shakespeare (1.1 MB), fetched if the cache does not hold it yet.
 
-    What arrives is collected in a ``.part`` file, which an interrupted download leaves behind and the next one
-    continues. The file takes its final name only once its SHA-256 is the expected one.
+    The data are collected in a ``.part`` file. An interrupted download leaves it, and the next download continues it.
+    The file gets its final name only if its SHA-256 is the expected one.
 
     Args:
-        url: where to fetch it, instead of ``$MINIMOE_SHAKESPEARE_URL`` or else ``URL``.
-        cache_dir: where to keep it, instead of ``$MINIMOE_CACHE``, ``$XDG_CACHE_HOME/minimoe`` or ``~/.cache/minimoe``.
+        url: where to fetch it from; None for ``$MINIMOE_SHAKESPEARE_URL``, or else ``URL``.
+        cache_dir: where to keep it; None for ``$MINIMOE_CACHE``, or else ``$XDG_CACHE_HOME/minimoe``, or else
+            ``~/.cache/minimoe``.
         progress: show a progress bar on standard error.
 
     Raises:
-        UserError: the server cannot be reached or breaks off, the cache cannot be written, or what arrived is not the
-            expected file.
+        UserError: the server cannot be reached, the connection breaks, the cache cannot be written, or the file that
+            arrived is not the expected one.
     """
     url = url or os.environ.get("MINIMOE_SHAKESPEARE_URL") or URL
     folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
@@ -60,12 +61,12 @@ def download(
                 os.replace(part, target)
                 return target
             part.unlink(missing_ok=True)
-            if not continued:  # a continued file may only have begun wrongly, which deserves a second, fresh attempt
+            if not continued:  # only a continued file, whose beginning may be wrong, gets a second attempt
                 break
     except (OSError, ValueError) as error:  # every network error is an OSError; a malformed URL is a ValueError
         raise UserError(
             f"The download of 'shakespeare' from {url} failed ({error}); check the network and run again, which "
-            "continues where this stopped, or train on any local file with --text PATH."
+            "continues where this download stopped, or train on any local file with --text PATH."
         ) from error
     raise UserError(
         f"The file at {url} is not 'shakespeare': expected SHA-256 {SHA256}, got {digest}. "
@@ -74,12 +75,12 @@ def download(
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Bring the rest of ``url`` into ``part``; what has arrived stays there when the connection breaks.
+    """Download the rest of ``url`` into ``part``; the bytes that have arrived stay there if the connection breaks.
 
-    When the server has no such rest, ``part`` is left as it was: its digest will tell whether it is already complete.
+    If the server has no bytes after the end of ``part``, it stays as it is: its digest shows whether it is complete.
 
     Raises:
-        OSError: the server cannot be reached, refuses, breaks off, or the disk is full.
+        OSError: the server cannot be reached or refuses, the connection breaks, or the disk is full.
         ValueError: the URL is malformed.
     """
     from http.client import HTTPException
@@ -92,13 +93,13 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
         with urlopen(request, timeout=TIMEOUT) as response:
-            if response.status != 206:  # only a 206 is the rest that was asked for, anything else the whole file
+            if response.status != 206:  # only a 206 is the requested rest, any other answer is the whole file
                 start = 0
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)
             bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=not progress)
             with open(part, "ab" if start else "wb") as file, bar:
-                # read1 hands over whatever has arrived; read would wait for a full block and lose it when cut off.
+                # read1 returns what has arrived; read waits for a full block, and loses it if the connection breaks.
                 while chunk := response.read1(1 << 16):
                     file.write(chunk)
                     bar.update(len(chunk))
@@ -114,7 +115,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
 
 
 def _sha256(path: Path) -> str | None:
-    """The SHA-256 of a file in hexadecimal, or None where there is no file."""
+    """The SHA-256 of a file in hexadecimal, or None if there is no file."""
     import hashlib
 
     try:

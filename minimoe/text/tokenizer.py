@@ -1,13 +1,13 @@
-"""Text to numbers and back: one token a character, or one token a byte.
+"""Text to numbers and back, with one token per character or one token per byte.
 
     "deed"  →  characters "de"  →  [0, 1, 1, 0]          CharTokenizer: small vocabulary, knows only its own text
     "é"     →  UTF-8 C3 A9      →  [195, 169]            ByteTokenizer: 256 tokens, knows every text
 
-A model with few tokens is a model whose embedding and output layer are small, which leaves nearly all of its
-parameters to the experts. Both tokenizers are frozen values with the same few methods, so the rest of the package
-never asks which one it holds.
+With a small vocabulary, the embedding and the output layer of a model are small, so nearly all of its parameters are in
+the experts. Both tokenizers are frozen values with the same few methods, so the rest of the package does not need to
+know which one it has.
 
-Losses of different tokenizers are compared in bits per byte: the summed loss in nats, divided by
+Losses with different tokenizers are compared in bits per byte: the summed loss in nats, divided by
 ``log(2) · tokenizer.bytes_of(targets)``.
 """
 
@@ -32,7 +32,7 @@ class CharTokenizer:
     """One token for each character that the training text contains.
 
     Attributes:
-        characters: every known character once, in the order of code points; the id of a character is its index.
+        characters: every known character once, in code point order; the id of a character is its index.
 
     Raises:
         UserError: ``characters`` is empty, not sorted, repeats a character or holds half of a surrogate pair.
@@ -48,7 +48,7 @@ class CharTokenizer:
             )
         if self.characters != "".join(sorted(set(self.characters))):
             raise UserError(
-                f"The characters of a char tokenizer are {_shown(self.characters)}, expected each of them once and in "
+                f"The characters of a char tokenizer are {_shown(self.characters)}, expected each one once and in "
                 "order; make the tokenizer with build('char', text)."
             )
         if halves := [character for character in self.characters if "\ud800" <= character <= "\udfff"]:
@@ -70,12 +70,13 @@ class CharTokenizer:
         """
         points = _code_points(text)
         known = _code_points(self.characters)
-        # One table from code point to id. Its last entry stands for every code point above the largest known one.
+        # A table from code point to id replaces one dictionary look-up per character. Its last entry stands for every
+        # code point above the largest known one.
         id_of = np.full(int(known[-1]) + 2, -1, dtype=np.int32)
         id_of[known] = np.arange(len(known), dtype=np.int32)
         ids: Ids = id_of[np.minimum(points, known[-1] + 1)]
         if ids.size and ids.min() < 0:
-            unseen = dict.fromkeys(text[i] for i in np.flatnonzero(ids < 0))  # a dict keeps the order of appearance
+            unseen = dict.fromkeys(text[i] for i in np.flatnonzero(ids < 0))  # a dict keeps their order in the text
             raise UserError(
                 f"The text contains {_shown(unseen)}, but this model knows only the {self.vocab_size} characters of "
                 "its training text; use other characters, or train with --tokenizer byte, which knows every text."
@@ -101,7 +102,7 @@ class CharTokenizer:
             yield self.decode([token])
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """How many bytes of UTF-8 the ids, of any shape, stand for.
+        """The number of UTF-8 bytes that the ids, of any shape, stand for.
 
         Raises:
             UserError: ``ids`` is not integer, or holds an id that is not in the vocabulary.
@@ -116,7 +117,7 @@ class CharTokenizer:
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """One token for each of the 256 bytes: every text can be encoded, and é costs two tokens."""
+    """One token for each of the 256 bytes: every text can be encoded, and é takes two tokens."""
 
     kind: ClassVar[str] = "byte"
 
@@ -141,7 +142,7 @@ class ByteTokenizer:
         return np.frombuffer(data, dtype=np.uint8).astype(np.int32)
 
     def decode(self, ids: AnyIds) -> str:
-        """The text of a one-dimensional array of bytes; bytes that are not UTF-8 become U+FFFD, the mark �.
+        """The text of a one-dimensional array of bytes; bytes that are not UTF-8 become U+FFFD, the character �.
 
         Raises:
             UserError: ``ids`` is not one-dimensional, not integer, or holds an id outside 0 … 255.
@@ -149,9 +150,9 @@ class ByteTokenizer:
         return _checked_row(ids, self.vocab_size).astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Yield text as bytes arrive, never half of a character: its bytes are held back until the last one is here.
+        """Yield text as bytes arrive, never half of a character: its bytes are held back until the last one arrives.
 
-        Joined, the pieces are what ``decode`` makes of all the ids.
+        The joined pieces are what ``decode`` makes of all ids.
 
         Raises:
             UserError: an id is outside 0 … 255.
@@ -164,7 +165,7 @@ class ByteTokenizer:
             yield rest
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """How many bytes of UTF-8 the ids, of any shape, stand for: one each.
+        """The number of UTF-8 bytes that the ids, of any shape, stand for: one each.
 
         Raises:
             UserError: ``ids`` is not integer, or holds an id outside 0 … 255.
@@ -180,15 +181,15 @@ Tokenizer: TypeAlias = CharTokenizer | ByteTokenizer
 
 
 def build(kind: str, text: str) -> Tokenizer:
-    """The tokenizer of this kind for a training text, which the byte tokenizer does not need to see.
+    """The tokenizer of this kind for a training text; a byte tokenizer does not depend on the text.
 
     Raises:
-        UserError: ``kind`` is neither 'char' nor 'byte', or a char tokenizer is asked for an empty text.
+        UserError: ``kind`` is neither 'char' nor 'byte', or it is 'char' and the text is empty.
     """
     if kind == "byte":
         return ByteTokenizer()
     if kind == "char":
-        # On a long text, unique code points are found several times faster than sorted(set(text)) finds characters.
+        # On a long text, this is several times faster than the plain form, sorted(set(text)).
         points = np.flatnonzero(np.bincount(_code_points(text)))
         return CharTokenizer("".join(map(chr, points.tolist())))
     raise UserError(f"The tokenizer {kind!r} is unknown; use 'char' or 'byte'.")
@@ -218,19 +219,19 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 def _shown(characters: Iterable[str], at_most: int = 5) -> str:
-    """Characters for an error message, quoted so that a tab or a control character can be seen."""
+    """Characters for an error message, quoted so that a tab or a control character is visible."""
     found = list(characters)
     more = len(found) - at_most
     return ", ".join(map(repr, found[:at_most])) + (f" and {more} more" if more > 0 else "")
 
 
 def _checked(ids: AnyIds, vocab_size: int) -> npt.NDArray[np.integer[Any]]:
-    """The ids as an array, all of them in the vocabulary: NumPy would read id -1 as the last token."""
+    """The ids as an array; raises if one is not in the vocabulary, because NumPy would take -1 for the last token."""
     array = np.asarray(ids)
     if array.size == 0:
-        return array.astype(np.int32)  # an empty list has no integers to take a type from
+        return array.astype(np.int32)  # NumPy makes an empty list an array of floats
     if array.dtype.kind not in "iu":
-        raise UserError(f"Token ids must be integers, got {array.dtype}; pass what encode returned.")
+        raise UserError(f"Token ids must be integers, got {array.dtype}; pass the ids that encode returned.")
     outside = (array < 0) | (array >= vocab_size)
     if outside.any():
         raise UserError(

@@ -1,1 +1,1 @@
-"""How fast is this machine? The time of a step and of its parts, and what slows them."""
+"""How fast is this machine? The time of a step and of its parts, and what slows them down."""

@@ -1,4 +1,4 @@
-"""What keeps this machine from computing as fast as it could: settings of BLAS and of workers, each in one sentence."""
+"""What slows this machine down: settings of BLAS and of the workers, each described in one sentence."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _KERNEL = (
 
 
 def found(threads: int) -> list[str]:
-    """A sentence for every setting that costs speed when training with ``threads`` workers; empty if none does."""
+    """One sentence for each setting that slows training with ``threads`` workers; empty if there is none."""
     sentences = [_kernel(), _idle_cores(threads), _withheld_cores(), _short_blas(threads)]
     return [sentence for sentence in sentences if sentence is not None]
 
 
 def kernel() -> str:
-    """The kernels that NumPy's BLAS runs, as it names them; empty where it does not say."""
+    """The name of the kernels that NumPy's BLAS runs; empty if BLAS does not name them."""
     from threadpoolctl import threadpool_info
 
     return next((one.get("architecture") or "" for one in threadpool_info() if one["user_api"] == "blas"), "")
 
 
 def own_kernel() -> str:
-    """The kernels that BLAS would choose by itself, asked of a process without ``OPENBLAS_CORETYPE``."""
+    """The kernels that BLAS would choose by itself, read from a process without ``OPENBLAS_CORETYPE``."""
     environment = {name: value for name, value in os.environ.items() if name != FORCED_KERNEL}
     try:
         asked = subprocess.run(
@@ -52,19 +52,19 @@ def _kernel() -> str | None:
         own = own_kernel()
         if own and own != now:
             return (
-                f"{FORCED_KERNEL}={forced} makes BLAS run its {now or forced} kernels, though it has {own} ones for "
-                "this processor: unset it."
+                f"{FORCED_KERNEL}={forced} makes BLAS run its {now or forced} kernels, although it has {own} kernels "
+                "for this processor: unset it."
             )
     if now.lower() in WITHOUT_AVX2 and _has_avx2():
         return (
-            f"BLAS runs its {now} kernels, made for processors without AVX2, which this one has: "
-            "install NumPy from PyPI or conda-forge, whose BLAS chooses by the processor."
+            f"BLAS runs its {now} kernels, which are made for processors without AVX2, although this processor has "
+            "AVX2: install NumPy from PyPI or conda-forge, whose BLAS chooses its kernels by the processor."
         )
     return None
 
 
 def _has_avx2() -> bool:
-    """Whether Linux says so; elsewhere nobody is asked."""
+    """Whether Linux reports AVX2; always False on other systems."""
     try:
         return " avx2 " in Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -84,7 +84,7 @@ def _withheld_cores() -> str | None:
     cores, all_cores = resources.cores(), os.cpu_count() or 1
     if cores < all_cores:
         return (
-            f"This process may use {cores} of the machine's {all_cores} cores: taskset or a container holds it there."
+            f"This process may use {cores} of the machine's {all_cores} cores: taskset or a container sets this limit."
         )
     allowed = _quota()
     if allowed is not None and allowed < cores:
@@ -96,7 +96,7 @@ def _withheld_cores() -> str | None:
 
 
 def _quota(path: str = "/sys/fs/cgroup/cpu.max") -> float | None:
-    """How many cores' time the control group allows; None without a limit."""
+    """The time that the control group allows, in cores; None without a limit."""
     try:
         limit, period = Path(path).read_text().split()
         return float(limit) / float(period)
@@ -109,7 +109,7 @@ def _short_blas(threads: int) -> str | None:
         value = os.environ.get(name, "")
         if value.isdecimal() and 0 < int(value) < threads:
             return (
-                f"{name}={value} holds BLAS to {value} of {threads} threads where a long prompt is read: unset it "
-                "(training is not slowed, for each of its workers has one)."
+                f"{name}={value} limits BLAS to {value} of {threads} threads when a long prompt is read: unset it "
+                "(training is not slowed, because each of its workers has one thread)."
             )
     return None

@@ -1,10 +1,10 @@
 """How fast this machine trains and writes, where the time goes, and how close that is to what the machine can do.
 
-    report = run(config.preset("toy"))
+    report = run(presets.preset("toy"))
     print(table(report))
 
-The step is the trainer's own; only the text is random. The measure is the machine itself: the share of the speed that
-its BLAS reaches on one large matrix product with as many threads.
+The step is the trainer's own; only the text is random. The speed is compared with that of the machine itself: it is
+given as a share of the speed that BLAS reaches on one large matrix product with the same number of threads.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ GEMM = 2048
 
 WARM_UP, LEAST_RUNS = 2, 3
 PROMPT, WRITTEN = 8, 256
-"""Tokens that decoding starts from, and the most that it writes: less where the model's context ends before."""
+"""Tokens in the prompt of the decoding test, and the most that it writes: fewer if the model's context is shorter."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """Milliseconds of a step spent in one kind of layer; where workers share the step, by the first of them."""
+    """Milliseconds per step in one kind of layer; if several workers share the step, those of the first worker."""
 
     name: str
     forward: float
@@ -52,7 +52,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured: medians of steps and of decoding, means of components, the best run of the peak."""
+    """The measurements: medians for steps and decoding, means for components, the best run for the peak."""
 
     device: str
     threads: int
@@ -65,7 +65,7 @@ class Report:
     components: list[Component]
     clip_milliseconds: float
     update_milliseconds: float
-    matrix_operations: int  # of a step
+    matrix_operations: int  # per step
     peak_operations_per_second: float
     share_of_peak: float
     decoding_tokens_per_second: float
@@ -77,11 +77,11 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     """Measures a model and a recipe; each part takes about ``seconds``.
 
     Raises:
-        UserError: the device or the number of threads cannot be had, the memory does not suffice, or ``seconds`` is
+        UserError: the device or the number of threads is not available, there is too little memory, or ``seconds`` is
             negative or not finite.
     """
     if not 0 <= seconds < math.inf:
-        raise UserError(f"seconds {seconds} is no time to measure for: choose a number above 0, such as 3.")
+        raise UserError(f"seconds {seconds} is not a time to measure for: choose a number above 0, such as 3.")
     config, recipe = chosen.config, chosen.recipe
     where, threads = select_device(device), resources.thread_count(threads)
     at_work = 1 if where == "gpu" else min(threads, recipe.batch)
@@ -90,7 +90,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, config, recipe.dtype))
 
     def wait() -> None:
-        """A copy from the device comes after all the work that it was given."""
+        """Waits for the device: a copy from it is made only after all its earlier work."""
         to_host(array_module(params.norm.gain).zeros(1))
 
     moments = optimizer.init(params, recipe)
@@ -134,7 +134,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
 
 
 def measure(work: Callable[[], Any], seconds: float) -> list[float]:
-    """Seconds of each run, after ``WARM_UP`` that do not count: for about ``seconds``, but ``LEAST_RUNS`` at least."""
+    """The seconds of each run, ``LEAST_RUNS`` or more in about ``seconds``; ``WARM_UP`` runs come first, uncounted."""
     for _ in range(WARM_UP):
         work()
     times: list[float] = []
@@ -146,11 +146,11 @@ def measure(work: Callable[[], Any], seconds: float) -> list[float]:
 
 
 def matrix_operations(config: ModelConfig, batch: int) -> int:
-    """Operations (a product, a sum) of the matrix products of one step: forward, and twice as many backward.
+    """Operations (products and sums) in the matrix products of one step: forward, and twice as many backward.
 
-    Exact: every active parameter that multiplies a token counts 2, every pair of a query and a key in its sight 4·H·C
-    in each layer. What an implementation computes beyond that, such as masked scores or scores computed again, is not
-    counted: it is of no use to anyone.
+    The count is exact: every active parameter that multiplies a token counts 2, and every pair of a query and a key
+    that it sees counts 4·H·C in each layer. Anything else that an implementation computes, such as masked scores or
+    scores computed again, is not counted, because the result does not need it.
     """
     plan = blueprint.of_config("", config)
     weights = sum(part.active for part in plan.parts if part.multiplied) + parameters.count(config).noise
@@ -160,7 +160,7 @@ def matrix_operations(config: ModelConfig, batch: int) -> int:
 
 
 def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: float) -> float:
-    """Operations a second of the best of several large products, in the dtype of ``like`` and where it lives."""
+    """Operations per second of the fastest of several large products, in the dtype and on the device of ``like``."""
     from threadpoolctl import threadpool_limits
 
     xp = array_module(like)
@@ -177,7 +177,7 @@ def matrix_peak(like: Array, threads: int, wait: Callable[[], Any], seconds: flo
 
 
 def peak_memory(like: Array) -> int | None:
-    """Bytes held at most: by this process and its workers, or in CuPy's pool; None where nobody tells."""
+    """The most bytes that this process and its workers, or CuPy's pool, have held; None if that is unknown."""
     if isinstance(like, np.ndarray):
         return resources.peak_memory_bytes()
     return int(array_module(like).get_default_memory_pool().total_bytes())
@@ -191,7 +191,7 @@ def _training(
     threads: int,
     wait: Callable[[], None],
 ) -> Callable[[], None]:
-    """A function that takes one training step after the other."""
+    """A function that takes one training step each time it is called."""
     tokens, targets = rng.integers(config.vocab_size, size=(2, recipe.batch, config.context))
     taken = 0
 
@@ -205,7 +205,7 @@ def _training(
 
 
 def _decoding(params: Decoder, config: ModelConfig, threads: int, seconds: float) -> float:
-    """Tokens a second of greedy decoding, one sequence, with the key/value cache."""
+    """Tokens per second of greedy decoding, one sequence, with the key/value cache."""
     from threadpoolctl import threadpool_limits
 
     prompt = np.arange(min(PROMPT, max(1, config.context // 2))) % config.vocab_size
@@ -219,7 +219,7 @@ def _decoding(params: Decoder, config: ModelConfig, threads: int, seconds: float
         return tokens / statistics.median(measure(write, seconds))
 
 
-# Words
+# The report as text
 
 
 def to_json(report: Report) -> str:
@@ -228,19 +228,20 @@ def to_json(report: Report) -> str:
 
 
 def table(report: Report) -> str:
-    """The report for a reader, slowest component first."""
+    """The report as a table, slowest component first."""
     on = "a GPU" if report.device == "gpu" else f"{report.threads} thread{'s' if report.threads > 1 else ''}"
     lines = [
-        f"{report.parameters:,} parameters, {report.batch} × {report.context} tokens a step, {report.optimizer}, {on}",
+        f"{report.parameters:,} parameters, {report.batch} × {report.context} tokens per step, "
+        f"{report.optimizer}, {on}",
         "",
-        f"training   {report.training_tokens_per_second:,.0f} tokens/s, {report.step_milliseconds:,.1f} ms a step",
-        f"matrices   {report.matrix_operations / 1e9:,.2f} billion operations a step: "
-        f"{report.share_of_peak:.0%} of this machine's {report.peak_operations_per_second / 1e9:,.0f} billion a second",
+        f"training   {report.training_tokens_per_second:,.0f} tokens/s, {report.step_milliseconds:,.1f} ms per step",
+        f"matrices   {report.matrix_operations / 1e9:,.2f} billion operations per step, at {report.share_of_peak:.0%} "
+        f"of this machine's {report.peak_operations_per_second / 1e9:,.0f} billion per second",
         f"decoding   {report.decoding_tokens_per_second:,.0f} tokens/s, greedy, one sequence",
     ]
     if report.peak_memory_bytes is not None:
         lines.append(f"memory     {report.peak_memory_bytes / 1e6:,.0f} MB at the peak of training")
-    lines += ["", f"{'ms a step':16}{'forward':>9}{'backward':>10}"]
+    lines += ["", f"{'ms per step':16}{'forward':>9}{'backward':>10}"]
     for one in sorted(report.components, key=lambda one: -one.forward - one.backward):
         lines.append(f"{one.name:16}{one.forward:9.2f}{one.backward:10.2f}")
     lines.append(f"{'clip, update':16}{report.clip_milliseconds:9.2f}{report.update_milliseconds:10.2f}")

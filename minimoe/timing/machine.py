@@ -1,4 +1,4 @@
-"""What this machine computes with, in words."""
+"""What this machine computes with: its libraries, cores, memory and GPU."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def describe() -> str:
             kernel = library.get("architecture") or "unknown"
             lines.append(
                 f"BLAS      {library['internal_api']} {library['version']}, {kernel} kernels, {library['num_threads']} "
-                "threads; training gives each of its workers one"
+                "threads; training gives each of its workers one thread"
             )
     lines.append(f"cores     {resources.cores()}")
     memory = resources.memory_bytes()

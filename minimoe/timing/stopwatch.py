@@ -1,12 +1,13 @@
-"""A stopwatch on every layer: where the time of a step goes, forward and backward, in the run itself.
+"""A stopwatch on every layer: where the time of a real step goes, forward and backward.
 
     with watch(wait) as seconds:
         ...                               training steps
     seconds["attention", "forward"]       spent there
 
-A layer reaches another by its module, ``linear.forward``, so while the stopwatch runs each module's two functions are
-replaced by timed ones. A layer's time is its own: what it spends in another layer is counted there. Where workers share
-a step, the one that opened the stopwatch is timed, and not the others; if their rows travel, the way counts as ``moe``.
+A layer calls another layer through its module, as ``linear.forward``. While the stopwatch runs, the two functions of
+each module are replaced by timed ones. A layer's time is its own: the time that it spends in another layer is counted
+there. If several workers share a step, only the worker that opened the stopwatch is timed; the time to exchange rows
+with other workers counts as ``moe``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from minimoe.losses import cross_entropy
 TOOLS = (("clip", "optim.clipping", "clip"), ("update", "optim.optimizer", "update_some"))
 
 Seconds = dict[tuple[str, str], float]
-"""(component, ``forward`` or ``backward``) → seconds; ``clip`` and ``update`` come after both."""
+"""(component, ``forward`` or ``backward``) → seconds; for ``clip`` and ``update``, the second word is ``after``."""
 
 
 def components() -> dict[str, ModuleType]:
@@ -43,7 +44,7 @@ def watch(wait: Callable[[], Any]) -> Iterator[Seconds]:
     """Times every layer and the optimiser while the block runs; ``wait`` returns when the device has nothing to do."""
     seconds: Seconds = {}
     thread = threading.get_ident()
-    around: list[float] = []  # of each call under way, the seconds spent in others
+    around: list[float] = []  # for each call in progress, the seconds that it spent in other timed calls
 
     def timed(key: tuple[str, str], function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)

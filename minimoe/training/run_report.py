@@ -1,4 +1,4 @@
-"""What a person sees of a training: the opening words, the progress bar, and at the end figures and a sample."""
+"""What the user sees during a training run: the opening, the progress bar, and at the end figures and a sample."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Bar:
         self._validation = "-"
 
     def show(self, row: dict[str, Any]) -> None:
-        """One more step is done; ``row`` is its line of the metrics."""
+        """Advances by one step; ``row`` is its line of the metrics."""
         if "val_loss" in row:
             self._validation = f"{row['val_loss']:.3f}"
         fullest = max(max(layer) * len(layer) for layer in row["load"])
@@ -42,7 +42,7 @@ class Bar:
 
 @contextmanager
 def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
-    """A bar from step ``first`` to ``steps``: the terminal's, or the notebook's in a notebook."""
+    """A bar from step ``first`` to ``steps``, for the terminal or, in a notebook, for the notebook."""
     from tqdm.auto import tqdm
 
     with tqdm(total=steps, initial=first, disable=not visible, unit="step", dynamic_ncols=True) as shown:
@@ -50,7 +50,7 @@ def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
 
 
 def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:
-    """What is about to happen, in three lines."""
+    """Three lines about the model, the text and the steps to come."""
     counts = parameters.count(run.config)
     held_out = sum(len(ids) for ids in data.validation)
     begin = f"continues at step {first} of" if first else "takes"
@@ -58,32 +58,32 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
     kind = (
         "A dense model"
         if run.config.experts == 1
-        else f"A mixture of {run.config.experts} experts, {run.config.active_experts} at work for each token"
+        else f"A mixture of {run.config.experts} experts, {run.config.active_experts} active per token"
     )
     return (
         f"{kind}: {counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
-        f"It reads {', '.join(data.names)}: {len(data.train):,} tokens to learn from, {held_out:,} held out.\n"
+        f"It reads {', '.join(data.names)}: {len(data.train):,} tokens for training, {held_out:,} for validation.\n"
         f"Training {begin} {steps} of {run.recipe.batch * run.config.context:,} tokens "
         f"on {'the GPU' if device == 'gpu' else f'{threads} CPU core' + 's' * (threads > 1)} and writes to {folder}."
     )
 
 
 def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
-    """How it ended, with a sample and the paths of the figures; or how to go on."""
+    """The sample, the validation loss and the paths of the files; of an interrupted run, how to resume it."""
     step = metrics[-1]["step"] if metrics else 0
     if not finished:
-        return f"\nInterrupted at step {step}; all of it is saved. Continue with: minimoe train --resume {folder}"
+        return f"\nInterrupted at step {step}; everything is saved. Continue with: minimoe train --resume {folder}"
     paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE) if (folder / name).exists())
     validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
     return (
         f"\n{(folder / SAMPLE).read_text(encoding='utf-8')}\n"
         f"Validation loss {validation} nats per token after {step:,} steps. Look at:\n{paths}\n"
-        f'Let it write: minimoe generate {folder} --prompt "..."'
+        f'Generate text with: minimoe generate {folder} --prompt "..."'
     )
 
 
 def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]) -> None:
-    """Leaves loss.png, experts.png (of a mixture) and sample.txt in the folder."""
+    """Writes sample.txt to the folder and, if there are metrics, loss.png and experts.png (of a mixture only)."""
     files.write_atomically(folder / SAMPLE, sample(model, data).encode(errors="backslashreplace"))
     if metrics:
         plots.save(plots.loss_curves(metrics), folder / LOSS)
@@ -94,7 +94,7 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
 
 
 def sample(model: Model, data: Texts) -> str:
-    """For each document the model's continuation of a passage that it never saw, behind a mark where it takes over."""
+    """For each document, a passage that the model never saw, the mark ``|>``, and its continuation."""
     parts = []
     for name, ids in zip(data.names, data.validation, strict=True):
         prompt = ids[:PROMPT_TOKENS]

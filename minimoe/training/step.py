@@ -1,10 +1,10 @@
-"""One training step: noise for the whole batch, its gradient in shards, a clip, and the optimiser's update.
+"""One training step: the noise for the whole batch, the gradient in shards, clipping, and the optimiser's update.
 
     with step.open_workers(params, moments, config, recipe, count) as workers:
         shards = step.shard_batch(rng, workers.params, tokens, targets, config, recipe, count)
         totals, norm = workers.step(shards, number)
 
-The trainer repeats it, and the benchmark times exactly the same.  Lesson: lessons/11_training.ipynb
+The trainer repeats this step, and the benchmark times the same code.  Lesson: lessons/11_training.ipynb
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from minimoe.parallel.processes import shared
 
 
 class Workers(NamedTuple):
-    """Workers that take steps together, and what they change."""
+    """Workers that take steps together, and the arrays that they change."""
 
     params: Decoder
     moments: optimizer.State
@@ -52,9 +52,9 @@ def shard_batch(
     recipe: TrainConfig,
     workers: int,
 ) -> list[Shard]:
-    """tokens and targets (B, T) on the host → a shard for each worker and each accumulated part, where ``params`` live.
+    """tokens and targets (B, T) on the host → a shard per worker and accumulated part, on the device of ``params``.
 
-    The router's noise is drawn for the whole batch and cut with it, so that it does not depend on the number of shards.
+    The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
     """
     batch, context = tokens.shape
     noise = decoder.draw_noise(rng, config, batch, context, recipe.dtype)
@@ -74,9 +74,10 @@ def shard_batch(
 def open_workers(
     params: Decoder, moments: optimizer.State, config: ModelConfig, recipe: TrainConfig, count: int
 ) -> Iterator[Workers]:
-    """Opens ``count`` workers for the steps of a run, each with its part of the shards: at least one for each.
+    """Opens ``count`` workers for the steps of a run. There must be at least one shard per worker.
 
-    Only the arrays of ``Workers`` are changed; with one worker they are those passed in.
+    Only the arrays of ``Workers`` are changed. With one worker these are the arrays that were passed in, with several
+    they are copies in shared memory.
     """
     if count > 1:
         params = tree.map(shared, params)
@@ -93,7 +94,7 @@ def open_workers(
 def launch_for(
     workers: int, work: Work, params: Decoder, config: ModelConfig, recipe: TrainConfig
 ) -> contextlib.AbstractContextManager[Run]:
-    """``launch`` with room for all that ``gradient`` moves between the workers."""
+    """``launch`` with enough shared memory for all that ``gradient`` moves between the workers."""
     named = dict(tree.named_leaves(params))
     if not worth_exchanging(config, recipe, workers):
         return launch(workers, work, named)
@@ -111,16 +112,17 @@ def train_step(
     number: int,
     group: Group = ALONE,
 ) -> tuple[Totals, float]:
-    """Step ``number`` (from 0) changes ``params`` and ``moments`` in place → the losses, the gradient's norm unclipped.
+    """Takes step ``number`` (from 0): changes ``params``, ``moments`` in place → losses, the norm before clipping.
 
-    In a ``group``, every worker calls this with its own shards and updates its own share of the parameters. Where loss
-    or norm is not finite, nothing is changed.
+    In a ``group``, every worker calls this with its own shards and updates its own share of the parameters. If the loss
+    or the norm is not finite, nothing is changed.
     """
     totals, my_gradient = gradient(params, shards, config, recipe, group)
     norm = float(clipping.clip(list(my_gradient.values()), recipe.clip, group))
     if is_finite(totals, norm):
         my_params, my_moments = dict(tree.named_leaves(params)), dict(moments)
         if worth_exchanging(config, recipe, group.size):
+            # the gradient of a stack of experts covers only this worker's experts, so cut the parameters to match
             by_expert = set(tree.marked(params, "by_expert"))
             own = itemgetter(group.part(config.experts))
             my_params |= tree.map(own, exchange.split(my_params, by_expert)[0])
@@ -135,7 +137,7 @@ def gradient(
 ) -> tuple[Totals, dict[str, Array]]:
     """The losses of a batch, and the gradients of this worker's share of the parameters, by name.
 
-    Where workers own different experts, a worker's share of every stack of experts is its own experts.
+    If workers own different experts, a worker's share of every stack of experts is the experts that it owns.
     """
     goal = Objective(
         Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
@@ -154,7 +156,7 @@ def gradient(
     )
     whole: dict[str, Array] = {}
     to_add_up = dict(tree.named_leaves(through_mine))
-    if owned:
+    if owned:  # the owner of an expert has already seen all tokens of that expert, so its gradient is whole
         whole, to_add_up = exchange.split(to_add_up, set(tree.marked(params, "by_expert")))
     return totals, whole | group.reduce_scatter(to_add_up, group.share(to_add_up))
 

@@ -1,9 +1,9 @@
-"""The training loop: draw a batch, take its gradient in shards, step the optimiser, measure, save.
+"""The training loop: draw a batch, compute its gradient in shards, update the parameters, measure, save.
 
     trained = train("toy", corpus="data", out="runs/toy")
 
-Whatever happens, the folder holds the last checkpoint whole. Killed, interrupted or stopped by a loss that is no
-number, a run continues with ``resume`` as if nothing had happened: with the same number of threads on the same machine
+The folder always holds the last checkpoint, complete. A run that was killed, interrupted or stopped by a NaN or
+infinite loss continues with ``resume`` as if it had never stopped: with the same number of threads on the same machine,
 it ends with the same bits.  Lesson: lessons/11_training.ipynb
 """
 
@@ -26,7 +26,7 @@ from minimoe.core.errors import UserError, printable
 from minimoe.core.presets import Preset
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
-from minimoe.layers import decoder
+from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.losses.objective import Totals
 from minimoe.optim import optimizer, schedule
@@ -59,15 +59,19 @@ def train(
     threads: int | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Trains a new model and leaves a run folder.
+    """Trains a new model and writes a run folder.
 
-    ``corpus`` is a built-in name or a ``Corpus``; without it, the preset's own. ``out`` must not hold a run yet;
-    without it, a new folder under ``runs/`` is made, called ``name`` or after the preset. ``threads`` defaults to the
-    cores at hand. Raises ``UserError`` for anything that cannot work, before anything is written where possible.
+    ``corpus`` is the name of a built-in corpus or a ``Corpus``; the default is the preset's. ``out`` must not hold a
+    run yet; the default is a new folder under ``runs/``, called ``name`` or after the preset. ``threads`` defaults to
+    the number of cores.
+
+    Raises:
+        UserError: the run is not possible. Wherever this can be known in advance, nothing is written.
     """
     chosen = presets.preset(preset) if isinstance(preset, str) else preset
     if not isinstance(chosen, Preset):
-        raise UserError(f"{chosen!r:.60} is no preset: give the name of one, or a minimoe.config.Preset.")
+        raise UserError(f"{chosen!r:.60} is not a preset: give the name of one, or a minimoe.core.presets.Preset.")
+    moe.check(chosen.config)
     where, threads = select_device(device), resources.thread_count(threads)
     at_work = 1 if where == "gpu" else min(threads, chosen.recipe.batch)
     memory.check_memory(chosen.config, chosen.recipe, at_work)
@@ -79,7 +83,7 @@ def train(
     run = RunConfig(model, chosen.recipe, codec, source)
     folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
     with checkpoint.locked(folder):
-        _refuse_a_run(folder)  # once more: another training may have begun and ended before the lock was ours
+        _refuse_a_run(folder)  # again: another run may have begun and ended before this one had the lock
         return _loop(folder, run, data, where, threads, progress)
 
 
@@ -94,9 +98,12 @@ def resume(
 ) -> Trained:
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
-    ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold new values for
-    ``checkpoint.CHANGEABLE`` settings. Raises ``UserError`` if anything else differs, if ``steps`` is less than what is
-    done, or if the run's text has changed or is gone.
+    ``corpus`` is needed only if the run began with one made in Python. ``changes`` may hold new values of the settings
+    in ``checkpoint.CHANGEABLE``.
+
+    Raises:
+        UserError: another setting differs, ``steps`` is less than the steps already taken, or the run's text has
+            changed or is gone.
     """
     folder = Path(folder)
     run = checkpoint.load_config(folder)
@@ -105,7 +112,7 @@ def resume(
         if name not in checkpoint.CHANGEABLE and stored.get(name) != value:
             raise UserError(
                 f"{name} was {stored.get(name)!r} when this run began and cannot become {value!r}: "
-                "leave it out, or train anew."
+                "leave it out, or start a new run."
             )
     changed = {name: value for name, value in (changes or {}).items() if name in checkpoint.CHANGEABLE}
     run = run._replace(recipe=dataclasses.replace(run.recipe, **changed))
@@ -125,12 +132,14 @@ def train_dense_twin(
     threads: int | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Trains the dense model of equal active parameters on what the run in ``folder`` learned from, by its recipe.
+    """Trains a dense model with as many active parameters as the run in ``folder``, on its text and with its recipe.
 
-    ``corpus`` is needed only where the run began with one made in Python. ``changes`` may hold other settings, of the
-    recipe for instance: what is best for a mixture need not be best for a dense model. Without ``out``, the new run is
-    called after the old one, with ``-dense`` behind. Raises ``UserError`` as ``train``, or if the run is dense itself
-    or its text has changed.
+    ``corpus`` is needed only if the run began with one made in Python. ``changes`` may hold other settings, for example
+    of the recipe: the best recipe for a mixture need not be the best for a dense model. Without ``out``, the new run
+    has the name of the old one, followed by ``-dense``.
+
+    Raises:
+        UserError: as for ``train``; or the run itself is dense, or its text has changed.
     """
     run = checkpoint.load_config(folder)
     twin = presets.dense_twin(Preset("", run.config, run.recipe))
@@ -148,7 +157,7 @@ def train_dense_twin(
 
 
 class _State(NamedTuple):
-    """All that changes while a run goes on."""
+    """Everything that changes during a run."""
 
     params: Decoder
     optimizer: optimizer.State
@@ -160,7 +169,7 @@ class _State(NamedTuple):
 def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
     """The state of the folder's last checkpoint; without one, a fresh state, which is saved.
 
-    So there always is a model to load, and a full disk is found before the work is done.
+    Because it is saved, there is always a model to load, and a full disk is noticed before any work is done.
     """
     rng = np.random.default_rng(run.recipe.seed)
     saved = checkpoint.load_progress(folder, run)
@@ -173,7 +182,7 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
         rng.bit_generator.state = progress.random_state
     if progress.step > run.recipe.steps:
         raise UserError(
-            f"{folder} has taken {progress.step} steps already: give --steps at least that many, or train anew."
+            f"{folder} has taken {progress.step} steps already: give at least that many --steps, or start a new run."
         )
     checkpoint.save_config(folder, run)
     if saved is None:
@@ -187,7 +196,7 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
 
 
 def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, progress: bool) -> Trained:
-    """Steps from where the folder's checkpoint stands to the end."""
+    """Takes all steps from the folder's checkpoint to the end of the run."""
     recipe = run.recipe
     params, moments, rng, first, seconds = _restore(folder, run, device)
     metrics.write(folder, metrics.read(folder, up_to=first))
@@ -219,7 +228,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
                 row["val_loss"] = text_loss.evaluate(params, run.config, data.validation, pool).loss
             metrics.append(folder, row)
             bar.show(row)
-            stop = interrupted.is_set()  # asked once: what ends the loop must also have been saved
+            stop = interrupted.is_set()  # read once, so that the same Ctrl-C that ends the loop also saves
             if stop or done == recipe.steps or _is_due(done, recipe.save_every):
                 progress_now = Progress(done, seconds, dict(rng.bit_generator.state))
                 checkpoint.save(folder, run, params, moments, progress_now)
@@ -228,7 +237,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
                 break
 
     finished = done == recipe.steps
-    rows = metrics.read(folder)  # not kept until now: a row takes more than 1 kB of memory, and steps can be many
+    rows = metrics.read(folder)  # read only now: a row takes more than 1 kB of memory, and there can be many
     model = Model(tree.map(to_host, params), run.config, run.tokenizer, run)
     if finished:
         run_report.write(folder, model, data, rows)
@@ -262,7 +271,7 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a step is never cut in two; the second one interrupts at once."""
+    """An event that the first Ctrl-C sets, so that no step is cut in two; the second Ctrl-C interrupts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -286,13 +295,13 @@ def _is_due(step: int, every: int) -> bool:
 def _diverged(folder: Path, step: int, kept: int) -> str:
     return (
         f"the loss or its gradient is not a finite number at step {step + 1}; the checkpoint of step {kept} in "
-        f"{folder} is untouched: train anew, into another --out, with a lower --learning-rate or smaller loss "
+        f"{folder} is untouched: start a new run in another --out, with a lower --learning-rate, smaller loss "
         "coefficients, or a --clip."
     )
 
 
 def _new_folder(out: str | Path | None, name: str) -> Path:
-    """``out``, or a folder under runs/ that is not taken, made if need be and proved writable."""
+    """``out``, or a new folder under runs/; it is created if it does not exist, and a file is written as a test."""
     if out is None:
         numbered = (Path("runs", name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
         folder = next(path for path in numbered if not path.exists())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_huggingface_tokenizer import mixtral_like
+from tokenizer_json import mixtral_like
 
 from minimoe.analysis import coloured_text
 from minimoe.analysis.coloured_text import ColouredText, token_texts, visible

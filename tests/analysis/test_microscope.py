@@ -191,7 +191,7 @@ def test_one_choice_and_one_text_leave_out_what_needs_two(small):
 
 def test_table_says_what_the_json_says(seen):
     said = microscope.table(seen)
-    assert "2 layers, 2 of 5 experts a token. Tokens: pyramid 400, seasons 350." in said
+    assert "2 layers, 2 of 5 experts per token. Tokens: pyramid 400, seasons 350." in said
     layers = said.split("LAYER ")[1:]
     for number, (block, layer) in enumerate(zip(layers, seen.layers, strict=True)):
         assert block.startswith(f"{number}\n")

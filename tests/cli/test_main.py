@@ -17,9 +17,8 @@ import small_runs
 from small_runs import finished, metrics, options
 
 import minimoe
-from minimoe.core import resources
 from minimoe.cli import main
-from minimoe.core import presets
+from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
 from minimoe.evaluate import text_loss
@@ -91,7 +90,7 @@ def test_train_makes_a_run_as_the_options_say(tmp_path: Path, text: Path, capsys
     expected = presets.override(
         small_runs.SMALL, {"seed": 3, "capacity_factor": 1.5, "vocab_size": run.config.vocab_size}
     )
-    assert (run.config, run.recipe) == (expected.model, expected.train)
+    assert (run.config, run.recipe) == (expected.config, expected.recipe)
     assert run.source.paths == [str(text)]
     assert len(metrics(out)) == 6
     said = capsys.readouterr().out
@@ -123,7 +122,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
             preset = seen.pop()
             assert getattr(preset.config if kind is ModelConfig else preset.recipe, field.name) == value, field.name
             changed = presets.override(presets.preset("toy"), {field.name: value})
-            assert (preset.config, preset.recipe) == (changed.model, changed.train), "and nothing else"
+            assert (preset.config, preset.recipe) == (changed.config, changed.recipe), "and nothing else"
 
 
 def test_options_of_the_preset_stay_unless_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +330,7 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--layers", "1000000000"], "layers 1000000000 is too large"),
         (["train", "--width", "1048576", "--layers", "4096"], "this machine has"),
         (["train", "--batch", "1048576", "--context", "4096"], "this machine has"),
-        (["train", "--batch", "6", "--accumulate", "4"], "batch 6 cannot be worked through"),
+        (["train", "--batch", "6", "--accumulate", "4"], "batch 6 cannot be divided into accumulate 4"),
         (["train", "--learning-rate", "nan"], "learning_rate nan is not a finite number"),
         (["train", "--learning-rate", "-1"], "learning_rate -1.0 is too small"),
         (["train", "--optimizer", "sgd"], "optimizer 'sgd' is unknown: choose one of muon, adamw"),
@@ -351,21 +350,21 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
         (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
-        (["gradcheck", "--seed", "-1"], "seed -1 starts no random numbers"),
+        (["gradcheck", "--seed", "-1"], "seed -1 is not a seed"),
         (["evaluate", "x", "--json"], "--json belongs to the suite: add --suite"),
         (["evaluate", "x", "--against", "y"], "--against belongs to the suite"),
         (["evaluate", "x", "--seed", "0"], "--seed belongs to the suite"),
         (["evaluate", "x", "--suite", "--text", "y"], "--text cannot go with --suite"),
         (["evaluate", "x", "--suite", "--samples", "0"], "samples 0 leaves nothing to measure"),
         (["generate", "/nowhere", "--prompt", "a"], "/nowhere is not a run"),
-        (["corpus", "bible"], "'bible' is unknown; the one that is downloaded is 'shakespeare'"),
+        (["corpus", "bible"], "'bible' is unknown; the only one to download is 'shakespeare'"),
         (["corpus", "fables"], "'fables' is here already: train on it with --corpus fables"),
         (["train", "--resume", ""], "--resume is empty, expected a value"),
         (["train", "--out", ""], "--out is empty"),
         (["train", "--text", "a", ""], "--text is empty"),
         (["train", "--dense-twin", ""], "--dense-twin is empty"),
-        (["evaluate", ""], "the folder is empty"),
-        (["params", ""], "the model is empty"),
+        (["evaluate", ""], "the argument folder is empty"),
+        (["params", ""], "the argument model is empty"),
         (["params", "toy", "--figure", ""], "--figure is empty"),
         (["generate", "x", "--prompt", "a", "--temprature", "1"], "--temprature 1 (see minimoe generate --help)"),
         (["generate", "x", "--prompt", "a", "--tokens", "1.5"], "invalid whole number value: '1.5'"),
@@ -475,7 +474,7 @@ def spoil_digit(path: Path) -> None:
         (lambda run: spoil_digit(run / "config.json"), "does not match its checksum"),
         (lambda run: edit_config(run, lambda values: values.update(format=9)), "has format 9"),
         (lambda run: edit_config(run, lambda values: values["model"].update(depth=3)), "'depth'"),
-        (lambda run: edit_config(run, lambda values: values["model"].update(expert_width=9)), "not of one run"),
+        (lambda run: edit_config(run, lambda values: values["model"].update(expert_width=9)), "not belong to one run"),
     ],
     ids=["foreign", "cut", "flipped", "broken JSON", "config flipped", "format", "unknown field", "mismatch"],
 )
@@ -511,7 +510,7 @@ def test_memory_that_runs_out_is_said_in_a_sentence(
         np.empty(2**60, np.uint8)
 
     monkeypatch.setattr(trainer, "train", starve)
-    assert "the memory does not suffice (Unable to allocate" in refused("train")
+    assert "there is not enough memory (Unable to allocate" in refused("train")
 
 
 EVIL = "\x1b[2J\x9b31m\u202e\r\n\x07<script>"
@@ -575,7 +574,7 @@ def test_a_page_is_written_through_a_link_and_into_no_folder_or_device(
     assert (tmp_path / "link.html").is_symlink() and (tmp_path / "page.html").read_text().startswith("<!")
     capsys.readouterr()
     os.mkfifo(tmp_path / "pipe")
-    for place, says in ((tmp_path, "is a folder"), (".", "is a folder"), (tmp_path / "pipe", "is no regular file")):
+    for place, says in ((tmp_path, "is a folder"), (".", "is a folder"), (tmp_path / "pipe", "is not a regular file")):
         assert f"{place} {says}: give the name of a file" in refused("routing", run, "--html", place)
 
 
@@ -592,7 +591,7 @@ def test_a_training_without_a_reader_stops_and_says_so(tmp_path: Path, text: Pat
     )
     os.close(write)
     assert done.returncode == 130
-    assert "nobody reads the output any more, and the training stops: go on with --resume" in done.stderr
+    assert "nothing reads the output any more, so the run stops: continue it with --resume" in done.stderr
     assert checkpoint.load_progress(tmp_path / "run", checkpoint.load_config(tmp_path / "run")) is not None
 
 
@@ -640,7 +639,7 @@ def test_output_that_cannot_be_written_is_said_in_a_sentence() -> None:
             [sys.executable, "-m", "minimoe", "info"], stdout=full, stderr=subprocess.PIPE, encoding="utf-8"
         )
     assert done.returncode == 2
-    assert re.fullmatch(r"minimoe: the system refuses \(.*No space left on device\).*\n", done.stderr)
+    assert re.fullmatch(r"minimoe: the system refuses the operation \(.*No space left on device\).*\n", done.stderr)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
@@ -665,8 +664,12 @@ HEAVY = ("matplotlib", "tqdm", "safetensors", "threadpoolctl", "cupy", "tokenize
     ("statement", "without"),
     [
         ("from minimoe import *", HEAVY),
-        ("from minimoe import cli", (*HEAVY, "numpy")),
-        ("from minimoe import trainer, checkpoint, corpus, machine", HEAVY),
+        ("from minimoe.cli import main", (*HEAVY, "numpy")),
+        (
+            "from minimoe.training import trainer\nfrom minimoe.storage import checkpoint\n"
+            "from minimoe.text import corpus\nfrom minimoe.timing import machine",
+            HEAVY,
+        ),
     ],
 )
 def test_an_import_brings_nothing_that_it_does_not_need(statement: str, without: tuple[str, ...]) -> None:
@@ -693,8 +696,16 @@ def test_help_and_import_answer_at_once() -> None:
     assert seconds("-c", "from minimoe import *") < 2 * numpy + 0.15
 
 
-def test_every_module_can_be_reached_from_the_package() -> None:
-    code = "import minimoe; print(minimoe.sampling.__name__, minimoe.train.__module__, hasattr(minimoe, 'samplings'))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout.split() == ["minimoe.inference.sampling", "minimoe.training.trainer", "False"]
+def test_every_room_can_be_reached_from_the_package() -> None:
+    rooms = sorted(path.parent.name for path in (ROOT / "minimoe").glob("*/__init__.py"))
+    assert "inference" in rooms and len(rooms) > 10
+    code = (
+        "import sys, minimoe\n"
+        "print(minimoe.train.__module__, hasattr(minimoe, 'inferences'), hasattr(minimoe, 'a.b'))\n"
+        "for room in sys.argv[1:]: print(getattr(minimoe, room).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *rooms], capture_output=True, encoding="utf-8", check=True)
+    first, *others = done.stdout.splitlines()
+    assert first.split() == ["minimoe.training.trainer", "False", "False"]
+    assert others == [f"minimoe.{room}" for room in rooms]
     assert set(dir(minimoe)) >= set(minimoe.__all__)

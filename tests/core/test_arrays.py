@@ -50,7 +50,7 @@ def test_without_cupy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     ("module", "sentence"),
     [
         (Impostor(gpus=0), "no GPU was found"),
-        (Impostor(gpus=RuntimeError("no driver")), "no GPU or driver answers (no driver)"),
+        (Impostor(gpus=RuntimeError("no driver")), "no GPU or driver responds (no driver)"),
         (Impostor(product=ImportError("libcublas.so.12: not found\nmore")), "libraries (libcublas.so.12: not found)"),
         (Impostor(product=RuntimeError("")), "cannot load its CUDA libraries (RuntimeError)"),
         (Impostor(product=OSError("libnvrtc")), "cannot load its CUDA libraries (libnvrtc)"),

@@ -89,7 +89,7 @@ def test_a_strangers_claims_take_no_memory(tmp_path: Path) -> None:
     code = """
 import contextlib, resource, sys
 from pathlib import Path
-from minimoe import files
+from minimoe.core import files
 def read(path):
     with contextlib.suppress(files.UserError):
         files.read_tensors(Path(path))

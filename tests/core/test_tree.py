@@ -1,6 +1,7 @@
 """Trees of arrays: names, order, and walks that refuse trees of different shapes."""
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder
+from minimoe.layers.attention import Attention
+from minimoe.layers.experts.swiglu import Experts
+from minimoe.layers.moe import MoE
+from minimoe.layers.routers.noisy_top_k import Router
 
 
 class Leaf(NamedTuple):
@@ -98,5 +103,86 @@ def test_dictionaries_are_branches_with_their_keys_for_names() -> None:
     params = {"w": np.ones(2), "layers": [{"b": np.zeros(1)}]}
     assert [name for name, _ in tree.named_leaves(params)] == ["['w']", "['layers'][0]['b']"]
     np.testing.assert_array_equal(tree.add(params, params)["w"], [2, 2])
-    with pytest.raises(ValueError, match=r"keys \['w', 'layers'\] meets"):
+    with pytest.raises(ValueError, match=r"keys \['w', 'layers'\], got"):
         tree.add(params, {"w": np.ones(2)})
+
+
+@tree.marks(heavy=("weight",), rare=("bias", "weight"))
+class Marked(NamedTuple):
+    bias: np.ndarray | None
+    weight: np.ndarray
+    inner: Any = None
+
+
+@tree.marks(rare=("deep",), frozen=("both",))
+class Outer(NamedTuple):
+    deep: Any
+    parts: list[Marked]
+    both: Any = None
+
+
+def marked_leaf(bias: bool = True) -> Marked:
+    return Marked(np.zeros(1) if bias else None, np.zeros(2))
+
+
+def test_marked_names_the_leaves_of_the_fields_that_have_the_mark() -> None:
+    params = Outer(None, [marked_leaf(), marked_leaf()])
+    assert list(tree.marked(params, "heavy")) == ["parts[0].weight", "parts[1].weight"]
+    assert list(tree.marked(params, "rare")) == [
+        "parts[0].bias", "parts[0].weight", "parts[1].bias", "parts[1].weight",
+    ]  # fmt: skip
+    assert list(tree.marked(params, "unheard of")) == []
+    assert list(tree.marked(params, "heavy", "model")) == ["model.parts[0].weight", "model.parts[1].weight"]
+
+
+def test_a_mark_counts_for_everything_below_its_field() -> None:
+    """Also for leaves whose own tuples say nothing, and for a single array or a dictionary."""
+    leaf = Leaf(np.zeros(1), np.zeros(1))
+    params = Outer([leaf, {"a": leaf}], [], np.zeros(1))
+    below = [f"deep{i}.{field}" for i in ("[0]", "[1]['a']") for field in ("weight", "bias")]
+    assert list(tree.marked(params, "rare")) == below
+    assert list(tree.marked(params, "frozen")) == ["both"]
+
+
+def test_a_leaf_marked_at_two_levels_is_named_once() -> None:
+    params = Outer(marked_leaf(), [])
+    assert list(tree.marked(params, "rare")) == ["deep.bias", "deep.weight"]
+
+
+def test_an_absent_branch_is_not_named() -> None:
+    params = Outer(None, [marked_leaf(bias=False)])
+    assert list(tree.marked(params, "rare")) == ["parts[0].weight"]
+    assert list(tree.marked(None, "rare")) == list(tree.marked(np.zeros(1), "rare")) == []
+
+
+def test_marks_are_found_in_lists_dictionaries_and_plain_tuples_in_the_order_of_the_leaves() -> None:
+    params = {"x": (marked_leaf(), [marked_leaf()]), "y": np.zeros(3)}
+    assert list(tree.marked(params, "heavy")) == ["['x'].0.weight", "['x'].1[0].weight"]
+    names = [name for name, _ in tree.named_leaves(params)]
+    rare = list(tree.marked(params, "rare"))
+    assert rare == [name for name in names if name in rare]
+
+
+def test_marks_change_nothing_else_of_a_tuple() -> None:
+    assert Marked._fields == ("bias", "weight", "inner")
+    params = Outer(None, [marked_leaf()])
+    assert [name for name, _ in tree.named_leaves(params)] == ["parts[0].bias", "parts[0].weight"]
+    assert isinstance(tree.map(np.copy, params).parts[0], Marked)
+    assert list(tree.marked(tree.map(np.copy, params), "heavy")) == ["parts[0].weight"]
+
+
+def test_the_marks_of_a_model(small: ModelConfig) -> None:
+    """Muon's matrices, what serves training only, and the stacks that workers may share among them."""
+    params = decoder.init(np.random.default_rng(0), dataclasses.replace(small, layers=1))
+    attention = [f"blocks[0].attention.{name}.weight" for name in ("query", "key", "value", "output")]
+    experts = [f"blocks[0].moe.experts.{name}" for name in ("w_gate", "w_up", "w_down")]
+    assert list(tree.marked(params, "matrices")) == attention + experts
+    assert list(tree.marked(params, "training_only")) == ["blocks[0].moe.router.w_noise"]
+    assert list(tree.marked(params, "by_expert")) == experts
+
+
+def test_marks_name_fields_that_exist() -> None:
+    """Every mark in the package names fields of its tuple."""
+    for kind in (Attention, MoE, Experts, Router):
+        for mark, fields in kind._marks.items():
+            assert set(fields) <= set(kind._fields), (kind, mark)

@@ -301,7 +301,8 @@ def test_matplotlib_waits_until_it_is_needed_and_pyplot_is_never_needed():
     program = """
 import sys
 import warnings
-from minimoe import canvas, coloured_text, plots, routing
+from minimoe.analysis import coloured_text, routing_trace
+from minimoe.draw import figure_parts, plots
 assert "matplotlib" not in sys.modules
 plots.load_over_time([{"step": 1, "load": [[0.5, 0.5]]}])
 assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules

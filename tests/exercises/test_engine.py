@@ -160,7 +160,7 @@ def test_the_right_gradient_is_right():
     [
         (lambda right: -right, "wrong sign"),
         (lambda right: right / N, "3 times too small, and 3 is N"),
-        (lambda right: right * 2, "2 times too large, as from a square"),
+        (lambda right: right * 2, "2 times too large, as in the derivative of a square"),
         (lambda right: right * np.sqrt(F), "√F"),
         (lambda right: right * D * F, "D·F"),
         (lambda right: right * 1.7, "1.7 times"),
@@ -169,9 +169,9 @@ def test_the_right_gradient_is_right():
         (lambda right: right.T, "looks transposed"),
         (lambda right: right[..., None], "keepdims"),
         (lambda right: right.sum(0), "an axis is missing"),
-        (lambda right: right + right.mean(1, keepdims=True), "every row is off by a number of its own"),
-        (lambda right: right * np.array([[1], [2], [3]]), "every row is right but for a factor"),
-        (lambda right: right * np.array([1, 2, 3, 4]), "every column is right but for a factor"),
+        (lambda right: right + right.mean(1, keepdims=True), "every row is off by its own constant"),
+        (lambda right: right * np.array([[1], [2], [3]]), "every row is right except for its own constant factor"),
+        (lambda right: right * np.array([1, 2, 3, 4]), "every column is right except for its own"),
         (lambda right: right[::-1], "wrong places"),
         (lambda right: right + 1e-5 * np.sin(np.arange(12)).reshape(3, 4), "nearly right"),
         (lambda right: np.where(right == right[1, 2], 9, right), "11 of 12 entries are right; the first wrong"),
@@ -233,7 +233,7 @@ def test_an_exception_is_reported_with_its_line():
 
 
 def test_too_few_results_are_counted():
-    assert "returns 1 thing, expected 2: dx, dW" in check_linear(lambda x, W, dy: dy @ W.T).sentence
+    assert "returns 1 value, expected 2: dx, dW" in check_linear(lambda x, W, dy: dy @ W.T).sentence
 
 
 def test_an_answer_may_not_change_its_arguments():

@@ -21,6 +21,7 @@ from minimoe.core.errors import UserError
 from minimoe.inference import generation, kv_cache
 from minimoe.inference.sampling import sample
 from minimoe.layers import decoder
+from minimoe.layers.routers import noisy_top_k
 from minimoe.text.tokenizer import ByteTokenizer
 
 BASE = ModelConfig(
@@ -70,7 +71,8 @@ def comparable(params, config, cache, tie):
         return cache.embedding.tokens.shape[1]
     nearest = np.inf
     for block, block_cache in zip(params.blocks, cache.blocks, strict=True):
-        logits = np.sort(block_cache.moe.router.x @ block.moe.router.w_gate, axis=1)  # (N, E)
+        [(logits, _)] = noisy_top_k.compared(block.moe.router, block_cache.moe.router)
+        logits = np.sort(logits, axis=1)  # (N, E)
         gap = logits[:, -config.active_experts] - logits[:, -config.active_experts - 1]
         nearest = np.minimum(nearest, gap.reshape(cache.embedding.tokens.shape).min(0))  # (T,)
     return int(np.argmax(np.append(nearest, 0) < tie))
@@ -130,7 +132,8 @@ def test_a_near_tie_is_noticed_and_only_what_follows_is_excused():
     expected, cache = full_pass(params, config, tokens)
     end = comparable(params, config, cache, TIE["float64"])
     assert 0 < end < LENGTH
-    second, third = np.sort(cache.blocks[0].moe.router.x[end] @ params.blocks[0].moe.router.w_gate)[[-2, -3]]
+    [(router_logits, _)] = noisy_top_k.compared(params.blocks[0].moe.router, cache.blocks[0].moe.router)
+    second, third = np.sort(router_logits[end])[[-2, -3]]
     assert second - third < 1e-10
     assert_equal_up_to(end, read_in_pieces(params, config, tokens, [1] * LENGTH), expected, TOLERANCE["float64"])
 
@@ -298,7 +301,7 @@ def test_writing_ends_at_an_end_token_and_leaves_out_the_prompt_as_the_tokenizer
 
 
 def test_what_is_no_model_or_no_whole_number_is_refused() -> None:
-    with pytest.raises(UserError, match="a SimpleNamespace is no model: give minimoe.load's"):
+    with pytest.raises(UserError, match="a SimpleNamespace is not a model: give the result of minimoe.load"):
         generation.write(SimpleNamespace(), "x")
     params = decoder.init(np.random.default_rng(0), BASE)
     for wrong in ("tokens", "seed"):

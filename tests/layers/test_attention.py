@@ -45,7 +45,7 @@ shapes = st.fixed_dictionaries(
         "batch": st.integers(1, 2),
         "queries": st.integers(1, 6),
         "past": st.integers(0, 4),
-        "groups": st.integers(1, 2),
+        "kv_heads": st.integers(1, 2),
         "share": st.integers(1, 3),
         "pairs": st.integers(1, 2),
         "window": st.none() | st.integers(1, 11),
@@ -56,7 +56,7 @@ shapes = st.fixed_dictionaries(
 
 def drawn(shape: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(shape["seed"])
-    B, T, G, C = shape["batch"], shape["queries"], shape["groups"], 2 * shape["pairs"]
+    B, T, G, C = shape["batch"], shape["queries"], shape["kv_heads"], 2 * shape["pairs"]
     S = T + shape["past"]
     return (
         rng.standard_normal((B, T, G * shape["share"], C)),
@@ -82,7 +82,7 @@ def test_gradient_reaches_queries_keys_and_values_of_the_past_too(shape: dict[st
 
 @pytest.mark.parametrize("window", [None, 1, ROWS - 1, ROWS, ROWS + 1, 3 * ROWS])
 def test_more_queries_than_one_tile_change_nothing(window: int | None) -> None:
-    shape = {"batch": 1, "queries": 2 * ROWS + 3, "past": 5, "groups": 1, "share": 2, "pairs": 2, "seed": 0}
+    shape = {"batch": 1, "queries": 2 * ROWS + 3, "past": 5, "kv_heads": 1, "share": 2, "pairs": 2, "seed": 0}
     q, k, v = drawn(shape)
     o, _ = attention.attend(q, k, v, window)
     np.testing.assert_allclose(o, attend_by_loops(q, k, v, window), atol=1e-13)
@@ -196,3 +196,15 @@ def test_a_later_token_changes_nothing_earlier(rng: np.random.Generator) -> None
     after, _ = attention.forward(params, other, rotation_of(0, 6), 8)
     np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-15)
     assert (abs(after[:, 4:] - before[:, 4:]) > 1e-6).any(axis=-1).all(), "but it changes itself and what follows"
+
+
+def test_mixtral_s_names_are_views_of_every_projection(rng: np.random.Generator) -> None:
+    """Mixtral keeps matrices as outputs × inputs."""
+    params = attention.init(rng, 6, 4, 2, 8)
+    named = dict(attention.mixtral_tensors(params))
+    letters = {"q": params.query, "k": params.key, "v": params.value, "o": params.output}
+    assert named.keys() == {f"self_attn.{letter}_proj.weight" for letter in letters}
+    for letter, projection in letters.items():
+        tensor = named[f"self_attn.{letter}_proj.weight"]
+        assert (tensor == projection.weight.T).all()
+        assert np.shares_memory(tensor, projection.weight)

@@ -10,6 +10,8 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.layers import attention, block, moe, rmsnorm, rope
 from minimoe.layers.block import Block
+from minimoe.layers.mode import Mode
+from minimoe.layers.routers import noisy_top_k
 from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients
 from minimoe.proof.gradcheck import Ranked, check, failed
@@ -35,11 +37,10 @@ def test_gradient_is_right(
     rotation = rotation_of(config)
     noise = rng.standard_normal((2, 7, config.experts))
     mask = np.arange(14).reshape(2, 7) % 3 > 0 if masked else None
+    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
 
     def forward(params: Block, x: np.ndarray) -> tuple[Any, Any]:
-        y, stats, _, cache = block.forward(
-            params, x, rotation, config, noise=noise, capacity_factor=capacity_factor, mask=mask
-        )
+        y, stats, _, cache = block.forward(params, x, rotation, config, mode)
         losses, dstats = balance.loss(stats, EVERY_LOSS)
         return (y, balance.weighted(losses, EVERY_LOSS)), (cache, dstats)
 
@@ -47,8 +48,7 @@ def test_gradient_is_right(
         return block.backward(params, cache[0], dy[0], tree.map(lambda sum: sum * dy[1], cache[1]))
 
     def routing(params: Block, cache: Any) -> list[Ranked]:
-        c = cache[0].moe.router
-        return [Ranked(c.x @ params.moe.router.w_gate + c.noise * c.sigma, config.active_experts)]
+        return [Ranked(*one) for one in noisy_top_k.compared(params.moe.router, cache[0].moe.router)]
 
     x = rng.standard_normal((2, 7, config.width))
     rows = check("block", forward, backward, drawn(rng, config), x, routing=routing, entries=4, directions=2)
@@ -78,14 +78,15 @@ def test_a_window_hides_what_is_too_far_away(rng: np.random.Generator, small: Mo
     assert moved.tolist() == [False, True, True, True, False, False, False]
 
 
-def test_noise_capacity_and_mask_reach_the_experts(rng: np.random.Generator, small: ModelConfig) -> None:
+def test_the_mode_reaches_the_router(rng: np.random.Generator, small: ModelConfig) -> None:
     params, x, rotation = drawn(rng, small), rng.standard_normal((2, 7, 6)), rotation_of(small)
     noise, mask = rng.standard_normal((2, 7, 5)), np.arange(14).reshape(2, 7) < 10
     y, stats, dropped, _ = block.forward(params, x, rotation, small)
-    assert (block.forward(params, x, rotation, small, noise=noise)[0] != y).any()
-    assert block.forward(params, x, rotation, small, capacity_factor=0.3)[2] > dropped == 0
-    assert (block.forward(params, x, rotation, small, mask=mask)[1].tokens, stats.tokens) == (10, 14)
-    loads = [block.forward(params, x, rotation, small, noise=noise, estimate_load=e)[1].load for e in (True, False)]
+    assert (block.forward(params, x, rotation, small, Mode(noise=noise)).y != y).any()
+    assert block.forward(params, x, rotation, small, Mode(capacity_factor=0.3)).dropped > dropped == 0
+    assert (block.forward(params, x, rotation, small, Mode(mask=mask)).stats.tokens, stats.tokens) == (10, 14)
+    modes = [Mode(noise=noise, estimate_load=estimate_load) for estimate_load in (True, False)]
+    loads = [block.forward(params, x, rotation, small, mode).stats.load for mode in modes]
     assert (loads[0] != loads[1]).any()
 
 

@@ -15,6 +15,7 @@ from minimoe.core.config import ModelConfig
 from minimoe.core.presets import PRESETS
 from minimoe.layers import block, decoder, rmsnorm, rope
 from minimoe.layers.linear import Linear
+from minimoe.layers.mode import Mode
 from minimoe.losses import cross_entropy
 from minimoe.proof.gradcheck import check_decoder, failed
 
@@ -63,8 +64,8 @@ def test_a_later_token_changes_nothing_earlier(
     params, tokens = drawn(rng, small), rng.integers(13, size=(1, 7))
     other = tokens.copy()
     other[0, later] = (tokens[0, later] + 1) % 13
-    before, _, _ = decoder.forward(params, tokens, small, capacity_factor=capacity_factor)
-    after, _, _ = decoder.forward(params, other, small, capacity_factor=capacity_factor)
+    before, _, _ = decoder.forward(params, tokens, small, Mode(capacity_factor=capacity_factor))
+    after, _, _ = decoder.forward(params, other, small, Mode(capacity_factor=capacity_factor))
     np.testing.assert_allclose(after[:, :later], before[:, :later], atol=1e-12)
     assert (abs(after[:, later] - before[:, later]) > 1e-6).any(), "but it changes what follows from it"
 
@@ -80,9 +81,9 @@ def test_two_evaluations_are_equal_to_the_bit(rng: np.random.Generator, small: M
 def test_every_layer_has_noise_of_its_own(rng: np.random.Generator, small: ModelConfig) -> None:
     params, tokens = drawn(rng, small), rng.integers(13, size=(2, 7))
     noise = rng.standard_normal((2, 2, 7, 5))
-    _, routed, _ = decoder.forward(params, tokens, small, noise=noise)
+    _, routed, _ = decoder.forward(params, tokens, small, Mode(noise=noise))
     noise[1] = -noise[1]
-    _, other, _ = decoder.forward(params, tokens, small, noise=noise)
+    _, other, _ = decoder.forward(params, tokens, small, Mode(noise=noise))
     assert (routed.stats[0].importance == other.stats[0].importance).all()
     assert (routed.stats[1].importance != other.stats[1].importance).any()
 
@@ -112,12 +113,12 @@ def test_at_first_the_loss_is_near_ln_v_and_every_expert_has_its_fair_share(
     A tied table starts so small that attention, an average over earlier tokens, makes neighbours alike: they choose
     alike too, so the shares of experts spread twice as ``far``.
     """
-    config = dataclasses.replace(PRESETS[preset].model, tied_embeddings=tied)
+    config = dataclasses.replace(PRESETS[preset].config, tied_embeddings=tied)
     rng = np.random.default_rng(0)
     params = decoder.init(rng, config)
     tokens, targets = rng.integers(config.vocab_size, size=(2, 16, config.context))
     noise = rng.standard_normal((config.layers, *tokens.shape, config.experts)).astype("f")
-    logits, routed, _ = decoder.forward(params, tokens, config, noise=noise)
+    logits, routed, _ = decoder.forward(params, tokens, config, Mode(noise=noise))
     loss, _ = cross_entropy.forward(logits, targets)
     assert abs(loss.total / loss.tokens - math.log(config.vocab_size)) < 0.05
     for stats in routed.stats:
@@ -141,3 +142,25 @@ def test_it_is_embedding_blocks_norm_and_head_with_the_settings_of_the_config(
     logits, routed, _ = decoder.forward(params, tokens, config)
     np.testing.assert_allclose(logits, x @ params.head.weight, atol=1e-12)
     assert [stats.tokens for stats in routed.stats] == [10, 10]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"tied_embeddings": True, "noisy_gating": False}, {"kv_heads": 4, "experts": 1, "active_experts": 1}],
+    ids=["plain", "tied, without noise", "multi-head, dense"],
+)
+def test_a_blank_has_the_names_and_shapes_of_a_fresh_model(small: ModelConfig, change: dict[str, Any]) -> None:
+    config = dataclasses.replace(small, **change)
+    fresh, blank = decoder.init(np.random.default_rng(0), config), decoder.blank(config, np.zeros)
+    shapes = [(name, leaf.shape) for name, leaf in tree.named_leaves(fresh)]
+    assert [(name, leaf.shape) for name, leaf in tree.named_leaves(blank)] == shapes
+    assert type(blank.blocks[0]) is type(fresh.blocks[0])
+
+
+def test_the_noise_of_a_step_has_a_number_for_every_logit_of_every_router(small: ModelConfig) -> None:
+    noise = decoder.draw_noise(np.random.default_rng(0), small, 3, 7, "float32")
+    assert noise is not None
+    assert (noise.shape, noise.dtype) == ((2, 3, 7, 5), np.float32)
+    assert len(np.unique(noise)) == noise.size, "each drawn for itself"
+    silent = dataclasses.replace(small, noisy_gating=False)
+    assert decoder.draw_noise(np.random.default_rng(0), silent, 3, 7, "float32") is None

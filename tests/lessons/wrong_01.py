@@ -80,25 +80,25 @@ def repeats_lost(table, tokens, dz):
 
 WRONG = {
     check.rows_without_gradient: [
-        (the_used_ones, "the others are wanted"),
+        (the_used_ones, "count the others"),
         (repeats_counted, "uses one row"),
-        (first_sequence, "first sequence only"),
+        (first_sequence, "the first sequence only"),
     ],
     check.undo_merges: [
-        (one_level, "a pair may hold pairs"),
-        (in_learning_order, "a pair may hold pairs"),
+        (one_level, "a pair may contain other pairs"),
+        (in_learning_order, "a pair may contain other pairs"),
         (swapped, "wrong way round"),
         (bytes_only, "left out"),
     ],
     check.with_positions_backward: [
-        (indexed, "counts once"),
+        (indexed, "counts only once"),
         (mean_of_sequences, "not the mean"),
-        (one_sequence, "one sequence's share"),
+        (one_sequence, "the first sequence's share only"),
         (not_summed, "summed over B"),
     ],
     check.tied_backward: [
-        (embedding_path, "this is the path as embedding"),
-        (output_path, "this is the path as output layer"),
+        (embedding_path, "the path as embedding only"),
+        (output_path, "the path as output layer only"),
         (repeats_lost, "both paths are there"),
     ],
 }

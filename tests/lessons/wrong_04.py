@@ -73,10 +73,10 @@ WRONG = {
     ],
     check.interleaved: [
         (halves, "paired with its neighbour"),
-        (left_in_halves, "stand in halves"),
-        (the_other_way_round, "other way round"),
+        (left_in_halves, "are in halves"),
+        (the_other_way_round, "wrong direction"),
     ],
-    check.to_halves: [(the_way_back, "way back"), (across_heads, "across the heads"), (only_reshaped, "nothing has")],
+    check.to_halves: [(the_way_back, "other way"), (across_heads, "across the heads"), (only_reshaped, "nothing has")],
     check.learned_speeds_backward: [
         (speeds(position=False), "where is the t"),
         (speeds(position=True, first=0), "y₁ depends on the angle"),

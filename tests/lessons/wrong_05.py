@@ -91,8 +91,8 @@ WRONG = {
         (down_the_columns, "wrong axis"),
     ],
     check.keys_as_values_backward: [
-        (shared(as_key=False), "this is the path as values"),
-        (shared(as_value=False), "this is the path as keys"),
+        (shared(as_key=False), "the path as values only"),
+        (shared(as_value=False), "the path as keys only"),
         (shared(mean=False), "lacks the mean"),
         (shared(scale=False), "√C"),
         (without_transpose, "lacks a transpose"),

@@ -51,8 +51,8 @@ WRONG = {
         (glu(other=False), "b, is missing"),
         (glu(slope=lambda a, s: 1), "slope of the sigmoid is missing"),
         (glu(slope=lambda a, s: s), "not s."),
-        (glu(value=lambda a, s: a * s), "not with silu(a)"),
-        (glu(value=lambda a, s: a), "not with a."),
+        (glu(value=lambda a, s: a * s), "not by silu(a)"),
+        (glu(value=lambda a, s: a), "not by a."),
     ],
     check.multiplier: [
         (matrices([[1, 0], [0, 0]], [[0, 0], [1, 0]], [[1], [0]]), "one channel gives silu(x_0)"),

@@ -64,16 +64,16 @@ def like_a_softmax(s, chosen, dw):
 
 WRONG = {
     check.learning_logits: [
-        (all_of_them, "made of chosen logits only"),
+        (all_of_them, "depend on the chosen logits only"),
         (the_chosen, "in its denominator"),
         (forgot_top_1, "is 1, whatever its logit"),
     ],
     check.duel: [
         (duel(lambda a, b: a), "expert 1 is noisy too"),
         (duel(lambda a, b: b), "expert 0 is noisy too"),
-        (duel(lambda a, b: a + b), "do not add their σ"),
+        (duel(lambda a, b: a + b), "do not add up: which"),
         (duel(lambda a, b: np.sqrt(abs(a**2 - b**2))), "also in a difference"),
-        (duel(lambda a, b: a**2 + b**2), "that is the variance"),
+        (duel(lambda a, b: a**2 + b**2), "divides by the variance"),
         (duel(np.hypot, -1), "the chance of expert 1"),
     ],
     check.switch_backward: [
@@ -86,6 +86,6 @@ WRONG = {
         (sigmoid_gate(mean=False), "lacks the second path"),
         (sigmoid_gate(over_sum=False), "sum of the chosen s is missing"),
         (sigmoid_gate(weighted_with_s=True), "weighted with w"),
-        (like_a_softmax, "backward of a softmax"),
+        (like_a_softmax, "backward pass of a softmax"),
     ],
 }

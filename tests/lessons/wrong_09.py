@@ -86,14 +86,14 @@ WRONG = {
         (rows(slots=lambda counts: counts.sum()), "fair share"),
     ],
     check.place_without_sorting: [
-        (place_in_queue, "queue of its own expert"),
+        (place_in_queue, "queue of the entry's own expert"),
         (one_too_high, "one too high"),
         (only_the_start, "where each expert begins"),
         (first_choices_first, "token by token"),
         (the_order, "its inverse"),
     ],
     check.weighted_input_backward: [
-        (unweighted, "has to be weighted"),
+        (unweighted, "multiplied by its weight"),
         (as_it_stands, "sorted by expert"),
         (unsorted_weights_only, "sorted by expert"),
         (first_choice_only, "first of them"),

@@ -90,7 +90,7 @@ WRONG = {
     ],
     check.lion_step: [
         (sign_of_the_new_mean, "sign of the new mean"),
-        (decay_inside, "beside the sign"),
+        (decay_inside, "not inside the sign"),
         (one_mean_for_both, "β₁ belongs to the direction"),
     ],
     check.step_backward: [

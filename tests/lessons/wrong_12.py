@@ -115,18 +115,18 @@ WRONG = {
         (threshold_not_relative, "share of the largest"),
         (threshold_not_relative_and_perhaps_nothing_left, "share of the largest"),
         (not_scaled, "sum to one"),
-        (strictly_likelier, "at least as likely"),
+        (strictly_likelier, "with ≥, not with >"),
     ],
     check.attend_one: [
         (no_window, "ignores the window"),
-        (window_and_itself, "off by one"),
+        (window_and_itself, "one too wide"),
         (dealt_like_cards, "like cards"),
         (not_scaled_scores, "1/√C"),
     ],
     check.entropy_backward: [
-        (softmax_forgotten, "still to come"),
+        (softmax_forgotten, "the softmax is left"),
         (mean_forgotten, "a mean is missing"),
         (one_power_of_temperature, "power of τ"),
-        (cooling, "what does heat do"),
+        (cooling, "what does a higher temperature do"),
     ],
 }

@@ -71,7 +71,7 @@ WRONG = {
         (nothing_in_common, "nothing in common"),
         (shared_on_average, "on average"),
         (with_replacement, "with replacement"),
-        (one_expert, "one expert a token"),
+        (one_expert, "one expert per token"),
     ],
     check.shuffled_exactly: [
         (sum_of_squares, "not its own neighbour"),

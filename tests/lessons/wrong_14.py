@@ -83,10 +83,10 @@ WRONG = {
     check.paired_difference: [
         (spread_of_one, "√n times more certain"),
         (population_spread, "ddof=1"),
-        (as_strangers, "strangers"),
+        (as_strangers, "a and b as independent"),
     ],
     check.tokens_per_second: [
-        (steps_per_second, "steps a second"),
+        (steps_per_second, "steps per second"),
         (one_after_the_other, "not their sum"),
         (reads_every_expert, "does not touch them all"),
         (reads_k_experts, "whatever the batch"),
@@ -94,7 +94,7 @@ WRONG = {
     ],
     check.touched_backward: [
         (wrong_sign, "two minus signs"),
-        (power_kept, "goes down by one"),
-        (factor_forgotten, "comes down as a factor"),
+        (power_kept, "power by one"),
+        (factor_forgotten, "become a factor"),
     ],
 }

@@ -115,16 +115,16 @@ WRONG = {
     check.balance_of_parts: [
         (mean_of_losses, "mean of the parts' losses"),
         (sum_of_losses, "the bug itself"),
-        (weighted_losses, "weighs the parts' losses"),
+        (weighted_losses, "weights the parts' losses"),
         (shares_of_tokens, "f must sum to 1"),
     ],
     check.leaks_the_future: [
-        (never, "everybody sees everybody"),
-        (last_token_only, "token before last"),
+        (never, "every position sees every token"),
+        (last_token_only, "second-to-last token"),
         (first_position_only, "from token 3 to position 2"),
-        (best_token_only, "one logit of many"),
+        (best_token_only, "one of the logits"),
         (changed_place_included, "accuses a causal model"),
-        (without_tolerance, "rounding for a leak"),
+        (without_tolerance, "rounding error for a leak"),
     ],
     check.double_softmax_backward: [
         (one_softmax, "there are two"),

@@ -161,13 +161,13 @@ def run_pytest(folder: Path, tests: list[str], output: Path) -> None:
 
 
 def likeliest(folder: Path, bug: Bug) -> list[str]:
-    """The test file that mirrors the module, then those that name it most often."""
-    stem = Path(bug.file).stem
-    mirror = f"test_{stem}.py"
-    naming = re.compile(rf"\b{stem}\b")
-    files = sorted(path for path in (folder / "tests").rglob("test_*.py") if path.parent.name in ("tests", "layers"))
+    """The test file that mirrors the module, in the room of the same name, then those that name it most often."""
+    module, tests = Path(bug.file), folder / "tests"
+    mirror = tests / module.with_name(f"test_{module.name}")
+    naming = re.compile(rf"\b{module.stem}\b")
+    files = sorted(path for path in tests.rglob("test_*.py") if path.parent.name != "mutations")
     mentions = {path: len(naming.findall(path.read_text(encoding="utf-8"))) for path in files}
-    likely = sorted((path for path in files if mentions[path]), key=lambda path: (path.name != mirror, -mentions[path]))
+    likely = sorted((path for path in files if mentions[path]), key=lambda path: (path != mirror, -mentions[path]))
     return [str(path.relative_to(folder)) for path in likely[:6]] or ["tests"]
 
 

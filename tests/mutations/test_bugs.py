@@ -9,6 +9,7 @@ from run import TABLE, catchers, table
 
 from minimoe.exercises import bugs
 from minimoe.exercises.bugs import KINDS, Bug
+from minimoe.layers import moe, routing
 from minimoe.layers.routers import noisy_top_k
 
 ROOT = Path(__file__).parent.parent.parent
@@ -47,7 +48,7 @@ def test_every_test_that_the_table_names_exists() -> None:
 
 
 def test_a_line_that_does_not_stand_there_once_is_an_error() -> None:
-    bug = Bug("gone", "layers/router.py", "stale", [("no such line", "")], [])
+    bug = Bug("gone", "layers/routers/noisy_top_k.py", "stale", [("no such line", "")], [])
     with pytest.raises(ValueError, match="0 times 'no such line'"):
         bug.put_into("x = 1\n")
     with pytest.raises(ValueError, match="2 times 'x'"):
@@ -57,8 +58,15 @@ def test_a_line_that_does_not_stand_there_once_is_an_error() -> None:
 def test_an_installed_bug_is_gone_when_the_block_ends() -> None:
     intact = dict(vars(noisy_top_k))
     with bugs.installed(BUGS["wrong matrix"]):
-        assert noisy_top_k.gate_backward is not intact["backward"]
+        assert noisy_top_k.gate_backward is not intact["gate_backward"]
     assert vars(noisy_top_k) == intact
+
+
+def test_an_installed_bug_reaches_a_module_that_imported_the_function_by_name_until_the_block_ends() -> None:
+    intact = moe.combine
+    with bugs.installed(BUGS["routing: only the first choice answers"]):
+        assert moe.combine is routing.combine is not intact
+    assert moe.combine is routing.combine is intact
 
 
 def test_a_bug_shows_its_file_and_what_is_exchanged_for_what() -> None:

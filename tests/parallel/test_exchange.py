@@ -18,34 +18,35 @@ from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import optimizer
-from minimoe.parallel import exchange, launch, processes
+from minimoe.parallel import exchange, launch
 from minimoe.parallel.group import ALONE, Group
+from minimoe.parallel.processes import can_fork
 from minimoe.training import step
 
-NO_FORK = pytest.mark.skipif(not processes.can_fork(), reason="workers are threads on this system")
+NO_FORK = pytest.mark.skipif(not can_fork(), reason="workers are threads on this system")
 KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
 
-MODEL = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
+CONFIG = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
 EVERY_LOSS = Objective(Coefficients(0.3, 0.2, 0.1, 0.05))
 
 
-def travelled(counts: Sequence[Sequence[int]], extra: int = 0) -> tuple[list[np.ndarray], list[np.ndarray], list[Any]]:
-    """Each worker's rows, what its experts got of them, and what came back when every owner answered with the same.
+def exchanged(counts: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+    """Each worker's rows, what its experts got of them, and what came back when every owner returned what it got.
 
-    A row is (worker, expert, which of its rows); behind those that travel a worker has ``extra`` rows that do not.
+    A row is (worker, expert, which of the worker's rows for that expert).
     """
 
     def rows_of(worker: int) -> np.ndarray:
         rows = [(worker, e, i) for e, count in enumerate(counts[worker]) for i in range(count)]
-        return np.array([*rows, *[(worker, -1, i) for i in range(extra)]], float).reshape(-1, 3)
+        return np.array(rows, float).reshape(-1, 3)
 
     def work(group: Group, rank: int) -> Any:
         rows = rows_of(rank)
-        journey = exchange.begin(list(counts[rank]), group)
-        arrived = journey.there(rows)
-        assert len(arrived) == sum(journey.counts)
-        back = journey.back(arrived.copy(), len(rows))
-        return group.all_gather((rows, arrived, back))
+        all_to_all = exchange.between(group)(list(counts[rank]))
+        arrived = all_to_all.dispatch(rows)
+        assert len(arrived) == sum(all_to_all.counts)
+        returned = all_to_all.return_rows(arrived.copy())
+        return group.all_gather((rows, arrived, returned))
 
     size = len(counts)
     with launch.launch(size, work, {}, processes=False) as run:
@@ -56,40 +57,39 @@ def travelled(counts: Sequence[Sequence[int]], extra: int = 0) -> tuple[list[np.
 @given(
     st.integers(2, 4).flatmap(
         lambda size: st.lists(st.lists(st.integers(0, 3), min_size=4, max_size=4), min_size=size, max_size=size)
-    ),
-    st.integers(0, 2),
+    )
 )
 @settings(max_examples=30, deadline=None)
-def test_rows_meet_at_the_owner_of_their_expert_and_come_home(counts: list[list[int]], extra: int) -> None:
-    sent, arrived, back = travelled(counts, extra)
+def test_rows_meet_at_the_owner_of_their_expert_and_return(counts: list[list[int]]) -> None:
+    sent, arrived, returned = exchanged(counts)
     size = len(counts)
     for rank in range(size):
         own = range(rank * 4 // size, (rank + 1) * 4 // size)
         everything = [tuple(row) for rows in sent for row in rows]
         expected = sorted((e, worker, i) for worker, e, i in everything if e in own)
         assert [(e, worker, i) for worker, e, i in arrived[rank]] == expected
-        np.testing.assert_array_equal(back[rank], np.where(sent[rank][:, 1:2] < 0, 0, sent[rank]))
+        np.testing.assert_array_equal(returned[rank], sent[rank])
 
 
 @NO_FORK
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
-    """Many times in a row, so that a board is written again while another worker may still read the other."""
+    """Many times in a row, so that a buffer is written again while another worker may still read the other."""
     rng = np.random.default_rng(0)
     counts = rng.integers(4, size=(size, 5))
     rows = [rng.standard_normal((of_one.sum(), 3)).astype("f") for of_one in counts]
 
     def work(group: Group, rank: int) -> Any:
-        journey = exchange.begin(counts[rank].tolist(), group)
+        all_to_all = exchange.between(group)(counts[rank].tolist())
         seen = []
         for turn in range(20):
-            seen.append(journey.there(rows[rank] + turn))
-            seen.append(journey.back(2 * seen[-1], len(rows[rank])))
+            seen.append(all_to_all.dispatch(rows[rank] + turn))
+            seen.append(all_to_all.return_rows(2 * seen[-1]))
         return group.all_gather(seen)
 
     found = []
     for processes in (True, False):
-        with launch.launch(size, work, {}, processes, board=int(counts.sum()) * 3 * 4) as run:
+        with launch.launch(size, work, {}, processes, row_bytes=int(counts.sum()) * 3 * 4) as run:
             found.append(run(range(size)))
     assert identical(*found)
     assert all(one.dtype == np.float32 for one in tree.leaves(found))
@@ -97,9 +97,9 @@ def test_processes_exchange_the_rows_that_threads_exchange(size: int) -> None:
 
 def test_alone_every_row_stays_where_it_is() -> None:
     rows = np.ones((3, 2))
-    journey = exchange.begin([2, 0, 1], ALONE)
-    assert journey.there(rows) is rows and journey.back(rows, 3) is rows
-    assert journey.counts == [2, 0, 1] and (journey.own(rows) == rows).all()
+    all_to_all = exchange.between(ALONE)([2, 0, 1])
+    assert all_to_all.dispatch(rows) is rows and all_to_all.return_rows(rows) is rows
+    assert all_to_all.counts == [2, 0, 1] and (all_to_all.own(rows) == rows).all()
 
 
 def test_workers_own_about_equally_many_experts() -> None:
@@ -119,10 +119,10 @@ def batch(rng: np.random.Generator, sizes: Sequence[int], masked: bool) -> list[
     """Shards of so many sequences."""
     shards = []
     for size in sizes:
-        tokens, targets = rng.integers(MODEL.vocab_size, size=(2, size, MODEL.context))
-        noise = rng.standard_normal((MODEL.layers, size, MODEL.context, MODEL.experts))
-        lengths = rng.integers(1, MODEL.context + 1, size=size)
-        mask = (np.arange(MODEL.context) < lengths[:, None]).astype(float) if masked else None
+        tokens, targets = rng.integers(CONFIG.vocab_size, size=(2, size, CONFIG.context))
+        noise = rng.standard_normal((CONFIG.layers, size, CONFIG.context, CONFIG.experts))
+        lengths = rng.integers(1, CONFIG.context + 1, size=size)
+        mask = (np.arange(CONFIG.context) < lengths[:, None]).astype(float) if masked else None
         shards.append(Shard(tokens, targets, noise, mask))
     return shards
 
@@ -142,13 +142,13 @@ def test_every_gradient_is_the_one_that_a_worker_alone_would_get(
     size: int, sequences: list[int], capacity: float | None, masked: bool, recompute: bool, processes: bool
 ) -> None:
     rng = np.random.default_rng(1)
-    params = decoder.init(rng, MODEL, "float64")
+    params = decoder.init(rng, CONFIG, "float64")
     params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), params)  # no zeros, no ones
     shards = batch(rng, sequences, masked)
     goal = EVERY_LOSS._replace(capacity_factor=capacity)
-    alone, expected = objective.loss_and_gradient(params, shards, MODEL, goal)
+    alone, expected = objective.loss_and_gradient(params, shards, CONFIG, goal)
     found, gradient = gradient_in_a_group(
-        size, params, shards, MODEL, goal, recompute=recompute, processes=processes, owners=True
+        size, params, shards, CONFIG, goal, recompute=recompute, processes=processes, owners=True
     )
     np.testing.assert_allclose(found.total, alone.total, rtol=1e-13)
     assert found.dropped == alone.dropped and (capacity is None or sum(alone.dropped) > 0)
@@ -167,7 +167,7 @@ def test_owners_of_experts_take_the_step_that_one_takes_alone(
     recipe = TrainConfig(batch=6, warmup=0, accumulate=accumulate, dtype="float64", clip=0.01, optimizer=optimizer_name)
     alone, moments = stepped(recipe, 1, processes, monkeypatch)
     monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: True)
-    assert exchange.worth_exchanging(MODEL, recipe, workers)
+    assert exchange.worth_exchanging(CONFIG, recipe, workers)
     together, their_moments = stepped(recipe, workers, processes, monkeypatch)
     assert_close(together, alone, atol=1e-10)
     assert_close(their_moments, moments, atol=1e-10)
@@ -177,17 +177,17 @@ def stepped(
     recipe: TrainConfig, workers: int, processes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Decoder, optimizer.State]:
     """A model and the optimiser's memory after three steps."""
-    monkeypatch.setattr(processes, "can_fork", lambda: processes)
+    monkeypatch.setattr(launch, "can_fork", lambda: processes)
     rng = np.random.default_rng(2)
-    params = decoder.init(rng, MODEL, "float64")
-    tokens, targets = rng.integers(MODEL.vocab_size, size=(2, recipe.batch, MODEL.context))
-    with step.open_workers(params, optimizer.init(params, recipe), MODEL, recipe, workers) as team:
+    params = decoder.init(rng, CONFIG, "float64")
+    tokens, targets = rng.integers(CONFIG.vocab_size, size=(2, recipe.batch, CONFIG.context))
+    with step.open_workers(params, optimizer.init(params, recipe), CONFIG, recipe, workers) as opened:
         for number in range(3):
-            team.step(step.shard_batch(rng, team.params, tokens, targets, MODEL, recipe, workers), number)
-    return team.params, team.moments
+            opened.step(step.shard_batch(rng, opened.params, tokens, targets, CONFIG, recipe, workers), number)
+    return opened.params, opened.moments
 
 
-def test_rows_stay_where_that_is_quicker() -> None:
+def test_rows_are_exchanged_only_where_that_is_faster() -> None:
     toy = presets.preset("toy")
     many = dataclasses.replace(toy.config, experts=64)
     assert exchange.worth_exchanging(many, toy.recipe, 2)
@@ -201,10 +201,12 @@ def test_rows_stay_where_that_is_quicker() -> None:
     assert not exchange.exchange_is_faster(many, most + 1)
 
 
-def test_rows_travel_only_where_everyone_has_experts_and_equally_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_exchanged_only_where_everyone_has_experts_and_equally_many_shards(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
-    monkeypatch.setattr(exchange, "exchange_is_faster", lambda model, rows: asked.append(rows) or True)
-    one, K = MODEL.context, MODEL.active_experts
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda config, rows: asked.append(rows) or True)
+    one, K = CONFIG.context, CONFIG.active_experts
     for batch, accumulate, workers, sequences in (
         (5, 1, 5, 5),
         (6, 1, 6, None),  # 5 experts
@@ -215,31 +217,31 @@ def test_rows_travel_only_where_everyone_has_experts_and_equally_many_shards(mon
         (3, 1, 4, None),  # 3 shards
     ):
         recipe = TrainConfig(batch=batch, accumulate=accumulate)
-        assert exchange.worth_exchanging(MODEL, recipe, workers) == (sequences is not None)
+        assert exchange.worth_exchanging(CONFIG, recipe, workers) == (sequences is not None)
         if sequences is not None:
             assert asked.pop() == sequences * one * K
         assert asked == []
 
 
-def test_where_rows_travel_no_room_is_kept_for_experts_that_others_would_add_up(
+def test_where_rows_are_exchanged_no_room_is_kept_for_gradients_of_experts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     opened = {}
-    monkeypatch.setattr(launch, "launch", lambda size, work, like, board=0: opened.update({board: like}))
-    params = decoder.init(np.random.default_rng(0), MODEL)
+    monkeypatch.setattr(step, "launch", lambda size, work, like, row_bytes=0: opened.update({row_bytes: like}))
+    params = decoder.init(np.random.default_rng(0), CONFIG)
     recipe = TrainConfig(batch=6)
-    step.workers_for(2, print, params, MODEL, recipe)
+    step.launch_for(2, print, params, CONFIG, recipe)
     monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: True)
-    step.workers_for(2, print, params, MODEL, recipe)
-    board = 6 * MODEL.context * MODEL.active_experts * MODEL.width * 4  # rows in single precision
+    step.launch_for(2, print, params, CONFIG, recipe)
+    row_bytes = 6 * CONFIG.context * CONFIG.active_experts * CONFIG.width * 4  # rows in single precision
     everything = dict(tree.named_leaves(params))
     assert opened[0].keys() == everything.keys()
-    assert opened[board].keys() == everything.keys() - exchange.split(everything)[0].keys()
+    assert opened[row_bytes].keys() == everything.keys() - set(tree.marked(params, "by_expert"))
 
 
 def test_every_stack_of_experts_and_nothing_else_is_split_off() -> None:
-    params = decoder.init(np.random.default_rng(0), MODEL)
-    experts, others = exchange.split(dict(tree.named_leaves(params)))
+    params = decoder.init(np.random.default_rng(0), CONFIG)
+    experts, others = exchange.split(dict(tree.named_leaves(params)), set(tree.marked(params, "by_expert")))
     assert {id(leaf) for leaf in experts.values()} == {
         id(leaf) for block in params.blocks for leaf in block.moe.experts
     }

@@ -173,8 +173,8 @@ def machine(plan: Plan) -> list[str]:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "torch", "transformers"))
     blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
     lines = [
-        f"{processor()}, {resources.cores()} cores, {(resources.memory_bytes() or 0) / 2**30:.0f} GB; {platform.system()} "
-        f"{platform.machine()}",
+        f"{processor()}, {resources.cores()} cores, {(resources.memory_bytes() or 0) / 2**30:.0f} GB; "
+        f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}, {versions}",
         *(f"BLAS of NumPy: {one['internal_api']} {one['version']}, {one.get('architecture')} kernels" for one in blas),
         f"float32, {plan.threads} threads each",

@@ -35,7 +35,7 @@ class Task(NamedTuple):
 
     who: str  # of CONTENDERS
     work: str  # step: a training step; gradient: forward and backward alone; decode; peak
-    model: ModelConfig
+    config: ModelConfig
     recipe: TrainConfig
     threads: int
     device: str = "cpu"
@@ -43,7 +43,7 @@ class Task(NamedTuple):
     @property
     def tokens(self) -> int:
         """Tokens that a run of the work handles."""
-        return self.model.context - PROMPT if self.work == "decode" else self.recipe.batch * self.model.context
+        return self.config.context - PROMPT if self.work == "decode" else self.recipe.batch * self.config.context
 
 
 Result = dict[str, np.ndarray]
@@ -141,27 +141,27 @@ def parameters(task: Task) -> Any:
     def moved(leaf: np.ndarray) -> np.ndarray:
         return leaf + np.float32(0.02) * rng.standard_normal(leaf.shape, np.float32)
 
-    return tree.map(moved, decoder.init(rng, task.model))
+    return tree.map(moved, decoder.init(rng, task.config))
 
 
 def batch(task: Task) -> tuple[np.ndarray, np.ndarray]:
     """tokens and targets (B, T)."""
     rng = np.random.default_rng(1)
-    shape = (2, task.recipe.batch, task.model.context)
-    tokens, targets = rng.integers(task.model.vocab_size, size=shape)
+    shape = (2, task.recipe.batch, task.config.context)
+    tokens, targets = rng.integers(task.config.vocab_size, size=shape)
     return tokens, targets
 
 
 def decided_noise(task: Task) -> np.ndarray:
     """Noise (L, B, T, E) that favours K experts of each token by so much that rounding cannot flip a routing."""
     rng = np.random.default_rng(2)
-    shape = (task.model.layers, task.recipe.batch, task.model.context, task.model.experts)
-    favoured = rng.random(shape, np.float32).argsort(-1) < task.model.active_experts
+    shape = (task.config.layers, task.recipe.batch, task.config.context, task.config.experts)
+    favoured = rng.random(shape, np.float32).argsort(-1) < task.config.active_experts
     return (np.where(favoured, 1, -1) * rng.uniform(3, 5, shape)).astype(np.float32)
 
 
 def prompt(task: Task) -> np.ndarray:
-    return np.random.default_rng(3).integers(task.model.vocab_size, size=PROMPT)
+    return np.random.default_rng(3).integers(task.config.vocab_size, size=PROMPT)
 
 
 # minimoe
@@ -172,6 +172,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     from minimoe.core.arrays import array_module, like, to_device, to_host
     from minimoe.inference import generation
     from minimoe.layers import decoder
+    from minimoe.layers.mode import Mode
     from minimoe.losses import objective
     from minimoe.losses.balance import Coefficients
     from minimoe.losses.objective import Objective, Shard
@@ -191,7 +192,7 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
         def write() -> list[int]:
             return list(
                 generation.generate(
-                    params, task.model, prompt(task), tokens=task.model.context - PROMPT, temperature=0.0
+                    params, task.config, prompt(task), tokens=task.config.context - PROMPT, temperature=0.0
                 )
             )
 
@@ -205,16 +206,16 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
     taken = 0
 
     def shards() -> list[Shard]:
-        return step.shard_batch(rng, params, tokens, targets, task.model, task.recipe, at_work)
+        return step.shard_batch(rng, params, tokens, targets, task.config, task.recipe, at_work)
 
     def gradient_alone(group: Group, mine: Sequence[Shard]) -> None:
-        step.gradient(params, mine, task.model, task.recipe, group)
+        step.gradient(params, mine, task.config, task.recipe, group)
         group.barrier()
 
     if task.work == "gradient":
-        run_all = stack.enter_context(step.workers_for(at_work, gradient_alone, params, task.model, task.recipe))
+        run_all = stack.enter_context(step.launch_for(at_work, gradient_alone, params, task.config, task.recipe))
     else:
-        team = stack.enter_context(step.open_workers(params, moments, task.model, task.recipe, at_work))
+        workers = stack.enter_context(step.open_workers(params, moments, task.config, task.recipe, at_work))
 
     def run_gradient() -> None:
         run_all([[shard] for shard in shards()])
@@ -222,15 +223,15 @@ def minimoe(task: Task, stack: ExitStack) -> Contender:
 
     def run_step() -> None:
         nonlocal taken
-        team.take(shards(), taken)
+        workers.step(shards(), taken)
         taken += 1
         wait()
 
     def result() -> Result:
         noise = decided_noise(task)
         shard = Shard(like(where, tokens), like(where, targets), like(where, noise))
-        totals, gradient = objective.loss_and_gradient(params, [shard], task.model, goal)
-        logits, _, _ = decoder.forward(params, shard.tokens, task.model, noise=shard.noise)
+        totals, gradient = objective.loss_and_gradient(params, [shard], task.config, goal)
+        logits, _, _ = decoder.forward(params, shard.tokens, task.config, Mode(noise=shard.noise))
         named = {f"gradient of {name}": to_host(leaf) for name, leaf in tree.named_leaves(gradient)}
         return {"loss": np.array(float(totals.total)), "logits": to_host(logits)} | named
 
@@ -251,7 +252,7 @@ def twin(task: Task, _: ExitStack) -> Contender:
     dispatch, _, compiled = task.who.partition(" ")
     params = parameters(task)
     device = {"cpu": "cpu", "gpu": "cuda"}[task.device]
-    model = twins.copy_weights(twins.Twin(task.model, dispatch), params).to(device)
+    model = twins.copy_weights(twins.Twin(task.config, dispatch), params).to(device)
     called = torch.compile(model) if compiled else model
     tokens, targets = (torch.tensor(ids, device=device) for ids in batch(task))
     recipe = task.recipe
@@ -262,7 +263,7 @@ def twin(task: Task, _: ExitStack) -> Contender:
         weight_decay=recipe.weight_decay,
         fused=True,
     )
-    shape = (task.model.layers, recipe.batch, task.model.context, task.model.experts)
+    shape = (task.config.layers, recipe.batch, task.config.context, task.config.experts)
 
     def gradient(noise: Any) -> tuple[Any, Any]:
         optimizer.zero_grad()
@@ -294,11 +295,11 @@ def decoding_twin(task: Task, _: ExitStack) -> Contender:
 
     torch.set_num_threads(task.threads)
     kind = {"cached": twins.Cached, "cached compiled": twins.Gathered}[task.who]
-    writer = kind(twins.copy_weights(twins.Twin(task.model), parameters(task)))
+    writer = kind(twins.copy_weights(twins.Twin(task.config), parameters(task)))
     ids = torch.tensor(prompt(task))
 
     def write() -> list[int]:
-        return writer.write(ids, task.model.context - PROMPT)
+        return writer.write(ids, task.config.context - PROMPT)
 
     return Contender(write, lambda: {"ids": 1 + np.array(write())})
 
@@ -311,10 +312,10 @@ def transformers(task: Task, _: ExitStack) -> Contender:
 
     torch.set_num_threads(task.threads)
     with tempfile.TemporaryDirectory() as folder:
-        huggingface.save(Path(folder, "model"), parameters(task), task.model)
+        huggingface.save(Path(folder, "model"), parameters(task), task.config)
         model = MixtralForCausalLM.from_pretrained(Path(folder, "model"), dtype=torch.float32).eval()
     ids = torch.tensor(prompt(task))[None]
-    count = task.model.context - PROMPT
+    count = task.config.context - PROMPT
 
     def write() -> list[int]:
         with torch.inference_mode():

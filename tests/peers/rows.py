@@ -51,8 +51,8 @@ class Plan(NamedTuple):
         self, who: str, work: str = "step", *, threads: int | None = None, batch: int | None = None, **shape: int
     ) -> Task:
         """A task in the shapes of the toy, or with other values for some."""
-        model = dataclasses.replace(self.toy, **shape)
-        return Task(who, work, model, recipe(batch or self.toy_batch), threads or self.threads, self.device)
+        config = dataclasses.replace(self.toy, **shape)
+        return Task(who, work, config, recipe(batch or self.toy_batch), threads or self.threads, self.device)
 
     def larger_task(self, who: str) -> Task:
         return Task(who, "step", self.larger, recipe(self.larger_batch), self.threads, self.device)

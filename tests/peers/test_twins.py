@@ -12,19 +12,20 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.inference import generation
 from minimoe.layers import decoder
+from minimoe.layers.mode import Mode
 from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 
 pytestmark = pytest.mark.torch
 
-MODEL = ModelConfig(vocab_size=19, width=12, layers=2, heads=4, head_width=6, context=24, experts=5, expert_width=10)
+CONFIG = ModelConfig(vocab_size=19, width=12, layers=2, heads=4, head_width=6, context=24, experts=5, expert_width=10)
 RECIPE = TrainConfig(balance_loss=0.3, z_loss=0.2)
 SHAPES = {
-    "noisy": MODEL,
-    "three experts of five": dataclasses.replace(MODEL, active_experts=3, kv_heads=4),
-    "plain, multi-query": dataclasses.replace(MODEL, noisy_gating=False, kv_heads=1),
-    "Switch": dataclasses.replace(MODEL, active_experts=1, renormalize=False),
+    "noisy": CONFIG,
+    "three experts of five": dataclasses.replace(CONFIG, active_experts=3, kv_heads=4),
+    "plain, multi-query": dataclasses.replace(CONFIG, noisy_gating=False, kv_heads=1),
+    "Switch": dataclasses.replace(CONFIG, active_experts=1, renormalize=False),
 }
 
 
@@ -56,7 +57,7 @@ def test_logits_loss_and_every_gradient_agree(dispatch: twins.Dispatch, shape: s
     noise = rng.standard_normal((config.layers, 3, config.context, config.experts)) if config.noisy_gating else None
     goal = Objective(Coefficients(balance=RECIPE.balance_loss, z=RECIPE.z_loss))
     totals, gradient = objective.loss_and_gradient(params, [Shard(tokens, targets, noise)], config, goal)
-    logits, _, _ = decoder.forward(params, tokens, config, noise=noise)
+    logits, _, _ = decoder.forward(params, tokens, config, Mode(noise=noise))
 
     twin = twins.copy_weights(twins.Twin(config, dispatch), params)
     drawn = None if noise is None else torch.tensor(noise)

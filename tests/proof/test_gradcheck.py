@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minimoe.core import tree
 from minimoe.core.errors import UserError
-from minimoe.layers import decoder, embedding, linear, rmsnorm
+from minimoe.layers import decoder, embedding, linear, moe, rmsnorm
 from minimoe.layers.linear import Linear
 from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.routers import noisy_top_k
@@ -208,7 +208,7 @@ def test_a_parameter_called_x_is_not_the_input() -> None:
         (lambda p, x: (None, x), product_backward, WEIGHT, INPUT, "y that forward returns holds no floating-point"),
         (lambda p, x: ((x @ p).astype(int), x), product_backward, WEIGHT, INPUT, "holds no floating-point numbers"),
         (product, product_backward, WEIGHT, INPUT[:0], r"x is empty, of shape \(0, 3\)"),
-        (product, product_backward, WEIGHT, INPUT + 1j, "x holds complex128, expected numbers"),
+        (product, product_backward, WEIGHT, INPUT + 1j, "x holds complex128, expected real numbers"),
         (product, product_backward, WEIGHT.astype(int), INPUT.astype(int), "no gradient to check: give floats"),
         (product, product_backward, None, None, "no gradient to check: give floats"),
         (product, product_backward, WEIGHT * np.nan, INPUT, "params holds numbers that are not finite"),
@@ -409,8 +409,9 @@ def test_no_gradient_is_zero_by_accident(rows: list[Row]) -> None:
 
 def test_every_component_and_every_parameter_of_the_decoder_has_its_row(rows: list[Row]) -> None:
     components = {row.component.split(",")[0] for row in rows}
-    assert components >= {"linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe"}
+    assert components >= {"linear", "embedding", "rmsnorm", "rope", "attention", "balance", "moe"}
     assert components >= {"block", "cross-entropy", "decoder", "attention after a past"}
+    assert components >= {*moe.ROUTERS, *moe.EXPERTS}, "every router and every kind of expert"
     model = decoder.init(np.random.default_rng(0), gradcheck.CONFIG)
     names = [name for name, _ in tree.named_leaves(model)]
     assert [row.tensor for row in rows if row.component == "decoder"] == names
@@ -418,8 +419,8 @@ def test_every_component_and_every_parameter_of_the_decoder_has_its_row(rows: li
 
 def test_margins_are_given_where_something_can_flip_and_only_there(rows: list[Row]) -> None:
     routed = {row.component for row in rows if row.margin is not None}
-    assert {name.split(",")[0] for name in routed} == {"router", "moe", "block", "decoder"}
-    assert "router, every expert" not in routed
+    assert {name.split(",")[0] for name in routed} == {*moe.ROUTERS, "moe", "block", "decoder"}
+    assert "noisy_top_k, every expert" not in routed
 
 
 def test_the_same_seed_gives_the_same_rows(rows: list[Row]) -> None:
@@ -440,7 +441,7 @@ def test_a_fault_in_one_layer_is_seen_through_the_whole_decoder(monkeypatch: pyt
             load = load._replace(first_out=cache.ranking[:, 0])
         return right(params, cache._replace(load=load), dweights, dstats)
 
-    monkeypatch.setattr(noisy_top_k, "backward", forgetful)
+    monkeypatch.setattr(noisy_top_k, "gate_backward", forgetful)
     wrong = gradcheck.check_decoder("decoder", gradcheck.CONFIG, np.random.default_rng(0), entries=1)
     assert {row.tensor for row in failed(wrong)} >= {"embedding.table", "blocks[0].moe.router.w_gate"}
     assert {row.tensor: row.passed for row in wrong}["head.weight"], "no router lies between it and the loss"

@@ -110,7 +110,7 @@ def test_a_config_survives(tmp_path: Path) -> None:
 def test_a_run_that_has_lost_its_file_to_resume_from_is_not_begun_anew(run: Path) -> None:
     (run / "resume.safetensors").unlink()
     before = (run / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"resume\.safetensors is missing, though model\.safetensors has taken 6 steps"):
+    with pytest.raises(UserError, match=r"resume\.safetensors is missing, although model\.safetensors has taken 6"):
         checkpoint.load_progress(run, checkpoint.load_config(run))
     assert (run / "model.safetensors").read_bytes() == before
 
@@ -243,7 +243,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (b"[1, 2]", "not a run's config"),
         (b"null", "not a run's config"),
         (b'"format"', "not a run's config"),
-        (b"{}", "has format None, and this version reads 2"),
+        (b"{}", "has format None, but this version reads 2"),
     ],
 )
 def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> None:
@@ -255,7 +255,7 @@ def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> Non
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda values: values.update(format=1), "format 1, and this version reads 2"),
+        (lambda values: values.update(format=1), "format 1, but this version reads 2"),
         (lambda values: values.pop("train"), "'train' is missing"),
         (lambda values: values.update(sha257="0"), "'sha257' is unknown"),
         (lambda values: values.update(model=[1]), "not a run's config"),
@@ -283,7 +283,7 @@ def test_a_config_that_makes_no_sense_is_refused(run: Path, change: Callable[[di
     ("settings", "says"),
     [
         ({"expert_width": 7}, r"w_\w+ as float32 .*asks for"),
-        ({"heads": 4, "head_width": 2}, "not of one run"),
+        ({"heads": 4, "head_width": 2}, "not belong to one run"),
         ({"layers": 1}, r"holds the tensor .*blocks\[1\]"),
         ({"layers": 3}, "asks for a model of"),
         ({"noisy_gating": False}, "holds the tensor .*w_noise"),
@@ -378,10 +378,10 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=re.escape(f"{folder} is not a run")):
             checkpoint.load_config(folder)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"{tmp_path / 'file'} is a file: give the folder of a run, {tmp_path} perhaps"):
+    with pytest.raises(UserError, match=f"{tmp_path / 'file'} is a file: give the folder of a run, perhaps {tmp_path}"):
         checkpoint.load_config(tmp_path / "file")
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(UserError, match=r"config\.json cannot be read \(it is no regular file\)"):
+    with pytest.raises(UserError, match=r"config\.json cannot be read \(it is not a regular file\)"):
         checkpoint.load_config(tmp_path)
 
 
@@ -404,7 +404,7 @@ def test_the_file_to_resume_from_is_written_last(tmp_path: Path, monkeypatch: py
 
 def test_a_folder_is_lent_to_one_training_at_a_time(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
-    refused = pytest.raises(UserError, match="another training is writing to")
+    refused = pytest.raises(UserError, match="another training run is writing to")
     with checkpoint.locked(tmp_path), refused, checkpoint.locked(tmp_path):
         pass
     with checkpoint.locked(tmp_path):

@@ -83,7 +83,7 @@ def test_a_line_that_is_no_row_is_named(folder: Path, line: bytes) -> None:
 
 
 def test_lines_that_end_before_the_checkpoint_are_noticed(folder: Path) -> None:
-    with pytest.raises(UserError, match="ends at step 6, but the checkpoint stands at step 8: restore it, or remove"):
+    with pytest.raises(UserError, match="ends at step 6, but the checkpoint is at step 8: restore it, or remove"):
         metrics.read(folder, up_to=8)
     for spoiled in (b"", b"{"):  # emptied, and half a line, which a crash may leave
         (folder / "metrics.jsonl").write_bytes(spoiled)

@@ -1,6 +1,6 @@
 """Fifty steps of training, told once: every loss that the preset ``tiny`` went through. Run this file to tell it anew.
 
-    python tests/golden_trajectory.py
+    python tests/support/golden_trajectory.py
 
 Do so after a change that is meant to change what training does: other draws, another formula, another corpus. The
 settings are kept with the losses, so a preset may be tuned without a new telling.
@@ -47,7 +47,11 @@ def losses(chosen: Preset, out: Path, threads: int = 1) -> dict[str, list[float]
 def write() -> None:
     """Trains with the preset as it is now, and keeps settings and losses."""
     tiny = presets.preset("tiny")
-    settings = {"corpus": tiny.corpus, "model": dataclasses.asdict(tiny.config), "train": dataclasses.asdict(tiny.recipe)}
+    settings = {
+        "corpus": tiny.corpus,
+        "model": dataclasses.asdict(tiny.config),
+        "train": dataclasses.asdict(tiny.recipe),
+    }
     settings["train"]["steps"] = 50
     with tempfile.TemporaryDirectory() as room:
         runs = {dtype: losses(preset(settings, dtype=dtype), Path(room) / dtype) for dtype in DTYPES}

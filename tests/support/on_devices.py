@@ -18,9 +18,10 @@ from minimoe.core.arrays import Device, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope
+from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, routing
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu
+from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
@@ -94,6 +95,7 @@ def cases(on: Move, dtype: Any) -> Iterator[tuple[str, Case]]:
     yield "balance, pooled", _pooled(on, rng)
     yield "moe", _moe(on, rng, CONFIG)
     yield "moe, tokens dropped", _moe(on, rng, CONFIG, capacity_factor=0.5)
+    yield "moe, tokens dropped, padding", _moe(on, rng, CONFIG, capacity_factor=0.5, masked=True)
     yield "block", _block(on, rng, dtype)
     yield "cross-entropy", _cross_entropy(on, rng)
     yield "cross-entropy, padding", _cross_entropy(on, rng, mask=rng.integers(2, size=(B, T)))
@@ -145,7 +147,7 @@ def _attention(on: Move, rng: np.random.Generator, dtype: Any, window: int | Non
 
 
 def _swiglu(on: Move, rng: np.random.Generator) -> Case:
-    params = on(swiglu.init(rng, 4, D, 3))
+    params = on(swiglu.init(rng, ModelConfig(width=D, experts=4, expert_width=3)))
     x, dy = on(list(rng.standard_normal((2, 9, D))))
     return Case(lambda: swiglu.forward(params, x, [3, 0, 4, 0]), lambda cache: swiglu.backward(params, cache, dy))
 
@@ -158,21 +160,22 @@ def _router(
     noisy: bool = True,
     masked: bool = False,
 ) -> Case:
-    params, x = on(moved(rng, noisy_top_k.init(rng, D, E, noisy=noisy))), on(rng.standard_normal((T, D)))
+    config = ModelConfig(width=D, experts=E, noisy_gating=noisy)
+    params, x = on(moved(rng, noisy_top_k.init(rng, config))), on(rng.standard_normal((T, D)))
     noise = on(rng.standard_normal((T, E))) if noisy else None
     mask = on(rng.integers(2, size=T)) if masked else None
     dweights = on(rng.standard_normal((T, top_k)))
 
     def forward() -> tuple[Any, Any]:
-        routing, stats, cache = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+        choice, stats, cache = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
         losses, dstats = balance.loss(stats, EVERY_LOSS)
-        return (routing, stats, losses, dstats), (cache, dstats)
+        return (choice, stats, losses, dstats), (cache, dstats)
 
     return Case(forward, lambda kept: noisy_top_k.gate_backward(params, kept[0], dweights, kept[1]))
 
 
 def _pooled(on: Move, rng: np.random.Generator) -> Case:
-    params, x = on(noisy_top_k.init(rng, D, E)), on(rng.standard_normal((T, D)))
+    params, x = on(noisy_top_k.init(rng, CONFIG)), on(rng.standard_normal((T, D)))
 
     def forward() -> tuple[Any, Any]:
         _, stats, _ = noisy_top_k.gate(params, x, 2)
@@ -181,14 +184,24 @@ def _pooled(on: Move, rng: np.random.Generator) -> Case:
     return Case(forward, lambda cache: ())
 
 
-def _moe(on: Move, rng: np.random.Generator, config: ModelConfig, capacity_factor: float | None = None) -> Case:
+def _moe(
+    on: Move,
+    rng: np.random.Generator,
+    config: ModelConfig,
+    capacity_factor: float | None = None,
+    masked: bool = False,
+) -> Case:
     params = on(moved(rng, moe.init(rng, config)))
     x, dy, noise = on(list(rng.standard_normal((2, B, T, D)))) + [on(rng.standard_normal((B, T, E)))]
+    mask = on(rng.integers(2, size=(B, T))) if masked else None
+    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
 
     def forward() -> tuple[Any, Any]:
-        y, stats, _, cache = moe.forward(params, x, config, noise=noise, capacity_factor=capacity_factor)
+        y, stats, dropped, cache = moe.forward(params, x, config, mode)
         _, dstats = balance.loss(stats, EVERY_LOSS)
-        return (y, stats), (cache, dstats)
+        made = cache.routing
+        chosen = routing.experts_by_token(made), routing.by_token(made.weight, made.place)
+        return (y, stats, dropped, chosen), (cache, dstats)
 
     return Case(forward, lambda kept: moe.backward(params, kept[0], dy, kept[1]))
 
@@ -197,9 +210,10 @@ def _block(on: Move, rng: np.random.Generator, dtype: Any) -> Case:
     params = on(moved(rng, block.init(rng, CONFIG)))
     rotation = rope.init(on(np.arange(T)), CONFIG.head_width, dtype=dtype)
     x, dy, noise = on(list(rng.standard_normal((2, B, T, D)))) + [on(rng.standard_normal((B, T, E)))]
+    mode = Mode(training=True, noise=noise, capacity_factor=1.0)
 
     def forward() -> tuple[Any, Any]:
-        y, stats, _, cache = block.forward(params, x, rotation, CONFIG, noise=noise, capacity_factor=1.0)
+        y, stats, _, cache = block.forward(params, x, rotation, CONFIG, mode)
         _, dstats = balance.loss(stats, EVERY_LOSS)
         return (y, stats), (cache, dstats)
 

@@ -9,11 +9,13 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.exchange import LocalExchange
 from minimoe.layers.moe import MoE
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, Totals, loss_and_gradient
-from minimoe.parallel import exchange, launch
-from minimoe.parallel.group import ALONE, Group
+from minimoe.parallel import exchange
+from minimoe.parallel.group import Group
+from minimoe.parallel.launch import launch
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
 SEQUENCES = 6
@@ -91,23 +93,31 @@ def gradient_in_a_group(
     processes: bool | None = None,
     owners: bool = False,
 ) -> tuple[Totals, Decoder]:
-    """``loss_and_gradient`` by ``size`` workers, whose parts are put together again."""
+    """``loss_and_gradient`` by ``size`` workers, whose parts are put together again.
+
+    With ``owners``, each worker owns some of the experts, and rows travel between them.
+    """
+    by_expert = set(tree.marked(params, "by_expert")) if owners else set()
 
     def work(group: Group, mine: list[Shard]) -> tuple[Totals, Decoder]:
         totals, part = loss_and_gradient(
-            params, mine, config, goal, recompute=recompute, group=group, owners=group if owners else ALONE
+            params,
+            mine,
+            config,
+            goal,
+            recompute=recompute,
+            group=group,
+            exchange=exchange.between(group) if owners else LocalExchange,
         )
-        own, to_add_up = exchange.split(dict(tree.named_leaves(part)))
-        if not owners:
-            own, to_add_up = {}, own | to_add_up
+        own, to_add_up = exchange.split(dict(tree.named_leaves(part)), by_expert)
         owned = group.reduce_scatter(to_add_up, group.share(to_add_up))
         named = {name: leaf for one in group.all_gather(owned) for name, leaf in one.items()}
         everyones = group.all_gather(own)
         named |= {name: np.concatenate([one[name] for one in everyones]) for name in own}
         return totals, tree.rebuild(params, [named[name] for name, _ in tree.named_leaves(params)])
 
-    room = 8 * config.active_experts * config.width * sum(shard.tokens.size for shard in shards)
-    with launch.launch(size, work, dict(tree.named_leaves(params)), processes, room) as run:
+    row_bytes = 8 * config.active_experts * config.width * sum(shard.tokens.size for shard in shards)
+    with launch(size, work, dict(tree.named_leaves(params)), processes, row_bytes) as run:
         result: tuple[Totals, Decoder] = run([shards[rank::size] for rank in range(size)])
     return result
 

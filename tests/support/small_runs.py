@@ -21,13 +21,13 @@ PYRAMID = "".join(f"{n} steps up, {n * n} stones laid; ça monte à {n + 7} pied
 SEASONS = "".join(f"In year {n} the spring was {'wet' if n % 3 else 'dry'} and the harvest fair.\n" for n in range(25))
 CORPUS = Corpus("small", {"pyramid": PYRAMID, "seasons": SEASONS})
 
-MODEL = ModelConfig(
+CONFIG = ModelConfig(
     width=8, layers=2, heads=2, kv_heads=1, head_width=4, context=8, experts=4, active_experts=2, expert_width=8
 )
 RECIPE = TrainConfig(
     steps=6, batch=4, warmup=2, importance_loss=0.1, load_loss=0.1, evaluate_every=3, save_every=2, capacity_factor=1.0
 )
-SMALL = Preset("a few milliseconds", MODEL, RECIPE)
+SMALL = Preset("a few milliseconds", CONFIG, RECIPE)
 
 TIMINGS = ("tokens_per_second", "seconds")
 

@@ -277,6 +277,8 @@ def _check(name: str, parameters: str, args: tuple[Any, ...], kwargs: dict[str, 
     unknown = set(kwargs) - set(known)
     if len(args) > len(known) or unknown:
         raise TypeError(f"{name}() takes {', '.join(known)}, not {', '.join(unknown) or f'{len(args)} arguments'}")
+    if isinstance((dict(zip(known, args, strict=False)) | kwargs).get("repeats"), ndarray):
+        raise ValueError(f"{name}: the host must know the repeats, or it waits for their sum")
     if kwargs.get("kind") not in (None, "stable"):
         raise ValueError(f"{name}: CuPy sorts in one way only, kind='stable'")
 

@@ -45,6 +45,8 @@ REFUSED: dict[str, Callable[[Any], Any]] = {
     "initial= of a reduction": lambda x: cp.max(x, initial=0.0),
     "a sort that is not stable": lambda x: cp.argsort(x, kind="quicksort"),
     "a float as index array": lambda x: x[x],
+    "an array as repeats": lambda x: cp.repeat(x[0], cp.arange(3)),
+    "an array as repeats of a method": lambda x: x[0].repeat(cp.arange(3)),
 }
 
 

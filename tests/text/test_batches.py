@@ -156,7 +156,7 @@ def test_a_text_that_has_changed_is_noticed(tmp_path: Path, change: object) -> N
     path.write_text("The tide comes in, the tide goes out. " * 5)
     _, source, codec = batches.prepare(read_files(path), TrainConfig(), 4)
     path.write_text(change(path.read_text()))
-    with pytest.raises(UserError, match="text.txt has changed since this run began: restore the text, or train anew"):
+    with pytest.raises(UserError, match="text.txt has changed since this run began: restore the text, or start a new"):
         batches.reload(source, codec, 4)
 
 
@@ -170,19 +170,19 @@ def test_where_one_document_ends_and_the_next_begins_is_part_of_the_text() -> No
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes among its files")
 def test_a_pipe_that_a_run_names_as_its_text_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(UserError, match="which the run names as its text, is no file"):
+    with pytest.raises(UserError, match="which the run names as its text, is not a file"):
         batches.read_source(Source("x", [str(tmp_path / "pipe")], "0"))
 
 
 def test_a_corpus_made_in_python_has_to_be_passed_again() -> None:
-    with pytest.raises(UserError, match="'mine' was made in Python: go on there, and pass it again as corpus="):
+    with pytest.raises(UserError, match="'mine' was made in Python: resume there, and pass it again as corpus="):
         batches.read_source(Source("mine", [], "0"))
     codec = tokenizer.build("char", corpus.load("fables").text)
-    with pytest.raises(UserError, match="another one of that name was made in Python: pass that again as corpus="):
+    with pytest.raises(UserError, match="another one of that name, made in Python: pass that one again as corpus="):
         batches.reload(Source("fables", [], "0"), codec, 8)
 
 
 @pytest.mark.parametrize("wrong", [Path("a.txt"), ["a.txt"], {"a": "text"}, 3])
 def test_what_is_no_corpus_is_refused(wrong: object) -> None:
-    with pytest.raises(UserError, match="is no corpus: give the name of one, or a minimoe.corpus.Corpus"):
+    with pytest.raises(UserError, match="is not a corpus: give the name of one, or a minimoe.text.corpus.Corpus"):
         batches.prepare(wrong, TrainConfig(), 8)  # type: ignore[arg-type]

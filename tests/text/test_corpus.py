@@ -138,7 +138,7 @@ def test_python_docs_missing_from_this_python(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("documents", [{1: "text"}, {"a": b"bytes"}, {"a": None}])
 def test_documents_are_texts_by_names(documents: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="give text by a name"):
+    with pytest.raises(UserError, match="give both the name and the text as strings"):
         Corpus("mine", documents)
 
 
@@ -165,7 +165,7 @@ def test_an_installed_package_carries_its_own_texts(monkeypatch: pytest.MonkeyPa
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "sums.txt").write_text("somebody else's")
     (inside / "sums.txt").write_text("1 + 1 = 2\n")
-    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "minimoe" / "corpus.py"))
+    monkeypatch.setattr(corpus, "__file__", str(tmp_path / "minimoe" / "text" / "corpus.py"))
     assert load("sums").text == "1 + 1 = 2\n"
     with pytest.raises(UserError, match=r"fables\.txt does not exist"):
         load("fables")
@@ -180,9 +180,8 @@ def test_a_corpus_has_documents_and_they_have_text() -> None:
 
 def test_importing_the_module_imports_nothing_slow() -> None:
     # NumPy brings some of these modules along by itself: those are not ours to avoid.
-    code = "import sys, numpy; before = set(sys.modules); import minimoe.corpus; " + (
-        "print([m for m in ('urllib.request', 'http.client', 'ssl', 'tqdm') "
-        "if m in sys.modules and m not in before])"
+    code = "import sys, numpy; before = set(sys.modules); import minimoe.text.corpus; " + (
+        "print([m for m in ('urllib.request', 'http.client', 'ssl', 'tqdm') if m in sys.modules and m not in before])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=DATA.parent, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizer_json import mixtral_like
 
 from minimoe.cli import main
 from minimoe.core.config import ModelConfig
@@ -23,51 +24,6 @@ TEXT = "The bread rises.\n\n  « Ça va ? » 日本 🎉 fin"
 needs_library = pytest.mark.skipif(
     importlib.util.find_spec("tokenizers") is None, reason='needs the tokenizers library: pip install "minimoe[hf]"'
 )
-
-
-def mixtral_like() -> dict[str, Any]:
-    """A tokenizer.json as Mixtral has it: words begin with ▁, what is unknown goes by bytes, texts begin with <s>."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "t", "h", "e", "b", "r", "a", "d", "▁t", "he", "▁the", "▁b", "re", "ad", "▁bre", "▁bread"]
-    merges = [["▁", "t"], ["h", "e"], ["▁t", "he"], ["▁", "b"], ["r", "e"], ["a", "d"], ["▁b", "re"], ["▁bre", "ad"]]
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {
-        "version": "1.0",
-        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-        "padding": None,
-        "added_tokens": [{"id": i, "content": pieces[i], **special} for i in range(3)],
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "Prepend", "prepend": "▁"},
-                {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
-            ],
-        },
-        "pre_tokenizer": None,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-        },
-        "decoder": {
-            "type": "Sequence",
-            "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-                {"type": "ByteFallback"},
-                {"type": "Fuse"},
-                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-            ],
-        },
-        "model": {
-            "type": "BPE",
-            "vocab": {piece: i for i, piece in enumerate(pieces)},
-            "merges": merges,
-            "byte_fallback": True,
-            "unk_token": "<unk>",
-            "fuse_unk": True,
-        },
-    }
 
 
 @pytest.fixture
@@ -210,7 +166,7 @@ def test_text_that_no_token_stands_for_is_counted_in_bits_per_byte(
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"model": 3}'])
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(UserError, match=r"tokenizer\.json is no tokenizer"):
+    with pytest.raises(UserError, match=r"tokenizer\.json is not a tokenizer"):
         huggingface_tokenizer.load(tmp_path)
 
 

@@ -191,9 +191,7 @@ def test_surrogates_are_refused() -> None:
         ByteTokenizer().encode("a\udc80")
 
 
-@pytest.mark.parametrize(
-    ("characters", "problem"), [("", "got none"), ("ba", "in order"), ("aab", "each of them once")]
-)
+@pytest.mark.parametrize(("characters", "problem"), [("", "got none"), ("ba", "in order"), ("aab", "each one once")])
 def test_characters_must_be_sorted_and_unique(characters: str, problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         CharTokenizer(characters)

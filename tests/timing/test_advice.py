@@ -50,14 +50,14 @@ def test_a_forced_kernel_is_pointed_out_only_where_it_is_not_the_processors_own(
     monkeypatch.setattr(advice, "kernel", lambda: "Haswell")
     (sentence,) = advice.found(4)
     assert sentence.startswith(
-        "OPENBLAS_CORETYPE=Haswell makes BLAS run its Haswell kernels, though it has SkylakeX ones"
+        "OPENBLAS_CORETYPE=Haswell makes BLAS run its Haswell kernels, although it has SkylakeX kernels"
     )
 
 
 def test_an_old_kernel_is_pointed_out_on_a_newer_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "kernel", lambda: "Prescott")
     (sentence,) = advice.found(4)
-    assert sentence.startswith("BLAS runs its Prescott kernels, made for processors without AVX2, which this one has")
+    assert sentence.startswith("BLAS runs its Prescott kernels, which are made for processors without AVX2, although")
     monkeypatch.setattr(advice, "_has_avx2", lambda: False)
     assert advice.found(4) == []
 
@@ -65,7 +65,7 @@ def test_an_old_kernel_is_pointed_out_on_a_newer_processor(monkeypatch: pytest.M
 def test_withheld_cores_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert advice.found(4) == [
-        "This process may use 4 of the machine's 8 cores: taskset or a container holds it there."
+        "This process may use 4 of the machine's 8 cores: taskset or a container sets this limit."
     ]
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(advice, "_quota", lambda: 1.5)
@@ -84,7 +84,7 @@ def test_the_quota_of_a_control_group_is_read(tmp_path: Path, content: str | Non
 def test_a_blas_with_too_few_threads_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (sentence,) = advice.found(4)
-    assert sentence.startswith("OMP_NUM_THREADS=1 holds BLAS to 1 of 4 threads where a long prompt is read: unset it")
+    assert sentence.startswith("OMP_NUM_THREADS=1 limits BLAS to 1 of 4 threads when a long prompt is read: unset it")
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert advice.found(4) == []
 

@@ -1,6 +1,6 @@
 """The README's table of components: lesson, test and measured gradient error. Run this file to bring it up to date.
 
-    python tests/readme_table.py
+python tests/tools/readme_table.py
 """
 
 from __future__ import annotations
@@ -9,27 +9,36 @@ import math
 import re
 from pathlib import Path
 
+from minimoe.layers import moe
 from minimoe.proof import gradcheck
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BEGIN, END = "<!-- components: written by tests/readme_table.py -->", "<!-- end of components -->"
-# in the order in which data flows through them
-LAYERS = ["linear", "embedding", "rmsnorm", "rope", "attention", "swiglu", "router", "balance", "moe", "block"]
-LAYERS += ["decoder", "cross_entropy"]
+BEGIN, END = "<!-- components: written by tests/tools/readme_table.py -->", "<!-- end of components -->"
+
+
+def components() -> list[str]:
+    """Places below minimoe/, in the order in which data flows through them."""
+    return [
+        *(f"layers/{name}" for name in ("embedding", "linear", "rmsnorm", "rope", "attention")),
+        *(f"layers/routers/{name}" for name in moe.ROUTERS),
+        *(f"layers/experts/{name}" for name in moe.EXPERTS),
+        *(f"layers/{name}" for name in ("moe", "block", "decoder")),
+        *(f"losses/{name}" for name in ("cross_entropy", "balance")),
+    ]
 
 
 def table() -> str:
     """The table as Markdown, with every gradient measured now."""
     rows = gradcheck.run()
     lines = ["| component | lesson | test | gradient error below |", "|---|---|---|---|"]
-    for name in LAYERS:
-        source = ROOT / "minimoe" / "layers" / f"{name}.py"
-        lesson = re.search(r"lessons/(\w+)\.ipynb", source.read_text(encoding="utf-8"))
-        assert lesson, f"{source} names no lesson"
+    for place in components():
+        room, _, name = place.rpartition("/")
+        found = re.search(r"lessons/(\w+)\.ipynb", (ROOT / "minimoe" / f"{place}.py").read_text(encoding="utf-8"))
+        lesson = f"[{found[1].replace('_', ' ')}](lessons/{found[1]}.ipynb)" if found else "–"
         worst = max(row.error for row in rows if re.split(r"[ ,]", row.component.replace("-", "_"))[0] == name)
         lines.append(
-            f"| [{name}](minimoe/layers/{name}.py) | [{lesson[1].replace('_', ' ')}](lessons/{lesson[1]}.ipynb) "
-            f"| [test_{name}.py](tests/layers/test_{name}.py) | 1e{math.ceil(math.log10(worst))} |"
+            f"| [{name}](minimoe/{place}.py) | {lesson} "
+            f"| [test_{name}.py](tests/{room}/test_{name}.py) | 1e{math.ceil(math.log10(worst))} |"
         )
     return "\n".join(lines)
 

@@ -66,14 +66,14 @@ def test_the_bar_starts_where_the_run_stands(capsys: pytest.CaptureFixture[str])
 
 def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> None:
     said = run_report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
-    assert "4 experts, 2 at work for each token" in said
-    assert f"pyramid: {len(data.train):,} tokens to learn from, {len(data.validation[0])} held out" in said
+    assert "4 experts, 2 active per token" in said
+    assert f"pyramid: {len(data.train):,} tokens for training, {len(data.validation[0])} for validation" in said
     assert "Training takes 6 steps of 32 tokens on 3 CPU cores and writes to runs/x." in said
     said = run_report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
     assert "Training continues at step 4 of 6 steps" in said
     assert "on the GPU" in said
-    run = model.run._replace(model=dataclasses.replace(model.config, experts=1, active_experts=1))
-    run = run._replace(train=dataclasses.replace(run.recipe, steps=1))
+    run = model.run._replace(config=dataclasses.replace(model.config, experts=1, active_experts=1))
+    run = run._replace(recipe=dataclasses.replace(run.recipe, steps=1))
     said = run_report.opening(Path("runs/x"), run, data, "cpu", threads=1, first=0)
     assert said.startswith("A dense model: ") and "takes 1 step of 32 tokens on 1 CPU core and" in said
 
@@ -91,7 +91,7 @@ def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypa
 
 def test_the_closing_of_an_interrupted_run_says_how_to_go_on() -> None:
     said = run_report.closing(Path("runs/x"), False, [{"step": 17}])
-    assert "Interrupted at step 17; all of it is saved." in said
+    assert "Interrupted at step 17; everything is saved." in said
     assert "minimoe train --resume runs/x" in said
 
 

@@ -14,8 +14,7 @@ import small_runs
 from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
-from minimoe.core import resources
-from minimoe.core import presets, tree
+from minimoe.core import presets, resources, tree
 from minimoe.core.errors import UserError
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
@@ -56,7 +55,9 @@ def batch() -> tuple[RunConfig, decoder.Decoder, batches.Texts]:
     return run, params, data
 
 
-def shards_of(batch: tuple[RunConfig, decoder.Decoder, batches.Texts], threads: int, accumulate: int = 1) -> list[Shard]:
+def shards_of(
+    batch: tuple[RunConfig, decoder.Decoder, batches.Texts], threads: int, accumulate: int = 1
+) -> list[Shard]:
     run, params, data = batch
     recipe = presets.override(SMALL, {"dtype": "float64", "batch": 6, "accumulate": accumulate}).recipe
     first = next(data.batches(recipe.batch, run.config.context))
@@ -156,7 +157,7 @@ def test_metrics_hold_a_line_a_step_with_all_there_is_to_watch(tmp_path: Path) -
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert [row["tokens"] for row in rows] == [32, 64, 96, 128, 160, 192]
     assert [row["step"] for row in rows if "val_loss" in row] == [3, 6]
-    recipe, model = small_runs.RECIPE, small_runs.MODEL
+    recipe, config = small_runs.RECIPE, small_runs.CONFIG
     for row in rows:
         auxiliary = sum(
             weight * sum(row["auxiliary"][name])
@@ -166,29 +167,27 @@ def test_metrics_hold_a_line_a_step_with_all_there_is_to_watch(tmp_path: Path) -
         assert row["learning_rate"] == schedule.learning_rate(row["step"] - 1, recipe)
         assert row["gradient_norm"] > 0
         assert row["tokens_per_second"] > 0
-        assert np.shape(row["load"]) == (model.layers, model.experts)
+        assert np.shape(row["load"]) == (config.layers, config.experts)
         np.testing.assert_allclose(np.sum(row["load"], axis=1), 1, atol=1e-4)
-        assert len(row["dropped"]) == len(row["router_entropy"]) == model.layers
-        assert all(0 < entropy <= math.log(model.experts) + 1e-5 for entropy in row["router_entropy"])
-    assert any(sum(row["dropped"]) > 0 for row in rows), "a capacity factor of 1 cannot seat everyone"
+        assert len(row["dropped"]) == len(row["router_entropy"]) == config.layers
+        assert all(0 < entropy <= math.log(config.experts) + 1e-5 for entropy in row["router_entropy"])
+    assert any(sum(row["dropped"]) > 0 for row in rows), "a capacity factor of 1 refuses some"
     assert all(0 <= share < 1 for row in rows for share in row["dropped"])
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
 def test_the_dropped_share_is_that_of_all_entries(tmp_path: Path) -> None:
-    """With one seat for each expert, 4 of the K · T = 16 entries of a sequence find one at most."""
+    """With room for one entry in each expert, at most 4 of the K · T = 16 entries of a sequence are kept."""
     trained = train(tmp_path / "run", steps=3, capacity_factor=0.01)
     assert all(0.75 <= share < 1 for row in trained.metrics for share in row["dropped"])
 
 
-def test_more_threads_than_sequences_are_as_many_as_sequences(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_threads_than_sequences_are_as_many_as_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, check = [], memory.check_memory
 
-    def check_memory(model: Any, recipe: Any, threads: int) -> None:
+    def check_memory(config: Any, recipe: Any, threads: int) -> None:
         counted.append(threads)
-        check(model, recipe, threads)
+        check(config, recipe, threads)
 
     monkeypatch.setattr(memory, "check_memory", check_memory)
     assert train(tmp_path / "run", threads=9).finished
@@ -357,7 +356,8 @@ def test_a_finished_run_can_be_continued_to_more_steps(tmp_path: Path) -> None:
     trained = resume(tmp_path / "run", steps=9, save_every=0)
     assert trained.finished
     assert [row["step"] for row in metrics(tmp_path / "run")] == list(range(1, 10))
-    assert checkpoint.load_config(tmp_path / "run").recipe == presets.override(SMALL, {"steps": 9, "save_every": 0}).recipe
+    changed = presets.override(SMALL, {"steps": 9, "save_every": 0})
+    assert checkpoint.load_config(tmp_path / "run").recipe == changed.recipe
     assert trained.metrics[-1]["learning_rate"] < trained.metrics[6]["learning_rate"]
 
 
@@ -435,7 +435,7 @@ def test_a_folder_in_use_is_neither_trained_into_nor_resumed(tmp_path: Path) -> 
     train(tmp_path / "run", steps=0)
     (tmp_path / "new").mkdir()
     for folder, begin in ((tmp_path / "run", resume), (tmp_path / "new", train)):
-        with checkpoint.locked(folder), pytest.raises(UserError, match="another training is writing"):
+        with checkpoint.locked(folder), pytest.raises(UserError, match="another training run is writing"):
             begin(folder)  # type: ignore[operator]
 
 
@@ -510,12 +510,28 @@ def test_a_text_too_short_for_the_context_is_refused_before_anything_is_written(
 
 def test_what_is_no_preset_or_no_corpus_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for preset, text, says in (
-        (SMALL.config, CORPUS, "is no preset: give the name of one"),
+        (SMALL.config, CORPUS, "is not a preset: give the name of one"),
         (SMALL, "", "The corpus '' is unknown"),
-        (SMALL, Path("text.txt"), "is no corpus: give the name of one"),
+        (SMALL, Path("text.txt"), "is not a corpus: give the name of one"),
     ):
         with pytest.raises(UserError, match=says):
             trainer.train(preset, corpus=text, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"active_experts": 1}, "active_experts 1 with renormalize on"),
+        ({"router": "nosy_top_k"}, "there is no router 'nosy_top_k' .did you mean 'noisy_top_k'"),
+        ({"expert_kind": "dense"}, "there is no expert_kind 'dense'"),
+    ],
+)
+def test_routers_and_experts_that_cannot_be_are_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        train(tmp_path / "run", **settings)
     assert not (tmp_path / "run").exists()
 
 

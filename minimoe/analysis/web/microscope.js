@@ -1,10 +1,10 @@
 "use strict";
-// Draws the page from the data in it. All text enters the page as text, never as markup.
+// Draws the page from the data that it contains. All text is inserted as text, never as markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const PAGE = 1500; // tokens drawn at a time
 const state = { text: 0, layer: 0, choice: "first", expert: null, page: 0, token: null };
-const unpacked = []; // the columns of each text that was looked at
+const unpacked = []; // the columns of each text that was shown so far
 const $ = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
@@ -37,7 +37,7 @@ async function columns(text) {
   return unpacked[text];
 }
 
-/** Where the choice of a token lies in a column (L, K, N). */
+/** The index of a token's choice in a column (L, K, N). */
 const at = (column, layer, choice, token) => (layer * data.active_experts + choice) * column.shown + token;
 
 // The text
@@ -51,7 +51,7 @@ function drawText() {
   const drawn = document.createDocumentFragment();
   for (let token = start; token < stop; token++) {
     const text = data.vocabulary[column.places[token]];
-    const ends = text.endsWith("\n"); // the line ends behind the token, whose number would else slip to the next
+    const ends = text.endsWith("\n"); // drawn after the token, or its number would slip to the next line
     drawn.append(drawToken(token, ends ? text.slice(0, -1) : text), ends ? "\n" : "");
   }
   fill("tokens", drawn);
@@ -63,7 +63,7 @@ function drawText() {
   $("before").disabled = state.page === 0;
   $("after").disabled = state.page === pages - 1;
   const cut =
-    column.shown < column.total ? `, of which this page holds the first ${column.shown.toLocaleString("en")}` : "";
+    column.shown < column.total ? `, of which this page has the first ${column.shown.toLocaleString("en")}` : "";
   const range = `${(start + 1).toLocaleString("en")} to ${stop.toLocaleString("en")}`;
   $("range").textContent = `tokens ${range} of ${column.total.toLocaleString("en")}${cut}`;
   select(Math.min(Math.max(state.token ?? start, start), stop - 1), false);
@@ -82,7 +82,7 @@ function drawToken(token, text) {
   return span;
 }
 
-/** Makes a token the one that Tab reaches and the panel describes. */
+/** Selects a token: Tab reaches it, and the panel describes it. */
 function select(token, focus) {
   const here = $("tokens").querySelector("[aria-selected]");
   if (here) {
@@ -115,7 +115,7 @@ function describe(token) {
   });
   const head = make("tr", {}, make("th", { scope: "col" }, "layer"), make("th", { scope: "col" }, "expert and weight"));
   const count = `Token ${(token + 1).toLocaleString("en")} of ${column.total.toLocaleString("en")}`;
-  const where = `${count}, place ${(token % data.context) + 1} of ${data.context} in its window`;
+  const where = `${count}, position ${(token % data.context) + 1} of ${data.context} in its window`;
   fill(
     "detail",
     make("strong", {}, inLine(data.vocabulary[column.places[token]])),
@@ -124,7 +124,7 @@ function describe(token) {
   );
 }
 
-/** The token drawn nearest above or below, as the eye finds it. */
+/** The nearest token on the line above or below, by its position on the screen. */
 function beside(token, direction) {
   const spans = $("tokens").children;
   const place = (span) => span.getClientRects()[0];
@@ -198,7 +198,7 @@ function drawStatistics() {
 async function show(changes) {
   Object.assign(state, changes);
   const loaded = await columns(state.text);
-  if (loaded !== unpacked[state.text]) return; // another text was asked for meanwhile
+  if (loaded !== unpacked[state.text]) return; // another text was chosen in the meantime
   column = loaded;
   drawKey();
   drawText();
@@ -225,11 +225,11 @@ function begin() {
   $("differences").hidden = data.names.length < 2;
   const total = data.tokens.reduce((sum, text) => sum + text.total, 0).toLocaleString("en");
   $("facts").textContent =
-    `${data.layers} layers, ${data.active_experts} of ${data.experts} experts for each token; ` +
-    `${total} tokens in ${data.names.length} ${data.names.length > 1 ? "texts" : "text"}, read in windows of ${data.context}.`;
+    `${data.layers} layers, ${data.active_experts} of ${data.experts} experts per token; ` +
+    `${total} tokens in ${data.names.length} ${data.names.length > 1 ? "texts" : "text"}, read in windows of ${data.context} tokens.`;
 
   const bar = () => document.documentElement.style.setProperty("--bar", `${$("controls").offsetHeight}px`);
-  new ResizeObserver(bar).observe($("controls")); // what sticks below the bar, or scrolls below it, knows its height
+  new ResizeObserver(bar).observe($("controls")); // whatever sticks or scrolls below the bar needs its height
 
   const tokens = $("tokens");
   tokens.classList.add("numbered");

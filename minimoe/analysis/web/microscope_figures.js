@@ -1,12 +1,12 @@
 "use strict";
-// The tables and figures below the text. What they are made with, and when they are drawn, stands in microscope.js.
+// The tables and figures below the text. microscope.js defines the helpers that they use, and draws them.
 
-/** The largest of all numbers in rows, or `least`; there may be more than a function takes as its arguments. */
+/** The largest number in rows, but at least `least`. Math.max(...) fails if there are too many numbers. */
 const largest = (rows, least = 1e-9) => rows.flat().reduce((a, b) => Math.max(a, b), least);
 
-/** A table of numbers, each on a ground as strong as its value is large; a scale of 0 to `most`. */
+/** A table of numbers. The larger a number, the stronger its background, on a scale from 0 to `most`. */
 function heat(corner, heads, names, rows, format, most, now = {}) {
-  const whole = (name) => (typeof name === "string" ? { title: name } : {}); // where there is no room for all of it
+  const whole = (name) => (typeof name === "string" ? { title: name } : {}); // if the cell has no room for the whole name
   const head = heads.map((name, i) =>
     make("th", { scope: "col", class: now.column === i ? "now" : "", ...whole(name) }, name),
   );
@@ -28,14 +28,14 @@ function heat(corner, heads, names, rows, format, most, now = {}) {
   return scrolling(corner, table);
 }
 
-/** A frame in which a wide table is moved, by keyboard too. */
+/** A frame in which a wide table can be scrolled, also with the keyboard. */
 const scrolling = (label, table) =>
   make("div", { class: "wide", tabindex: 0, role: "region", "aria-label": label }, table);
 
 function drawLoad(chosen) {
   const loads = data.keys.map((key) => chosen.load[key]);
   const most = largest(loads, 2 / data.experts);
-  const length = (share) => `calc((100% - 3.5rem) * ${share / most})`; // leaves room for the number behind the longest bar
+  const length = (share) => `calc((100% - 3.5rem) * ${share / most})`; // leaves room for the number after the longest bar
   const rows = Array.from({ length: data.experts }, (_, expert) => {
     const cells = loads.map((load) => {
       const [bar, fair, number] = [make("i", { class: `e${expert}` }), make("u"), make("b", {}, percent(load[expert]))];
@@ -103,7 +103,7 @@ function drawFavourites(chosen) {
   fill("favourites", make("table", {}, make("tbody", {}, ...rows)));
 }
 
-const RATES = { observed: "", shuffled: "2 3", load: "7 4", uniform: "12 3 2 3" }; // by name, the dashes of its line
+const RATES = { observed: "", shuffled: "2 3", load: "7 4", uniform: "12 3 2 3" }; // the dashes of each line, by its name
 
 function drawRepetition(chosen) {
   const names = ["observed", "uniform", "load", "shuffled"];
@@ -118,7 +118,7 @@ function drawRepetition(chosen) {
   const top = Math.max(0.05, ...lines.flat()) * 1.1;
   const x = (layer) => left + (width - left - right) * (data.layers === 1 ? 0.5 : layer / (data.layers - 1));
   const y = (rate) => height - bottom - ((height - bottom - 10) * rate) / top;
-  const label = `Share of neighbours in ${data.names[state.text]} that share an expert, by layer`;
+  const label = `How often neighbours in ${data.names[state.text]} share an expert, by layer`;
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
   for (const rate of ticks(top)) {
     svg.append(make("line", { class: "axis", x1: left, x2: width - right, y1: y(rate), y2: y(rate) }));
@@ -156,7 +156,7 @@ function ticks(top) {
   return Array.from({ length: Math.floor(top / step + 1e-9) + 1 }, (_, i) => i * step);
 }
 
-/** Heights moved apart until any two differ by `gap`, in their order. */
+/** The heights in the same order, moved apart until any two differ by at least `gap`. */
 function spread(heights, gap) {
   const order = heights.map((_, i) => i).sort((a, b) => heights[a] - heights[b]);
   const moved = [...heights];

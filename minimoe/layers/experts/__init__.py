@@ -1,1 +1,1 @@
-"""Who does the work? One module for each kind of expert; ``moe.EXPERTS`` names them."""
+"""Who does the work? One module for each kind of expert; ``moe.EXPERTS`` lists them."""

@@ -1,9 +1,9 @@
-"""SwiGLU experts: E feed-forward networks in one stack, each for the tokens that were sent to it.
+"""SwiGLU experts: a stack of E feed-forward networks, each of which processes the tokens that were sent to it.
 
     a = x W_gate,    b = x W_up,    h = silu(a) ⊙ b,    y = h W_down,    silu(a) = a · sigmoid(a)
 
-Tokens arrive sorted by expert, so that each expert's are one contiguous segment of rows and cost three large matrix
-products. With one expert and one segment this is the dense feed-forward layer of a Llama or a Mistral.
+Tokens arrive sorted by expert, so the tokens of each expert are one contiguous segment of rows and take three large
+matrix products. With one expert and one segment, this is the dense feed-forward layer of Llama and Mistral.
 
 Shazeer 2020, arXiv 2002.05202.  Lesson: lessons/06_swiglu_expert.ipynb
 """
@@ -28,7 +28,6 @@ class Experts(NamedTuple):
     w_down: Array  # (E, F, D)
 
 
-
 class Cache(NamedTuple):
     x: Array  # (M, D)  sorted by expert
     a: Array  # (M, F)
@@ -39,7 +38,7 @@ class Cache(NamedTuple):
 def init(
     rng: np.random.Generator, config: ModelConfig, output_std: float | None = None, dtype: DTypeLike = np.float32
 ) -> Experts:
-    """Weights drawn from N(0, 1/inputs); ``output_std`` sets another spread for W_down."""
+    """Weights drawn from N(0, 1/inputs); ``output_std`` sets the standard deviation of W_down."""
 
     def normal(inputs: int, outputs: int, std: float | None = None) -> Array:
         std = inputs**-0.5 if std is None else std
@@ -53,20 +52,20 @@ def init(
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Experts:
-    """The parameters, each made by ``array`` from its shape."""
+    """The parameters, each made by calling ``array`` with its shape."""
     E, D, F = config.experts, config.width, config.expert_width
     return Experts(w_gate=array((E, D, F)), w_up=array((E, D, F)), w_down=array((E, F, D)))
 
 
 def active_parameters(config: ModelConfig) -> int:
-    """How many parameters of one layer work for one token: those of K experts."""
+    """How many parameters of one layer are active for one token: those of K experts."""
     return config.active_experts * 3 * config.width * config.expert_width
 
 
 def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Cache]:
     """x (M, D), the first ``counts[0]`` rows for expert 0 and so on → y (M, D).
 
-    Rows after the last segment belong to no expert and come out as zero.
+    Rows after the last segment belong to no expert, and their y is zero.
     """
     xp = array_module(x)
     width = params.w_gate.shape[2]
@@ -89,7 +88,7 @@ def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Ca
 def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
     """dy (M, D) → dx (M, D) and the gradient of every expert; zero for an expert without tokens.
 
-    h = a s ⊙ b with s = sigmoid(a) and s' = s(1 − s), so, expert by expert,
+    h = a s ⊙ b with s = sigmoid(a) and s' = s(1 − s), so for each expert
 
         dW_down = hᵀ dy,    dh = dy W_downᵀ
         db = dh ⊙ a s,      da = dh ⊙ b ⊙ s (1 + a (1 − s)) = dh ⊙ (h + s (b − h))
@@ -109,6 +108,7 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
         h = silu * b
         xp.matmul(h.T, dy[rows], out=grads.w_down[e])
         dh = dy[rows] @ params.w_down[e].T
+        # db is written over silu, and da over s, which are not needed any more.
         db = xp.multiply(dh, silu, out=silu)
         da = xp.multiply(s, b - h, out=s)
         da += h
@@ -122,7 +122,7 @@ def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
 
 
 def decode(params: Experts, x: Array, chosen: list[int], weights: list[float]) -> Array:
-    """x (D,), one token → y (D,): the weighted sum of its chosen experts, one after the other."""
+    """x (D,), one token → y (D,): the weighted sum over its chosen experts, computed one after the other."""
     xp = array_module(x)
     w_gate, w_up, w_down = params
     a, b = xp.empty((2, len(chosen), w_gate.shape[2]), x.dtype)  # (K, F)
@@ -138,7 +138,10 @@ def decode(params: Experts, x: Array, chosen: list[int], weights: list[float]) -
 
 
 def mixtral_tensors(params: Experts, dense: bool) -> Iterator[tuple[str, Array]]:
-    """Names within a layer of Mixtral's layout, and views in the shapes there; ``dense`` is Mistral's only expert."""
+    """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there.
+
+    ``dense`` chooses the names of Mistral, whose layers have a single expert.
+    """
     w_gate, w_up, w_down = params
     if dense:
         yield "mlp.gate_proj.weight", w_gate[0].T
@@ -152,7 +155,7 @@ def mixtral_tensors(params: Experts, dense: bool) -> Iterator[tuple[str, Array]]
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(−x)), by way of tanh, which cannot overflow."""
+    """1 / (1 + exp(−x)), computed with tanh, which cannot overflow."""
     xp = array_module(x)
     y = xp.tanh(0.5 * x)
     y += 1
@@ -161,6 +164,6 @@ def sigmoid(x: Array) -> Array:
 
 
 def segments_of(counts: Sequence[int]) -> list[slice]:
-    """Counts of rows → slices of rows, one after the other."""
+    """Counts of rows → consecutive slices of rows."""
     stops = np.cumsum(counts).tolist()
     return [slice(stop - count, stop) for stop, count in zip(stops, counts, strict=True)]

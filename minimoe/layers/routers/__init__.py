@@ -1,1 +1,1 @@
-"""Who goes where, and with what weight? One module for each router; ``moe.ROUTERS`` names them."""
+"""Who goes where, and with what weight? One module for each router; ``moe.ROUTERS`` lists them."""

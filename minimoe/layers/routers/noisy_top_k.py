@@ -1,4 +1,4 @@
-"""Noisy top-k gating: each token goes to the K experts of highest score, and learned noise explores the others.
+"""Noisy top-k gating: each token goes to the K experts with the highest scores, and learned noise explores the others.
 
     c = x W_gate                     clean logits
     h = c + ξ ⊙ σ,                   σ = softplus(x W_noise) + 0.01,   ξ ~ N(0, 1), only in training
@@ -6,13 +6,13 @@
     w = softmax(h_S)                 Mixtral's order: choose, then normalise over the chosen
     w = softmax(h)_S                 without ``renormalize``: unchosen logits count too
 
-The noise does more than explore. Through σ a token learns *how much* to explore, and the noise makes the probability of
-being chosen a smooth function, which the load loss needs:
+The noise does more than explore. Through σ the router learns *how much* to explore for each token, and the noise makes
+the probability of being chosen a smooth function, which the load loss needs:
 
     P(t, i) = Φ((c_ti − τ_ti) / σ_ti),    τ_ti = the K-th largest of h_t without i
 
-The plain form of this file is ``minimoe/reference.py``. Here ``gate`` and ``gate_backward`` hold the mathematics;
-``forward`` and ``backward`` connect them to the mixture-of-experts layer.
+``gate`` and ``gate_backward`` hold the mathematics; ``forward`` and ``backward`` connect them to the mixture-of-experts
+layer. The plain form is in ``minimoe/reference.py``.
 
 Shazeer et al. 2017, arXiv 1701.06538; Jiang et al. 2024, arXiv 2401.04088; Fedus et al. 2021, arXiv 2101.03961.
 Lesson: lessons/07_noisy_top_k_gating.ipynb
@@ -37,7 +37,7 @@ from minimoe.layers.routers import scores
 from minimoe.layers.routing import Choice, RouterStats, Routing
 
 NOISE_FLOOR = 0.01
-"""Added to every noise scale σ, as in the authors' code, so that nothing is divided by zero."""
+"""Added to every noise scale σ, as in the authors' code, so that there is no division by zero."""
 
 
 @tree.marks(training_only=("w_noise",))
@@ -46,9 +46,8 @@ class Router(NamedTuple):
     w_noise: Array | None  # (D, E), or None for plain top-k
 
 
-
 class LoadCache(NamedTuple):
-    """What the estimate of the probability of being chosen keeps for the backward pass."""
+    """What the backward pass needs from the estimate of the probability of being chosen."""
 
     z: Array  # (N, E)  (c − τ) / σ
     chosen: Array  # (N, E)  bool
@@ -60,7 +59,7 @@ class GateCache(NamedTuple):
     x: Array  # (N, D)
     probability: Array  # (N, E)  softmax(c)
     lse: Array  # (N, 1)
-    ranking: Array  # (N, K or K+1)  experts, best first, one more than the chosen where there is one
+    ranking: Array  # (N, K or K+1)  experts, best first: the chosen ones, and the next one if there is any
     gate: Array  # (N, K) the weights, or (N, E) softmax(h) if not renormalised
     noise: Array | None  # (N, E)  ξ
     noise_logits: Array | None  # (N, E)  x W_noise
@@ -72,7 +71,7 @@ class GateCache(NamedTuple):
 
 class Cache(NamedTuple):
     gate: GateCache
-    place: Array  # (N, K)  where each token's entries stand in the routing
+    place: Array  # (N, K)  the index of each of a token's entries in the routing
     top_k: int
     shape: tuple[int, ...]  # (B, T, D)
 
@@ -95,7 +94,7 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Router:
-    """The parameters, each made by ``array`` from its shape."""
+    """The parameters, each made by calling ``array`` with its shape."""
     shape = (config.width, config.experts)
     return Router(array(shape), array(shape) if config.noisy_gating else None)
 
@@ -112,7 +111,7 @@ def draw_noise(rng: np.random.Generator, config: ModelConfig, shape: tuple[int, 
 def forward(
     params: Router, x: Array, config: ModelConfig, mode: Mode = EVALUATION
 ) -> tuple[Routing, RouterStats, Cache]:
-    """x (B, T, D) → the routing of its N tokens and the sums over them. Without a capacity nothing is dropped."""
+    """x (B, T, D) → the routing of its N tokens and the sums over them. Only a capacity factor causes drops."""
     B, T, D = x.shape
     choice, stats, gate_cache = gate(
         params,
@@ -141,16 +140,23 @@ def compared(params: Router, cache: Cache) -> list[tuple[Array, int]]:
 
 
 def decode(params: Router, x: Array, config: ModelConfig) -> tuple[list[int], list[float]]:
-    """x (D,), one token in evaluation → its K experts and their weights. Plain Python is fastest on so few numbers."""
+    """x (D,), one token in evaluation → its K experts and their weights.
+
+    This is a faster form of ``gate``: for so few numbers, plain Python is fastest.
+    """
     logits = to_host(x @ params.w_gate).tolist()
-    chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[: config.active_experts]  # stable: ties go low
+    # sorted is stable, so the lowest index wins a tie, as in the gate.
+    chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[: config.active_experts]
     exp = [math.exp(z - logits[chosen[0]]) for z in logits]
     total = sum(exp[e] for e in chosen) if config.renormalize else sum(exp)
     return chosen, [exp[e] / total for e in chosen]
 
 
 def mixtral_tensors(params: Router) -> list[tuple[str, Array]]:
-    """Names within a layer of Mixtral's layout, and views in the shapes there. The noise has no place there."""
+    """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there.
+
+    W_noise is left out, because that layout has no noise.
+    """
     return [("block_sparse_moe.gate.weight", params.w_gate.T)]
 
 
@@ -166,9 +172,9 @@ def gate(
 ) -> tuple[Choice, RouterStats, GateCache]:
     """x (N, D) → the choice of each of its N tokens and the sums over them.
 
-    ``noise`` (N, E) is ξ, drawn from N(0, 1) by the caller; None, or a router without W_noise, chooses by the clean
-    logits. ``mask`` (N,) of 0 and 1 leaves padding out of the sums. ``estimate_load=False`` saves the work for P(t, i)
-    where no loss uses it.
+    ``noise`` (N, E) is ξ, drawn from N(0, 1) by the caller. Without it, or without W_noise, the clean logits decide.
+    ``mask`` (N,) of 0 and 1 leaves padding out of the sums. ``estimate_load=False`` skips the estimate of P(t, i), for
+    when no loss uses it.
     """
     xp = array_module(x)
     experts = params.w_gate.shape[1]
@@ -185,7 +191,7 @@ def gate(
     else:
         noise = None
 
-    # One more than the chosen: its logit is the threshold τ that a chosen expert must stay above.
+    # One expert more than the chosen ones: its logit is the threshold τ that a chosen expert must stay above.
     ranking = scores.largest(noisy, min(top_k + 1, experts))
     chosen = ranking[:, :top_k]
     if renormalize:
@@ -198,7 +204,7 @@ def gate(
     xp.put_along_axis(one_hot, chosen, 1, axis=1)
     gated = xp.zeros_like(one_hot)
     xp.put_along_axis(gated, chosen, weights, axis=1)
-    counted = one_hot
+    counted = one_hot  # the load, if it is not estimated
     load_cache = None
     if sigma is not None and estimate_load and top_k < experts:
         counted, load_cache = _probability_of_being_chosen(clean, noisy, sigma, ranking, one_hot > 0)
@@ -213,20 +219,21 @@ def gate_backward(
 ) -> tuple[Array, Router]:
     """dweights (N, K), and the gradient with respect to each sum → dx (N, D) and the gradients of W_gate, W_noise.
 
-    Four paths lead back to the logits; the third is the one that is easily forgotten:
+    Four paths lead back to the logits; the third is easily forgotten:
 
-        weights      renormalised: dh_S = w ⊙ (dw − Σ w dw); otherwise dh = p ⊙ (1_S dw − Σ_S p dw)
+        weights      renormalised: dh_S = w ⊙ (dw − Σ w dw); otherwise dh = p ⊙ (1_S dw − Σ_S p dw), p = softmax(h)
         load         q = dP φ(z)/σ:  dc += q,  dσ −= q z
-        threshold    τ is itself a logit: dh_τ −= q, the (K+1)-th for the chosen, the K-th for the others
-        clean logits dc += p ⊙ (u − Σ p u) from Σp,  dc += 2 lse · p from Σ lse²
+        threshold    τ is itself a logit: dh_τ −= q, at the (K+1)-th for the chosen, at the K-th for the others
+        clean logits dc += p ⊙ (u − Σ p u) from Σp,  dc += 2 lse · p from Σ lse²,  p = softmax(c)
 
-    Then h = c + ξ ⊙ σ gives dc += dh, dσ += dh ⊙ ξ, and σ = softplus(r) gives dr = dσ ⊙ sigmoid(r).
+    Then h = c + ξ ⊙ σ gives dc += dh, dσ += dh ⊙ ξ, and σ = softplus(r) + 0.01 gives dr = dσ ⊙ sigmoid(r), where
+    r = x W_noise.
     """
     xp = array_module(dweights)
     probability, noise, sigma, load = cache.probability, cache.noise, cache.sigma, cache.load
     chosen = cache.ranking[:, : dweights.shape[1]]
 
-    # 1  The weights. The importance is a sum of weights, so its gradient joins theirs.
+    # 1  The weights. The importance is a sum of weights, so its gradient is added to theirs.
     if dstats is not None:
         dweights = dweights + scores.once_per_token(dstats.importance[chosen], cache.mask)
     dnoisy = xp.zeros_like(probability)  # dh
@@ -269,10 +276,10 @@ def gate_backward(
 def _probability_of_being_chosen(
     clean: Array, noisy: Array, sigma: Array, ranking: Array, chosen: Array
 ) -> tuple[Array, LoadCache]:
-    """P(t, i): the chance that expert i is chosen if its own noise, and nothing else, is drawn again.
+    """P(t, i): the probability that expert i is chosen if only its own noise is drawn again.
 
-    Expert i is chosen if it beats the K-th best of the *others*. For one of the K best that is the (K+1)-th of all;
-    for any other, the K-th.
+    Expert i is chosen if it beats the K-th best of the *others*. If i is one of the K best, that is the (K+1)-th best
+    of all; otherwise it is the K-th best.
     """
     xp = array_module(clean)
     last_in, first_out = ranking[:, -2], ranking[:, -1]
@@ -283,6 +290,6 @@ def _probability_of_being_chosen(
 
 
 def _softplus(z: Array) -> Array:
-    """log(1 + exp z), without overflow: max(z, 0) + log(1 + exp(−|z|)), far faster than ``logaddexp``."""
+    """log(1 + exp z), without overflow: max(z, 0) + log(1 + exp(−|z|)). Much faster than ``logaddexp(0, z)``."""
     xp = array_module(z)
     return xp.maximum(z, 0) + xp.log1p(xp.exp(-xp.abs(z)))

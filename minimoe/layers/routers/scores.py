@@ -9,10 +9,10 @@ from minimoe.layers.routing import RouterStats
 
 
 def largest(z: Array, count: int) -> Array:
-    """Finite z (N, E) → columns of the largest of each row, largest first, the lowest of equals first: (N, count).
+    """Finite z (N, E) → (N, count), the columns of the largest numbers of each row.
 
-    Few of many are searched one after the other: three of 64 take an eighth of the time of sorting. The plain form is
-    the ``argsort`` below.
+    The largest comes first; among equal numbers, the lowest column comes first. The plain form is ``argsort``. If only
+    a few of many numbers are wanted, repeated ``argmax`` is faster: three of 64 take an eighth of the time.
     """
     xp = array_module(z)
     if count > z.shape[1] // 8:
@@ -29,7 +29,7 @@ def largest(z: Array, count: int) -> Array:
 
 
 def softmax(z: Array) -> tuple[Array, Array]:
-    """z (N, E) → softmax of each row, and log Σ exp(z) (N, 1), both safe for any finite z.
+    """z (N, E) → the softmax of each row, and log Σ exp(z) (N, 1), both without overflow for any finite z.
 
     Computed transposed, (E, N): NumPy reduces along rows of N numbers several times faster than along rows of E.
     """
@@ -47,13 +47,14 @@ def softmax(z: Array) -> tuple[Array, Array]:
 def sums(
     logits: Array, probability: Array, lse: Array, chosen: Array, gated: Array, counted: Array, mask: Array | None
 ) -> RouterStats:
-    """The sums over tokens of which the balancing losses are made.
+    """The sums over tokens from which the balancing losses are computed.
 
-    ``logits`` and their softmax ``probability``, what was ``chosen`` (0 or 1), the weights ``gated`` (0 where not
-    chosen) and what is ``counted`` as load are (N, E); ``lse`` and ``mask`` are (N, 1).
+    The following are (N, E): the ``logits``, their softmax ``probability``, ``chosen`` (1 for a chosen expert, else 0),
+    the weights ``gated`` (0 for an expert that is not chosen), and ``counted``, which is summed up as the load. ``lse``
+    and ``mask`` are (N, 1).
     """
     xp = array_module(logits)
-    # A sum over tokens as a product with ones, or with the mask, is faster than sum(0), and leaves padding out.
+    # The sum over tokens is a product with ones, which is faster than sum(0), or with the mask, which omits padding.
     present = xp.ones(len(logits), logits.dtype) if mask is None else mask[:, 0]  # (N,)
     return RouterStats(
         tokens=len(logits) if mask is None else mask.sum(),
@@ -62,14 +63,14 @@ def sums(
         importance=present @ gated,
         load=present @ counted,
         squared_lse=present @ xp.square(lse[:, 0]),
-        entropy=present @ (lse[:, 0] - (probability * logits).sum(1)),
+        entropy=present @ (lse[:, 0] - (probability * logits).sum(1)),  # −Σ p log p, since log p = logits − lse
     )
 
 
 def sums_backward(probability: Array, lse: Array, dstats: RouterStats, mask: Array | None) -> Array:
-    """The gradient with respect to Σp and Σ lse² → the gradient of the logits (N, E), by way of their full softmax p.
+    """The gradient with respect to Σp and Σ lse² → the gradient of the logits (N, E), through their full softmax p.
 
-    With u the gradient with respect to Σp, the same for every token that counts:
+    Let u be the gradient with respect to Σp, which is the same for every token that is not padding:
 
         dc = p ⊙ (u − Σ p u) + 2 lse · p · dΣlse²
     """
@@ -80,5 +81,5 @@ def sums_backward(probability: Array, lse: Array, dstats: RouterStats, mask: Arr
 
 
 def once_per_token(gradient: Array, mask: Array | None) -> Array:
-    """The gradient with respect to a sum reaches every token that was counted in it, and no padding."""
+    """Passes the gradient with respect to a sum to every token that is part of the sum: padding gets none."""
     return gradient if mask is None else gradient * mask

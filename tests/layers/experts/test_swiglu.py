@@ -8,13 +8,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minimoe.core import tree
+from minimoe.core.config import ModelConfig
 from minimoe.layers.experts import swiglu
 from minimoe.layers.experts.swiglu import Experts
 from minimoe.proof.gradcheck import check, failed
 
 
+def sizes(experts: int, width: int, expert_width: int) -> ModelConfig:
+    return ModelConfig(experts=experts, active_experts=1, width=width, expert_width=expert_width)
+
+
 def drawn(rng: np.random.Generator, experts: int = 3, width: int = 4, expert_width: int = 5) -> Experts:
-    return swiglu.init(rng, experts, width, expert_width, dtype=np.float64)
+    return swiglu.init(rng, sizes(experts, width, expert_width), dtype=np.float64)
 
 
 def one_expert(params: Experts, e: int, x: np.ndarray) -> np.ndarray:
@@ -104,7 +109,49 @@ def test_the_sigmoid_does_not_overflow() -> None:
 
 
 def test_the_spread_of_the_output_weights_can_be_set(rng: np.random.Generator) -> None:
-    params = swiglu.init(rng, 2, 100, 200, output_std=0.01)
+    params = swiglu.init(rng, sizes(2, 100, 200), output_std=0.01)
     assert abs(params.w_down.std() - 0.01) < 3e-4
     assert abs(params.w_gate.std() - 0.1) < 3e-3
     assert params.w_up.dtype == np.float32
+
+
+# The facts that the rest of the package asks of experts
+
+
+def test_one_token_through_its_experts_is_the_weighted_sum_of_their_answers(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal(4)
+    before = x.copy()
+    y = swiglu.decode(params, x, [2, 0], [0.75, 0.5])
+    np.testing.assert_allclose(y, 0.75 * one_expert(params, 2, x) + 0.5 * one_expert(params, 0, x), atol=1e-14)
+    assert (x == before).all()
+
+
+def test_a_blank_has_the_shapes_of_fresh_experts_and_every_weight_is_a_matrix_for_muon(
+    rng: np.random.Generator,
+) -> None:
+    config = sizes(3, 4, 5)
+    params, blank = swiglu.init(rng, config), swiglu.blank(config, np.zeros)
+    assert [leaf.shape for leaf in blank] == [leaf.shape for leaf in params] == [(3, 4, 5), (3, 4, 5), (3, 5, 4)]
+    assert list(tree.marked(params, "matrices")) == list(Experts._fields)
+
+
+def test_the_active_parameters_are_those_of_the_active_experts() -> None:
+    config = ModelConfig(experts=5, active_experts=2, width=4, expert_width=3)
+    assert swiglu.active_parameters(config) == 2 * sum(leaf[0].size for leaf in swiglu.blank(config, np.zeros))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_mixtral_s_names_are_views_of_every_weight(rng: np.random.Generator, dense: bool) -> None:
+    """Mixtral keeps matrices as outputs × inputs; w1 is the gate, w2 the way down, w3 the way up."""
+    params = drawn(rng, 1 if dense else 3)
+    named = dict(swiglu.mixtral_tensors(params, dense))
+    if dense:
+        places = {"mlp.gate_proj": ("w_gate", 0), "mlp.up_proj": ("w_up", 0), "mlp.down_proj": ("w_down", 0)}
+    else:
+        of = {"w1": "w_gate", "w2": "w_down", "w3": "w_up"}
+        places = {f"block_sparse_moe.experts.{e}.{w}": (of[w], e) for e in range(3) for w in of}
+    assert named.keys() == {f"{place}.weight" for place in places}
+    for place, (field, e) in places.items():
+        stack = getattr(params, field)
+        assert (named[f"{place}.weight"] == stack[e].T).all()
+        assert np.shares_memory(named[f"{place}.weight"], stack)

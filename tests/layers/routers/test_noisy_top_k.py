@@ -9,9 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minimoe.core import gaussian, tree
+from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
+from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.layers.routers.noisy_top_k import NOISE_FLOOR, Router
-from minimoe.layers.routing import RouterStats
+from minimoe.layers.routing import RouterStats, by_token, experts_by_token
 from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients
 from minimoe.proof.gradcheck import Ranked, check, failed
@@ -363,8 +366,116 @@ def test_gradient_is_right_at_extreme_logits(scale: float, noisy: bool, renormal
 
 
 def test_noise_starts_the_same_for_all_experts(rng: np.random.Generator) -> None:
-    params = noisy_top_k.init(rng, 200, 8)
+    params = noisy_top_k.init(rng, ModelConfig(width=200, experts=8))
     assert params.w_noise is not None
     assert not params.w_noise.any()
     assert abs(params.w_gate.std() - 0.02) < 1e-3
-    assert noisy_top_k.init(rng, 4, 3, noisy=False).w_noise is None
+    assert noisy_top_k.init(rng, ModelConfig(width=4, experts=3, noisy_gating=False)).w_noise is None
+
+
+# The interface: what the mixture-of-experts layer and the rest of the package ask of a router
+
+
+def sizes(noisy: bool = True, active: int = 2, renormalize: bool = True) -> ModelConfig:
+    return ModelConfig(width=4, experts=5, active_experts=active, renormalize=renormalize, noisy_gating=noisy)
+
+
+@pytest.mark.parametrize("renormalize", [True, False])
+@pytest.mark.parametrize("capacity_factor", [None, 0.6])
+@pytest.mark.parametrize("masked", [False, True])
+def test_forward_and_backward_are_the_gate_on_sorted_entries(
+    rng: np.random.Generator, renormalize: bool, capacity_factor: float | None, masked: bool
+) -> None:
+    """B 2, T 6. A dropped entry has no weight, so no gradient comes back to it."""
+    params, config = drawn(rng), sizes(renormalize=renormalize)
+    x, noise = rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
+    mask = np.arange(12).reshape(2, 6) % 4 > 0 if masked else None
+    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
+    made, stats, cache = noisy_top_k.forward(params, x, config, mode)
+
+    rows, xi = x.reshape(12, 4), noise.reshape(12, 5)
+    choice, same_stats, gate_cache = noisy_top_k.gate(params, rows, 2, renormalize=renormalize, noise=xi, mask=mask)
+    served = experts_by_token(made)
+    kept = served >= 0
+    assert (served[kept] == choice.experts[kept]).all()
+    assert (by_token(made.weight, made.place) == np.where(kept, choice.weights, 0)).all()
+    assert all(np.array_equal(ours, its) for ours, its in zip(stats, same_stats, strict=True))
+    assert kept.all() == (capacity_factor is None)
+    assert made.dropped == (0 if capacity_factor is None else (2 * mask.sum() if masked else 24) - kept.sum())
+
+    dweight = rng.standard_normal(sum(made.counts))
+    dstats = balance.loss(stats, EVERY_LOSS)[1]
+    dweights = np.zeros((12, 2))
+    dweights[kept] = dweight[made.place[kept]]
+    expected_dx, expected = noisy_top_k.gate_backward(params, gate_cache, dweights, dstats)
+    dx, grads = noisy_top_k.backward(params, cache, dweight, dstats)
+    assert (dx == expected_dx.reshape(2, 6, 4)).all()
+    assert all((ours == its).all() for ours, its in zip(grads, expected, strict=True))
+
+
+def test_the_default_mode_of_a_router_is_evaluation(rng: np.random.Generator) -> None:
+    params, x = drawn(rng), rng.standard_normal((2, 3, 4))
+    made, stats, _ = noisy_top_k.forward(params, x, sizes())
+    choice, _, _ = noisy_top_k.gate(params, x.reshape(6, 4), 2)
+    assert (experts_by_token(made) == choice.experts).all()
+    assert made.dropped == 0
+    assert (stats.load == stats.assignments).all()
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_what_the_proofs_compare_are_the_logits_that_top_k_saw(rng: np.random.Generator, noisy: bool) -> None:
+    params, x, noise = drawn(rng, noisy=noisy), rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 5))
+    for mode in (Mode(), Mode(training=True, noise=noise)):
+        _, _, cache = noisy_top_k.forward(params, x, sizes(noisy, active=3), mode)
+        [(logits, k)] = noisy_top_k.compared(params, cache)
+        expected = ranked(params, x.reshape(6, 4), 3, None if mode.noise is None else noise.reshape(6, 5))
+        np.testing.assert_allclose(logits, expected.logits, atol=1e-13)
+        assert k == expected.top_k == 3
+
+
+@given(active=st.integers(1, 5), renormalize=st.booleans(), seed=st.integers(0, 99))
+def test_one_token_chooses_as_a_batch_does(active: int, renormalize: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    params, x = drawn(rng), rng.standard_normal((6, 4))
+    choice, _, _ = noisy_top_k.gate(params, x, active, renormalize=renormalize)
+    for t in range(6):
+        chosen, weights = noisy_top_k.decode(params, x[t], sizes(True, active, renormalize))
+        assert chosen == choice.experts[t].tolist()
+        np.testing.assert_allclose(weights, choice.weights[t], atol=1e-13)
+
+
+def test_one_token_s_ties_go_to_the_lowest_index_too() -> None:
+    chosen, weights = noisy_top_k.decode(Router(np.array([[1.0, 2.0, 2.0, 2.0]]), None), np.array([1.0]), sizes())
+    assert (chosen, weights) == ([1, 2], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_noise_is_drawn_for_every_logit_and_only_with_noisy_gating(dtype: Any) -> None:
+    noise = noisy_top_k.draw_noise(np.random.default_rng(0), sizes(), (3, 20, 30), dtype)
+    assert noise is not None
+    assert (noise.shape, noise.dtype) == ((3, 20, 30, 5), dtype)
+    assert abs(noise.mean()) < 5 / math.sqrt(noise.size)
+    assert abs(noise.std() - 1) < 5 / math.sqrt(2 * noise.size)
+    assert noisy_top_k.draw_noise(np.random.default_rng(0), sizes(noisy=False), (3, 2, 3), dtype) is None
+
+
+def test_a_renormalised_top_1_router_is_refused() -> None:
+    with pytest.raises(UserError, match="no gradient from the language-model loss: set renormalize to false"):
+        noisy_top_k.check(sizes(active=1))
+    noisy_top_k.check(sizes(active=1, renormalize=False))
+    noisy_top_k.check(ModelConfig(experts=1, active_experts=1))  # a dense model, with nothing to route
+    noisy_top_k.check(sizes())
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_the_facts_of_its_parameters(rng: np.random.Generator, noisy: bool) -> None:
+    """A blank has the shapes of a fresh router; the noise serves training only; nothing here is Muon's."""
+    config = sizes(noisy)
+    params, blank = noisy_top_k.init(rng, config), noisy_top_k.blank(config, np.zeros)
+    shapes = [(name, leaf.shape) for name, leaf in tree.named_leaves(params)]
+    assert [(name, leaf.shape) for name, leaf in tree.named_leaves(blank)] == shapes
+    assert list(tree.marked(params, "training_only")) == (["w_noise"] if noisy else [])
+    assert list(tree.marked(params, "matrices")) == []
+    [(name, weight)] = noisy_top_k.mixtral_tensors(params)
+    assert name == "block_sparse_moe.gate.weight"
+    assert weight.shape == (5, 4) and np.shares_memory(weight, params.w_gate)

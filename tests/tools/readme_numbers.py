@@ -1,0 +1,178 @@
+"""The README's numbers, each over several seeds: trains what is missing, measures, and brings the README up to date.
+
+    minimoe corpus shakespeare
+    python tests/tools/readme_numbers.py runs/readme
+
+The folder keeps the runs, so that a second call measures at once. On two cores the first takes about an hour. Another
+processor, another BLAS or another number of threads gives other digits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minimoe.analysis import microscope
+from minimoe.core.presets import override, preset
+from minimoe.evaluate import suite, suite_table, text_loss
+from minimoe.storage import checkpoint, metrics
+from minimoe.text import batches
+from minimoe.training import trainer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SEEDS = (0, 1, 2)
+PROSE = ("fables", "dialogues", "contes")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the README's numbers over several seeds.")
+    parser.add_argument("folder", type=Path, help="where the runs are kept")
+    parser.add_argument("--print", action="store_true", help="print the blocks, and leave the README as it is")
+    chosen = parser.parse_args()
+    for seed in SEEDS:
+        for name in ("toy", "nanogpt-cpu", "makemoe", "shakespeare-fast"):
+            train(chosen.folder / f"{name}-{seed}", name, seed)
+        twin = chosen.folder / f"toy-{seed}-dense"
+        if not is_finished(twin):
+            trainer.train_dense_twin(chosen.folder / f"toy-{seed}", out=twin, device="cpu")
+    for name, block in (("reached", reached), ("routing", routing)):
+        written = block(chosen.folder)
+        if chosen.print:
+            print(written, end="\n\n")
+        else:
+            write(name, written)
+
+
+def train(folder: Path, name: str, seed: int) -> None:
+    """The run of a preset with a seed, unless it is there."""
+    if not is_finished(folder):
+        trainer.train(override(preset(name), {"seed": seed}), corpus=preset(name).corpus, out=folder, device="cpu")
+
+
+def is_finished(folder: Path) -> bool:
+    return (folder / "sample.txt").exists()
+
+
+def reached(folder: Path) -> str:
+    """What the presets reach, and the toy beside its dense twin."""
+
+    def last(name: str) -> list[dict[str, Any]]:
+        return [metrics.read(folder / f"{name}-{seed}")[-1] for seed in SEEDS]
+
+    losses = {name: span([row["val_loss"] for row in last(name)], 3) for name in ("nanogpt-cpu", "makemoe", "toy")}
+    fast, nano = last("shakespeare-fast"), last("nanogpt-cpu")
+    lines = [
+        "| budget | reference | minimoe, three seeds |",
+        "|---|---|---|",
+        "| 2000 steps × 12 × 64 tokens, 0.51M active parameters | nanoGPT's CPU recipe: 1.874 | "
+        f"**{losses['nanogpt-cpu']}** in {span([row['seconds'] for row in nano], 0)} s |",
+        "| 5000 steps × 16 × 32 tokens, 1.40M active parameters | makeMoE: 1.744 at best | "
+        f"**{losses['makemoe']}** |",
+        "| time to a loss of 1.744 | | "
+        f"**{span([row['seconds'] for row in fast], 0)} s** ({span([row['val_loss'] for row in fast], 3)} after 470 "
+        "steps of 12 × 64) |",
+        "",
+        f"The toy of `make train` ends at {losses['toy']} nats per character on text that it never saw. There the share "
+        f"of every expert, in every layer, lies between {span(toy_shares(folder), 2)} times the fair one.",
+        "",
+        *against_the_twin(folder),
+    ]
+    return "\n".join(lines)
+
+
+def toy_shares(folder: Path) -> list[float]:
+    """Each expert's share of the held-out text over the fair one, for all layers and seeds."""
+    found = []
+    for seed in SEEDS:
+        model = checkpoint.load_model(folder / f"toy-{seed}")
+        held = batches.reload(model.run.source, model.tokenizer, model.config.context).validation
+        found.append(text_loss.evaluate(model.params, model.config, list(held)).load * model.config.experts)
+    return np.concatenate(found).ravel().tolist()
+
+
+def against_the_twin(folder: Path) -> list[str]:
+    """The suite of each toy and its dense twin."""
+    results = [
+        json.loads(suite_table.to_json(suite.run(folder / f"toy-{seed}", folder / f"toy-{seed}-dense")))["rows"]
+        for seed in SEEDS
+    ]
+
+    def of(name: str, value: Callable[[dict[str, Any]], float], digits: int, scale: float = 1) -> str:
+        return span([scale * value(row) for rows in results for row in rows if row["name"] == name], digits)
+
+    def mine(row: dict[str, Any]) -> float:
+        return float(row["models"][0]["value"])
+
+    def twins(row: dict[str, Any]) -> float:
+        return float(row["models"][1]["value"])
+
+    lines = ["| | toy | dense twin |", "|---|---|---|"]
+    names = list(dict.fromkeys(row["name"] for row in results[0]))
+    for name in names:
+        (unit,) = {row["unit"] for row in results[0] if row["name"] == name}
+        if all(row["models"][0] is not None for rows in results for row in rows if row["name"] == name):
+            digits, scale, sign = (2, 1.0, "bits per byte") if unit == "bits per byte" else (0, 100.0, "%")
+            lines.append(f"| {name} | {of(name, mine, digits, scale)} {sign} | {of(name, twins, digits, scale)} {sign} |")
+    return lines
+
+
+def routing(folder: Path) -> str:
+    """The questions of section 5 of the Mixtral paper, asked of the toy's held-out text."""
+    seen = []
+    for seed in SEEDS:
+        model = checkpoint.load_model(folder / f"toy-{seed}")
+        seen.append(microscope.to_dict(microscope.look(model, microscope.read(model))))
+    layers = range(seen[0]["layers"])
+
+    def rates(texts: Iterable[str], kind: str) -> str:
+        texts = list(texts)
+        return ", ".join(
+            span(
+                [100 * one["by_layer"][layer]["choices"]["first"]["repetition"][t][kind] for one in seen for t in texts], 0
+            )
+            for layer in layers
+        )
+
+    apart = ", ".join(span([one["by_layer"][n]["choices"]["either"]["divergence"] for one in seen], 2) for n in layers)
+    return "\n".join(
+        [
+            "| | toy, layers 0 to 3, three seeds | Mixtral 8x7B |",
+            "|---|---|---|",
+            f"| neighbours with the same first choice, three prose texts | {rates(PROSE, 'observed')} % | 14–15, 24–28, "
+            "20–26 % (layers 0, 15, 31; eight texts, Table 5) |",
+            f"| the same tokens shuffled | {rates(PROSE, 'shuffled')} % | |",
+            f"| neighbours with the same first choice, sums | {rates(['sums'], 'observed')} % | 14, 28, 20 % (DM "
+            "Mathematics) |",
+            f"| the same tokens shuffled | {rates(['sums'], 'shuffled')} % | |",
+            f"| how far apart the texts are, Jensen–Shannon | {apart} bits (four) | 0.003, 0.004, 0.009 bits (layers 0, "
+            "7, 15; five, by the counts of arXiv 2409.02060) |",
+        ]
+    )
+
+
+def span(values: Iterable[float], digits: int) -> str:
+    """``1.55–1.56``, or one number where both ends are the same."""
+    values = list(values)
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return low if low == high else f"{low}–{high}"
+
+
+def write(name: str, block: str) -> None:
+    """Puts a block between its two marks in the README."""
+    path = ROOT / "README.md"
+    begin, end = f"<!-- {name}: written by tests/tools/readme_numbers.py -->", f"<!-- end of {name} -->"
+    text = path.read_text(encoding="utf-8")
+    if not re.search(f"{re.escape(begin)}.*{re.escape(end)}", text, re.DOTALL):
+        raise SystemExit(f"README.md has no marks for {name}: {begin} … {end}")
+    head, _, rest = text.partition(begin)
+    path.write_text(f"{head}{begin}\n{block}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
