@@ -72,14 +72,13 @@ def reached(folder: Path) -> str:
         "|---|---|---|",
         "| 2000 steps × 12 × 64 tokens, 0.51M active parameters | nanoGPT's CPU recipe: 1.874 | "
         f"**{losses['nanogpt-cpu']}** in {span([row['seconds'] for row in nano], 0)} s |",
-        "| 5000 steps × 16 × 32 tokens, 1.40M active parameters | makeMoE: 1.744 at best | "
-        f"**{losses['makemoe']}** |",
+        f"| 5000 steps × 16 × 32 tokens, 1.40M active parameters | makeMoE: 1.744 at best | **{losses['makemoe']}** |",
         "| time to a loss of 1.744 | | "
         f"**{span([row['seconds'] for row in fast], 0)} s** ({span([row['val_loss'] for row in fast], 3)} after 470 "
         "steps of 12 × 64) |",
         "",
-        f"The toy of `make train` ends at {losses['toy']} nats per character on text that it never saw. There the share "
-        f"of every expert, in every layer, lies between {span(toy_shares(folder), 2)} times the fair one.",
+        f"The toy of `make train` ends at {losses['toy']} nats per character on text that it never saw. There the "
+        f"share of every expert, in every layer, lies between {span(toy_shares(folder), 2)} times the fair one.",
         "",
         *against_the_twin(folder),
     ]
@@ -118,7 +117,8 @@ def against_the_twin(folder: Path) -> list[str]:
         (unit,) = {row["unit"] for row in results[0] if row["name"] == name}
         if all(row["models"][0] is not None for rows in results for row in rows if row["name"] == name):
             digits, scale, sign = (2, 1.0, "bits per byte") if unit == "bits per byte" else (0, 100.0, "%")
-            lines.append(f"| {name} | {of(name, mine, digits, scale)} {sign} | {of(name, twins, digits, scale)} {sign} |")
+            ours, theirs = of(name, mine, digits, scale), of(name, twins, digits, scale)
+            lines.append(f"| {name} | {ours} {sign} | {theirs} {sign} |")
     return lines
 
 
@@ -132,26 +132,26 @@ def routing(folder: Path) -> str:
 
     def rates(texts: Iterable[str], kind: str) -> str:
         texts = list(texts)
-        return ", ".join(
-            span(
-                [100 * one["by_layer"][layer]["choices"]["first"]["repetition"][t][kind] for one in seen for t in texts], 0
-            )
-            for layer in layers
-        )
+
+        def of_layer(layer: int) -> list[float]:
+            repetitions = [one["by_layer"][layer]["choices"]["first"]["repetition"] for one in seen]
+            return [100 * repetition[text][kind] for repetition in repetitions for text in texts]
+
+        return ", ".join(span(of_layer(layer), 0) for layer in layers)
 
     apart = ", ".join(span([one["by_layer"][n]["choices"]["either"]["divergence"] for one in seen], 2) for n in layers)
     return "\n".join(
         [
             "| | toy, layers 0 to 3, three seeds | Mixtral 8x7B |",
             "|---|---|---|",
-            f"| neighbours with the same first choice, three prose texts | {rates(PROSE, 'observed')} % | 14–15, 24–28, "
-            "20–26 % (layers 0, 15, 31; eight texts, Table 5) |",
+            f"| neighbours with the same first choice, three prose texts | {rates(PROSE, 'observed')} % | 14–15, "
+            "24–28, 20–26 % (layers 0, 15, 31; eight texts, Table 5) |",
             f"| the same tokens shuffled | {rates(PROSE, 'shuffled')} % | |",
             f"| neighbours with the same first choice, sums | {rates(['sums'], 'observed')} % | 14, 28, 20 % (DM "
             "Mathematics) |",
             f"| the same tokens shuffled | {rates(['sums'], 'shuffled')} % | |",
-            f"| how far apart the texts are, Jensen–Shannon | {apart} bits (four) | 0.003, 0.004, 0.009 bits (layers 0, "
-            "7, 15; five, by the counts of arXiv 2409.02060) |",
+            f"| how far apart the texts are, Jensen–Shannon | {apart} bits (four) | 0.003, 0.004, 0.009 bits (layers "
+            "0, 7, 15; five, by the counts of arXiv 2409.02060) |",
         ]
     )
 
