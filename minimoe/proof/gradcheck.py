@@ -41,6 +41,9 @@ CONFIG = ModelConfig(
 )
 
 
+SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
+
+
 def run(seed: int = 0) -> list[Row]:
     """Checks every component and the decoder at a point drawn from ``seed``. Returns a row per tensor of each case.
 
@@ -65,6 +68,8 @@ def run(seed: int = 0) -> list[Row]:
         *_gate(rng, "noisy_top_k, plain", noisy=False),
         *_gate(rng, "noisy_top_k, plain top-1", top_k=1, renormalize=False, noisy=False),
         *_gate(rng, "noisy_top_k, every expert", top_k=5),
+        *_router(rng, "switch", SWITCH),
+        *_router(rng, "switch, tokens dropped", SWITCH, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
