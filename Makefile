@@ -11,6 +11,12 @@ EXTRAS_train   :=
 EXTRAS_test    := [dev]
 EXTRAS_lessons := [lessons]
 
+# What that brings, for the person who waits for it.
+RUNTIME          := numpy, matplotlib, tqdm, safetensors and threadpoolctl
+PACKAGES_train   := $(RUNTIME)
+PACKAGES_test    := $(RUNTIME), and pytest, hypothesis, ruff, mypy and what else the tests need,
+PACKAGES_lessons := $(RUNTIME), and JupyterLab,
+
 .DEFAULT_GOAL := help
 .PHONY: help train test lessons lint coverage ci clean
 
@@ -46,7 +52,7 @@ clean:  ## remove the environment and the caches; trained models in runs/ stay
 
 # The stamps make a second `make train` start at once; a changed pyproject.toml makes them old.
 $(VENV)/.installed-%: pyproject.toml $(PYTHON)
-	@echo "Installing minimoe$(EXTRAS_$*) into $(VENV) ..."
+	@echo "Installing $(PACKAGES_$*) into $(VENV): once, a minute or a few ..."
 	@if [ -n "$(UV)" ]; \
 	then "$(UV)" pip install --quiet --python $(PYTHON) --editable ".$(EXTRAS_$*)"; \
 	else $(PYTHON) -m pip install --quiet --disable-pip-version-check --editable ".$(EXTRAS_$*)"; fi

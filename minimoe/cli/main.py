@@ -95,6 +95,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_INPUT, f"{self.prog}: {_in_a_line(message)} (see {self.prog} --help)\n")
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Wraps text as usual, but keeps the lines of the examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith("examples:") else super()._fill_text(text, width, indent)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="minimoe", description="A mixture-of-experts language model from scratch, small enough to understand."
@@ -103,7 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], doc: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=doc, description=doc, allow_abbrev=False)
+        sub = commands.add_parser(
+            name,
+            help=doc,
+            description=doc,
+            epilog=options.examples(name),
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
         sub.set_defaults(run=run, parser=sub)
         return sub
 
@@ -124,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("generate", _generate, "continue a prompt with a model")
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
-    sub.add_argument("--prompt", required=True, help="the text to continue")
+    sub.add_argument("--prompt", required=True, help="the text to continue; - reads it from standard input")
     sub.add_argument("--tokens", type=whole_number, default=300, help="number of tokens to generate (300)")
+    sub.add_argument("--samples", type=whole_number, default=1, metavar="N", help="number of texts to generate (1)")
     sub.add_argument(
         "--temperature", type=number, default=0.8, help="0 takes the likeliest token, 1 samples from the model (0.8)"
     )
@@ -134,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
     sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
-    sub.add_argument("--device", default="auto", help="auto, cpu or gpu (auto)")
+    options.of_the_machine(sub)
 
     sub = command("routing", _routing, "show what the experts do on one or several texts")
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
@@ -150,7 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=whole_number, default=0, help="seed of the random parameters and inputs (0)")
 
     sub = command("params", _params, "count a model's parameters, and what it costs to run, store and train it")
-    sub.add_argument("model", metavar="MODEL", help="a preset, a published model (mistral-7b, ...) or a folder")
+    sub.add_argument(
+        "model", metavar="MODEL", help=f"a preset, a folder, or a published model: {', '.join(options.PUBLISHED)}"
+    )
     sub.add_argument("--shared", type=number, default=0.0, help="rumour-8x220b: fraction that all experts share (0)")
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -231,8 +248,8 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     print(
         json.dumps(
             {
-                "loss": result.loss,
-                "bits_per_byte": text_loss.bits_per_byte(result, sum(sizes)),
+                "loss": round(result.loss, 5),
+                "bits_per_byte": round(text_loss.bits_per_byte(result, sum(sizes)), 5),
                 "tokens": result.tokens,
                 "load": result.load.round(5).tolist(),
             }
@@ -255,24 +272,45 @@ def _evaluate_suite(chosen: argparse.Namespace) -> int:
 
 
 def _generate(chosen: argparse.Namespace) -> int:
+    from threadpoolctl import threadpool_limits
+
+    from minimoe.core import resources
     from minimoe.core.arrays import select_device
     from minimoe.inference import generation
     from minimoe.storage import open_model
 
+    if chosen.samples < 1:
+        raise UserError(f"samples {chosen.samples} is too small: generate at least 1 text.")
+    prompt = _standard_input() if chosen.prompt == "-" else chosen.prompt
+    threads = None if chosen.threads is None else resources.thread_count(chosen.threads)
     model = open_model.load(chosen.folder).to(select_device(chosen.device))
-    pieces = generation.stream(
-        model,
-        chosen.prompt,
-        chosen.tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-        seed=chosen.seed,
-    )
-    for piece in pieces:
-        print(printable(piece), end="", flush=True)
-    print()
+    with threadpool_limits(threads, user_api="blas"):
+        for seed in range(chosen.seed, chosen.seed + chosen.samples):
+            if chosen.samples > 1:
+                print(f"--- seed {seed} ---")
+            pieces = generation.stream(
+                model,
+                prompt,
+                chosen.tokens,
+                temperature=chosen.temperature,
+                top_k=chosen.top_k,
+                top_p=chosen.top_p,
+                seed=seed,
+            )
+            for piece in pieces:
+                print(printable(piece), end="", flush=True)
+            print()
     return 0
+
+
+def _standard_input() -> str:
+    """What is piped in, without the line end that ``echo`` adds."""
+    if sys.stdin is None:
+        raise UserError("--prompt - reads standard input, which is closed: pipe a text in, or give the prompt itself.")
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 ({error.reason} at byte {error.start}): convert it.") from None
 
 
 def _routing(chosen: argparse.Namespace) -> int:

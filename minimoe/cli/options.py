@@ -10,6 +10,52 @@ from typing import Any
 from minimoe.core import config, presets
 from minimoe.core.config import ModelConfig, TrainConfig
 
+CORPORA = ("data", "fables", "dialogues", "contes", "sums", "python-docs", "python-code", "shakespeare")
+PUBLISHED = (
+    "mixtral-8x22b",
+    "mistral-7b",
+    "olmoe-1b-7b",
+    "deepseek-moe-16b",
+    "switch-base-N (N from 8 to 256)",
+    "rumour-8x220b",
+)
+"""Names for --help, which must not import NumPy to know them; tests compare them with those of the package."""
+
+EXAMPLES = {
+    "train": (
+        "minimoe train                                              the toy, on data/, in about two minutes",
+        "minimoe train --text notes.txt --steps 1000                your own text",
+        "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
+        "minimoe train --router switch --active-experts 1           another router",
+        "minimoe train --resume runs/toy --steps 1000               continue a run",
+    ),
+    "evaluate": (
+        "minimoe evaluate runs/toy",
+        "minimoe evaluate runs/toy --text letter.txt",
+        "minimoe evaluate runs/toy --suite --against runs/toy-dense",
+    ),
+    "generate": (
+        'minimoe generate runs/toy --prompt "Once upon a time"',
+        'minimoe generate runs/toy --prompt "12 + 30 =" --tokens 5 --temperature 0',
+        "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
+    ),
+    "routing": (
+        "minimoe routing runs/toy",
+        "minimoe routing runs/toy --html routing.html",
+        "minimoe routing runs/toy --text english.txt french.txt",
+    ),
+    "gradcheck": ("minimoe gradcheck", "minimoe gradcheck --seed 7 --json"),
+    "params": ("minimoe params mixtral-8x7b", "minimoe params runs/toy --figure parameters.png"),
+    "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
+    "corpus": ("minimoe corpus shakespeare",),
+    "info": ("minimoe info",),
+}
+
+
+def examples(command: str) -> str:
+    """The end of a command's --help."""
+    return "\n  ".join(["examples:", *EXAMPLES[command]])
+
 
 def of_training(sub: argparse.ArgumentParser) -> None:
     """Adds the text, the folder, and every setting; a setting that is not given keeps the value of the preset."""
@@ -18,7 +64,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--corpus",
         metavar="NAME",
-        help="a built-in corpus: data (four small texts), fables, python-docs, shakespeare, ...",
+        help=f"a built-in corpus: {', '.join(CORPORA)} (data is the four texts after it)",
     )
     source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on")
     sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")

@@ -75,9 +75,10 @@ def table(costs: Costs) -> str:
         ]
         + [("all", f"{costs.total:,}", f"{costs.active:,}", f"active {costs.active / costs.total:.2%}")]
     )
+    full = f", in a full context of {costs.context:,} tokens" if costs.context else ""
     facts: list[tuple[str, str]] = [
-        ("operations per token, forward", f"{costs.forward_operations:,}"),
-        ("operations per token, backward", f"{costs.backward_operations:,}"),
+        (f"operations per token, forward{full}", f"{costs.forward_operations:,}"),
+        (f"operations per token, backward{full}", f"{costs.backward_operations:,}"),
         *((f"weights at {bits} bits", _size(size)) for bits, size in costs.weight_bytes.items()),
         *(
             (f"key/value cache at {length:,} tokens, 16 bits", _size(size))

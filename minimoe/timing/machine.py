@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import platform
 
@@ -35,7 +37,7 @@ def describe() -> str:
     forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE",) if os.environ.get(name)]
     if forced:
         lines.append(f"note      {forced[0]} keeps BLAS from choosing this processor's own kernels: unset it for speed")
-    problem = gpu_problem()
+    problem = gpu_problem() if _has_driver() else "No NVIDIA driver was found, so everything runs on the CPU."
     if problem is None:
         import cupy
 
@@ -45,3 +47,12 @@ def describe() -> str:
     else:
         lines.append(f"GPU       none in use. {problem}")
     return "\n".join(lines)
+
+
+def _has_driver() -> bool:
+    """Whether the system has NVIDIA's driver: without it, advice about CuPy would lead nowhere."""
+    for library in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            ctypes.CDLL(library)
+            return True
+    return False

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from minimoe.analysis import routing_trace
+from minimoe.analysis import microscope, microscope_page, routing_trace
 from minimoe.core import files
 from minimoe.core.arrays import Device
 from minimoe.cost import parameters
@@ -16,8 +20,10 @@ from minimoe.inference import generation
 from minimoe.storage.checkpoint import Model, RunConfig
 from minimoe.text.batches import Texts
 
-LOSS, EXPERTS, SAMPLE = "loss.png", "experts.png", "sample.txt"
+LOSS, EXPERTS, SAMPLE, PAGE = "loss.png", "experts.png", "sample.txt", "routing.html"
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 40, 300, 0.7
+PAGE_TOKENS = 10_000
+"""Tokens of each validation text that the page shows, at most: it is written in seconds."""
 
 
 class Bar:
@@ -72,18 +78,22 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
     """The sample, the validation loss and the paths of the files; of an interrupted run, how to resume it."""
     step = metrics[-1]["step"] if metrics else 0
     if not finished:
-        return f"\nInterrupted at step {step}; everything is saved. Continue with: minimoe train --resume {folder}"
-    paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE) if (folder / name).exists())
+        resume = f"{command()} train --resume {shlex.quote(str(folder))}"
+        return f"\nInterrupted at step {step}; everything is saved. Continue with:\n  {resume}"
+    paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE, PAGE) if (folder / name).exists())
     validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
     return (
         f"\n{(folder / SAMPLE).read_text(encoding='utf-8')}\n"
         f"Validation loss {validation} nats per token after {step:,} steps. Look at:\n{paths}\n"
-        f'Generate text with: minimoe generate {folder} --prompt "..."'
+        f"Generate text with:\n  {command()} generate {shlex.quote(str(folder))} --prompt 'Once upon a time'"
     )
 
 
 def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]) -> None:
-    """Writes sample.txt to the folder and, if there are metrics, loss.png and experts.png (of a mixture only)."""
+    """Writes sample.txt to the folder and, if there are metrics, loss.png.
+
+    A mixture also gets experts.png, and routing.html: the page of ``minimoe routing --html``.
+    """
     files.write_atomically(folder / SAMPLE, sample(model, data).encode(errors="backslashreplace"))
     if metrics:
         plots.save(plots.loss_curves(metrics), folder / LOSS)
@@ -91,6 +101,19 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
             domains = dict(zip(data.names, data.validation, strict=True))
             by_domain = routing_trace.load_by_domain(model.params, model.config, domains)
             plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
+            seen = microscope.look(model, {name: ids[:PAGE_TOKENS] for name, ids in domains.items()})
+            microscope_page.write(folder / PAGE, seen, f"Routing of {folder.resolve().name}")
+
+
+def command() -> str:
+    """What starts minimoe from the current folder: its name if that is on the PATH, otherwise this very Python."""
+    python = Path(sys.executable)
+    found = shutil.which("minimoe")
+    if found is not None and Path(found).parent == python.parent:
+        return "minimoe"
+    with contextlib.suppress(ValueError):
+        python = python.relative_to(Path.cwd())
+    return f"{shlex.quote(str(python))} -m minimoe"
 
 
 def sample(model: Model, data: Texts) -> str:

@@ -42,7 +42,7 @@ def small_run(**settings: Any) -> RunConfig:
 
 def test_a_run_folder_holds_what_its_description_promises() -> None:
     files = {"config.json", "metrics.jsonl", "model.safetensors", "resume.safetensors"}
-    files |= {"loss.png", "experts.png", "sample.txt", ".lock"}
+    files |= {"loss.png", "experts.png", "sample.txt", "routing.html", ".lock"}
     assert {path.name for path in finished().iterdir()} == files
     for name in ("loss.png", "experts.png"):
         assert (finished() / name).read_bytes().startswith(b"\x89PNG\r\n")

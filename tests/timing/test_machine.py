@@ -20,6 +20,7 @@ def described() -> dict[str, str]:
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENBLAS_CORETYPE", raising=False)
     monkeypatch.setattr(machine, "gpu_problem", lambda: "CuPy is not installed: run `pip install x`.")
+    monkeypatch.setattr(machine, "_has_driver", lambda: True)
 
 
 def test_it_names_versions_cores_memory_and_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,3 +69,8 @@ def test_without_cupy_the_reason_is_given(monkeypatch: pytest.MonkeyPatch) -> No
     problem = arrays.gpu_problem()
     assert problem is not None
     assert problem.startswith("CuPy is not installed: run `pip install cupy-cuda")
+
+
+def test_without_a_driver_nobody_is_told_to_install_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_has_driver", lambda: False)
+    assert described()["GPU"] == "none in use. No NVIDIA driver was found, so everything runs on the CPU."

@@ -1,6 +1,7 @@
 """What a person sees of a training: words, a progress bar, figures and a sample."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,27 @@ def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypa
     said = run_report.closing(folder, True, metrics(folder))
     assert (folder / "sample.txt").read_text(encoding="utf-8") in said
     assert f"Validation loss {metrics(folder)[-1]['val_loss']:.3f} nats per token after 6 steps" in said
-    for name in ("loss.png", "experts.png", "sample.txt"):
+    for name in ("loss.png", "experts.png", "sample.txt", "routing.html"):
         assert str(folder / name) in said
-    assert f"minimoe generate {folder}" in said
+    assert f"minimoe generate {folder} --prompt 'Once" in said
+
+
+def test_the_commands_it_names_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = Path(sys.executable).with_name("minimoe")
+    monkeypatch.setattr("shutil.which", lambda _: str(beside))
+    assert run_report.command() == "minimoe"
+    monkeypatch.setattr("shutil.which", lambda _: "/elsewhere/bin/minimoe")
+    assert run_report.command() == f"{sys.executable} -m minimoe"
+    monkeypatch.setattr("shutil.which", lambda _: None)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "my env" / "python"))
+    monkeypatch.chdir(tmp_path)
+    assert run_report.command() == "'my env/python' -m minimoe"
+
+
+def test_a_mixture_gets_the_page_and_a_dense_model_none(tmp_path: Path) -> None:
+    assert "Routing of" in (finished() / "routing.html").read_text(encoding="utf-8")
+    train(tmp_path / "dense", steps=1, experts=1, active_experts=1)
+    assert not (tmp_path / "dense" / "routing.html").exists()
 
 
 def test_the_closing_of_an_interrupted_run_says_how_to_go_on() -> None:

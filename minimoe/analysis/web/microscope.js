@@ -98,6 +98,9 @@ function select(token, focus) {
 }
 
 function describe(token) {
+  $("tokens").querySelector(".pointed")?.classList.remove("pointed");
+  $("tokens").children[token - state.page * PAGE]?.classList.add("pointed");
+  $("detail").hidden = false;
   const rows = Array.from({ length: data.layers }, (_, layer) => {
     const cells = Array.from({ length: data.active_experts }, (_, choice) => {
       const place = at(column, layer, choice, token);
@@ -118,10 +121,18 @@ function describe(token) {
   const where = `${count}, position ${(token % data.context) + 1} of ${data.context} in its window`;
   fill(
     "detail",
+    closer(),
     make("strong", {}, inLine(data.vocabulary[column.places[token]])),
     make("p", {}, where),
     make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
   );
+}
+
+/** On a narrow screen the panel lies over the text, so it can be closed; the next token that is pointed at opens it. */
+function closer() {
+  const button = make("button", { type: "button", class: "close", "aria-label": "Close this panel" }, "×");
+  button.addEventListener("click", () => ($("detail").hidden = true));
+  return button;
 }
 
 /** The nearest token on the line above or below, by its position on the screen. */
@@ -187,8 +198,9 @@ function drawKey() {
 }
 
 function drawStatistics() {
-  const chosen = data.by_layer[state.layer].choices[state.choice];
-  drawLoad(chosen);
+  const choices = data.by_layer[state.layer].choices;
+  const chosen = choices[state.choice];
+  drawLoad(Object.values(choices).at(-1)); // all choices: an expert that is seldom first may still do much work
   drawFavourites(chosen);
   drawRepetition(chosen);
   drawSureness();
