@@ -90,7 +90,7 @@ def rmsnorm(gain: Array, x: Array) -> tuple[Array, Backward]:
 
 def rope(x: Array, direction: int = 1) -> Array:
     """x (..., T, C) → the same shape: at time t, the point (x_j, x_{j+C/2}) is rotated by the angle t · 10000^(−2j/C).
-    A query at i times a key at j then depends on i − j only. Backward rotates by −angle: this is the transpose."""
+    A query at i times a key at j then depends on i − j only. Backward rotates by −angle, which is the transpose."""
     T, C = x.shape[-2:]
     angle = direction * np.arange(T)[:, None] * 10_000.0 ** (-2 * np.arange(C // 2) / C)  # (T, C/2)
     cos, sin = np.cos(angle).astype(x.dtype), np.sin(angle).astype(x.dtype)
@@ -100,7 +100,7 @@ def rope(x: Array, direction: int = 1) -> Array:
 
 def attention(w: Weights, x: Array, T: int, config: Config) -> tuple[Array, Backward]:
     """x (N, D) → x + o W_output (N, D), with A = softmax(q kᵀ / √C) and o = A v, where q, k, v come from the normed x.
-    k and v have length 1 on the axis of the H/G query heads that share them; a product repeats them there."""
+    Grouped queries: k and v have length 1 on the axis of the H/G query heads that share them; products repeat them."""
     H, G, C = config.H, config.G, config.C
     split, merge = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)  # transpose (B, T, G, H/G, C) to (B, G, H/G, T, C), and back
     u, norm_backward = rmsnorm(w["attention_norm"], x)
@@ -136,7 +136,7 @@ def router(w: Weights, x: Array, noise: Array, K: int) -> tuple[Array, Array, Su
     rank = np.argsort(np.argsort(-h, axis=1, kind="stable"), axis=1)  # 0 for the largest; the first of equals wins
     chosen = rank < K
     share, _, share_backward = softmax(np.where(chosen, h, -np.inf))  # 0 for an expert that is not chosen
-    # Without expert i, the K-th largest has rank K if i is chosen, since rank K then moves up; otherwise rank K − 1.
+    # Among the others, the K-th largest h has rank K if expert i is itself one of the first K; otherwise rank K − 1.
     tau = np.where(chosen, h[rank == K][:, None], h[rank == K - 1][:, None])  # h[rank == K] has one entry per token
     z = (c - tau) / sigma
     P = np.vectorize(NormalDist().cdf, otypes=[x.dtype])(z)
@@ -160,10 +160,10 @@ def router(w: Weights, x: Array, noise: Array, K: int) -> tuple[Array, Array, Su
 
 
 def expert(w: Weights, e: int, x: Array) -> tuple[Array, Backward]:
-    """x (n, D), the tokens of expert e → h W_down (n, D), with h = silu(a) ⊙ b, a = x W_gate and b = x W_up."""
+    """x (n, D), the tokens of expert e → h W_down (n, D), with h = silu(a) ⊙ b, a = x W_gate, b = x W_up."""
     a, b = x @ w["gate"][e], x @ w["up"][e]  # (n, F)
     s = 0.5 + 0.5 * np.tanh(0.5 * a)  # sigmoid(a) = 1 / (1 + exp(−a)), without its overflow
-    h = a * s * b  # silu(a) = a sigmoid(a)
+    h = a * s * b  # silu(a) ⊙ b, with silu(a) = a sigmoid(a): SwiGLU
 
     def backward(dy: Array) -> tuple[Array, Array, Array, Array]:
         """s' = s (1 − s), so the derivative of a s is s + a s (1 − s)."""
@@ -251,7 +251,7 @@ def loss(params: list[Weights], tokens: Array, targets: Array, noise: Array, con
 
 def adamw(params: list[Weights], gradients: list[Weights], moments: list[Any], step: int, steps: int) -> None:
     """Changes the weights, in step number ``step`` (from 0) of ``steps``: w ← w − rate · (m̂ / (√ŝ + ε) + decay · w).
-    First the gradients are clipped: all of them, as one vector, to length 1. m and s are running means of d and d².
+    First the gradients are clipped: all together, to a norm of at most 1. m and s are running means of d and d².
     They start at 0, so after n steps they are too small by 1 − βⁿ: m̂ = m / (1 − βⁿ). Matrices decay, gains do not."""
     n, warmup, decay, beta1, beta2 = step + 1, steps / 20, 0.1, 0.9, 0.99
     cosine = 0.5 + 0.5 * math.cos(math.pi * max(0, step - warmup) / (steps - warmup))
@@ -283,12 +283,12 @@ def generate(params: list[Weights], text: Array, count: int, temperature: float,
     for _ in range(count):
         seen = text[None, -config.T :]  # (1, T), or shorter
         logits, _, _ = model(params, seen, np.zeros((config.L, seen.size, config.E), np.float32), config)
-        p, _, _ = softmax(logits[-1] / temperature)  # below 1, likely characters become even likelier
+        p, _, _ = softmax(logits[-1] / temperature)  # a temperature below 1 makes likely characters likelier
         text = np.append(text, rng.choice(config.V, p=p))
     return text
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # on a busy machine, set OMP_NUM_THREADS=1: products this small gain nothing from threads
     package = Path(__file__).parent
     folder = package / "_data" if (package / "_data").is_dir() else package.parent / "data"  # installed, or a checkout
     corpus = "".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt")))
@@ -296,5 +296,5 @@ if __name__ == "__main__":
     rng, config = np.random.default_rng(0), Config(V=len(characters))
     params = init(config, rng)
     train(params, np.array([characters.index(c) for c in corpus]), config, 2000, rng)
-    written = generate(params, np.array([characters.index(c) for c in "The "]), 300, 0.7, config, rng)
+    written = generate(params, np.array([characters.index(c) for c in "The "]), 300, 0.5, config, rng)
     print("".join(characters[i] for i in written))

@@ -377,3 +377,12 @@ def test_models_that_cannot_be_compared_are_refused(runs: dict[str, Path], tmp_p
 def test_settings_that_make_no_sense_are_refused(runs: dict[str, Path], setting: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         suite.run(runs["mixture"], settings=Settings(**setting), corpus=CORPUS)
+
+
+def test_what_real_python_reaches_is_measured_on_text_that_was_held_out(tmp_path: Path) -> None:
+    """Definitions stand in the training part only, so there is no real text to compare with."""
+    code = "\n\n\ndef f(a):\n    return a\n" * 20 + "\n\n\nx = 1\n" * 60
+    model = small_runs.train(tmp_path / "run", Corpus("code", {"code": code}), steps=0).model
+    data, _, _ = batches.prepare(Corpus("code", {"code": code}), model.run.recipe, model.config.context)
+    marks = suite.measure("run", model, data, 0, Settings(samples=2, tokens=5)).marks[suite.PYTHON]
+    assert isinstance(marks, Marks) and marks.reachable is None

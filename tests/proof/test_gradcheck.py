@@ -475,3 +475,62 @@ def test_json_holds_every_field_and_is_strict(rows: list[Row]) -> None:
     assert [o["passed"] for o in objects] == [True, True, False]
     assert objects[0]["shape"] == list(rows[0].shape)
     assert objects[2]["error"] is objects[2]["largest"] is None
+
+
+def test_dy_is_not_one_everywhere() -> None:
+    """This gradient is right for dy = 1 and for no other."""
+
+    def backward(params: None, cache: None, dy: np.ndarray) -> tuple[np.ndarray, None]:
+        return np.full(dy.shape, 2 * dy.mean()), None
+
+    (row,) = check("double", lambda params, x: (2 * x, None), backward, None, np.arange(1.0, 6.0))
+    assert row.problem.startswith("right shape, wrong values")
+
+
+def test_a_row_of_which_more_than_half_is_refused_proves_nothing() -> None:
+    """Three of four probes would change the ranking, so the one that is left is not enough."""
+
+    def check_near(close: int) -> Row:
+        logits = np.array([[1.0, 1.0 + 1e-9 * (t < close)] for t in range(4)]) + np.array([[0.0, 0.5]]) * (
+            np.arange(4) >= close
+        ).reshape(-1, 1)
+
+        def forward(params: None, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return 3 * x, logits + np.stack([x, 0 * x], axis=1)
+
+        def routing(params: None, cache: np.ndarray) -> list[Ranked]:
+            return [Ranked(cache, 1)]
+
+        (row,) = check("row", forward, lambda p, c, dy: (3 * dy, None), None, np.full(4, 0.0), routing=routing)
+        return row
+
+    row = check_near(3)
+    assert (row.refused, row.checked) == (3, 1)
+    assert row.problem.startswith("3 of 4 probes")
+    assert check_near(2).passed
+
+
+def test_every_case_is_what_its_name_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: dict[str, tuple[Any, Any]] = {}
+
+    def look(name: str, forward: Any, backward: Any, params: Any, x: Any, **options: Any) -> list[Row]:
+        cases[name] = (params, forward(params, x)[1])
+        return []
+
+    monkeypatch.setattr(gradcheck, "check", look)
+    gradcheck.run()
+    decoders = {name: case for name, case in cases.items() if name.startswith("decoder")}
+    assert len(decoders) >= 3
+    for name, (params, forwards) in decoders.items():
+        tokens = sum(int(forward.sums.stats[0].tokens) for forward in forwards)
+        dropped = sum(int(count) for forward in forwards for count in forward.sums.dropped)
+        block = forwards[0].caches[1].blocks[0]
+        assert (tokens < 12) == ("padding" in name), name
+        assert (dropped > 0) == ("dropping" in name), name
+        assert (len(forwards) == 2) == ("two shards" in name), name
+        assert (block.attention.attended.window is not None) == ("window" in name), name
+        assert (params.head is None) == ("tied" in name), name
+    for name, (_, cache) in cases.items():
+        if name.startswith("moe"):
+            routing = cache[0].routing
+            assert (len(routing.token) < routing.place.size) == ("dropped" in name), name

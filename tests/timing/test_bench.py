@@ -166,3 +166,13 @@ def test_it_runs_by_cupys_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "peak_memory", lambda like: 1 if isinstance(like, cupy.ndarray) else None)
     report = bench.run(TINY, "gpu", seconds=0)
     assert (report.device, report.threads, report.advice, report.peak_memory_bytes) == ("gpu", 1, [], 1)
+
+
+def test_a_step_takes_the_median_of_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Skewed, so that the median is neither the mean nor an end."""
+    monkeypatch.setattr(bench, "measure", lambda work, seconds: work() or [1.0, 2.0, 9.0])
+    monkeypatch.setattr(bench, "GEMM", 8)
+    report = bench.run(TINY, "cpu", threads=1, seconds=0.0)
+    assert report.step_milliseconds == 2000
+    assert report.training_tokens_per_second == TINY.recipe.batch * TINY.config.context / 2
+    assert report.peak_operations_per_second == 2 * 8**3 / 1.0, "the peak is the best"

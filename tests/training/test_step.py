@@ -1,5 +1,7 @@
 """One training step: the noise does not know how the batch is cut, and a loss that is no number changes nothing."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,9 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.losses import objective
+from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective
 from minimoe.optim import optimizer
 from minimoe.training import step
 
@@ -47,3 +52,54 @@ def test_a_loss_that_is_no_number_changes_nothing(params: Decoder) -> None:
     for one, other in zip(tree.leaves(before), tree.leaves(params), strict=True):
         np.testing.assert_array_equal(one, other)
     assert not any(moment.mean.any() for moment in moments.values())
+
+
+def test_the_recipe_reaches_the_objective_each_setting_in_its_place(params: Decoder) -> None:
+    recipe = dataclasses.replace(
+        RECIPE,
+        balance_loss=0.1,
+        importance_loss=0.2,
+        load_loss=0.3,
+        z_loss=0.4,
+        capacity_factor=1.5,
+        pooled_balance=True,
+    )
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, recipe, 2)
+    goal = Objective(Coefficients(balance=0.1, importance=0.2, load=0.3, z=0.4), 1.5, pooled_balance=True)
+    expected, _ = objective.loss_and_gradient(params, shards, CONFIG, goal)
+    totals, _ = step.gradient(params, shards, CONFIG, recipe)
+    assert float(totals.total) == float(expected.total)
+    assert totals.dropped == expected.dropped
+
+
+@pytest.mark.parametrize("limit", [1e-3, 0.0])
+def test_a_gradient_is_clipped_before_the_optimizer_remembers_it(params: Decoder, limit: float) -> None:
+    """After one step AdamW's mean is (1 − β₁) times the gradient; the step itself hardly depends on its length."""
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw", clip=limit)
+    moments = optimizer.init(params, recipe)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, recipe, 2)
+    _, norm = step.train_step(params, moments, shards, CONFIG, recipe, 0)
+    remembered = np.sqrt(sum(np.square(moment.mean).sum(dtype=np.float64) for moment in moments.values()))
+    assert norm > 1e-2, "the norm is reported as it was"
+    assert remembered == pytest.approx((1 - recipe.beta1) * (limit or norm), rel=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, 1, 40])
+def test_the_optimizer_is_told_which_step_it_takes(params: Decoder, number: int) -> None:
+    recipe = dataclasses.replace(RECIPE, optimizer="adamw", warmup=10, clip=0.0)
+    expected = tree.map(np.copy, params)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, recipe, 2)
+    _, gradient = step.gradient(params, shards, CONFIG, recipe)
+    optimizer.update_some(dict(tree.named_leaves(expected)), gradient, optimizer.init(expected, recipe), recipe, number)
+    step.train_step(params, optimizer.init(params, recipe), shards, CONFIG, recipe, number)
+    for one, other in zip(tree.leaves(expected), tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("total", "norm", "finite"), [(1.0, 2.0, True), (np.inf, 2.0, False), (1.0, np.inf, False), (np.nan, 2.0, False)]
+)
+def test_both_the_loss_and_the_norm_have_to_be_finite(params: Decoder, total: float, norm: float, finite: bool) -> None:
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, RECIPE, 1)
+    totals, _ = step.gradient(params, shards, CONFIG, RECIPE)
+    assert step.is_finite(totals._replace(total=total), norm) is finite
