@@ -41,7 +41,7 @@ coverage: $(VENV)/.installed-test  ## say which lines and branches the quick tes
 	@$(PYTHON) -m coverage run -m pytest -q -n auto $(ARGS)
 	@$(PYTHON) -m coverage combine --quiet
 	@$(PYTHON) -m coverage report --fail-under=95
-	@$(PYTHON) -m coverage report --fail-under=100 --include='minimoe/layers/*'
+	@$(PYTHON) -m coverage report --fail-under=100 --include='minimoe/layers/*,minimoe/losses/*'
 
 ci:  ## run everything that a change must pass
 	@bash .ci/run

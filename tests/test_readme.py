@@ -12,4 +12,4 @@ def test_the_table_of_components_is_the_one_that_is_measured() -> None:
     for mine, now in zip(stated[2:], measured[2:], strict=True):
         claimed, found = exponent.search(mine), exponent.search(now)
         assert claimed and found
-        assert abs(int(claimed[1]) - int(found[1])) <= 1, f"run tests/readme_table.py: {mine} is now {now}"
+        assert abs(int(claimed[1]) - int(found[1])) <= 1, f"run tests/tools/readme_table.py: {mine} is now {now}"

@@ -341,7 +341,9 @@ def test_a_token_pointed_at_shows_its_weights_in_every_layer(look, visit):
         pairs = [f"{e} {100 * w:.0f}%" for e, w in zip(trace.experts[layer, 5], trace.weights[layer, 5], strict=True)]
         assert " ".join([str(layer), *pairs]) in " ".join(shown)
     assert shown[0] == STORY[5]
+    assert tab.eval_on_selector_all(".pointed", "spans => spans.map(span => span.dataset.token)") == ["5"]
     tab.hover("h1")
+    assert tab.locator(".pointed").count() == 0
     assert tab.inner_text("#detail").split()[0] == STORY[0]
 
 
@@ -389,6 +391,10 @@ def test_words_are_legible_by_day_and_by_night(look, visit, scheme):
 def test_a_narrow_screen_is_wide_enough(look, visit):
     tab = visit(look({"story": STORY, "sums": "1 + 1 = 2\n"}, experts=16), viewport={"width": 360, "height": 700})
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
+    tab.click("#detail .close")
+    assert not tab.is_visible("#detail")
+    tab.hover("#tokens span:nth-child(3)")
+    assert tab.is_visible("#detail")
 
 
 @pytest.mark.browser

@@ -1,5 +1,6 @@
 """Training: the same gradient however a batch is cut, the same bits however often a run is interrupted."""
 
+import dataclasses
 import math
 import re
 import signal
@@ -15,6 +16,7 @@ from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
 from minimoe.core import presets, resources, tree
+from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
@@ -539,3 +541,54 @@ def test_routers_and_experts_that_cannot_be_are_refused_before_anything_is_writt
 def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
     with pytest.raises(UserError, match=f"threads {threads} makes no sense"):
         train(tmp_path / "run", threads=threads)
+
+
+def test_another_seed_starts_from_other_weights_and_reads_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[np.ndarray] = []
+    shard_batch = step.shard_batch
+
+    def watched(rng: Any, params: Any, tokens: np.ndarray, *rest: Any) -> Any:
+        read.append(tokens)
+        return shard_batch(rng, params, tokens, *rest)
+
+    monkeypatch.setattr(step, "shard_batch", watched)
+    start = [train(tmp_path / f"start-{n}", steps=0, seed=seed).model.params for n, seed in enumerate((0, 1, 0))]
+    tables = [params.embedding.table for params in start]
+    assert (tables[0] == tables[2]).all() and not (tables[0] == tables[1]).any()
+    orders = []
+    for number, seed in enumerate((0, 1, 0)):
+        read.clear()
+        train(tmp_path / f"run-{number}", steps=3, seed=seed)
+        orders.append(np.stack(read))
+    assert (orders[0] == orders[2]).all() and not (orders[0] == orders[1]).all()
+
+
+def test_the_norm_in_the_metrics_is_that_before_clipping(tmp_path: Path) -> None:
+    """The weights of the first step do not depend on the clip, so neither does the norm of its gradient."""
+    norms = [train(tmp_path / f"{clip}", steps=1, clip=clip).metrics[0]["gradient_norm"] for clip in (0.0, 1e-3)]
+    assert norms[0] == norms[1] > 1e-2
+
+
+def test_a_run_ends_with_an_evaluation_even_where_the_steps_do_not_divide(tmp_path: Path) -> None:
+    rows = train(tmp_path / "run", steps=5, evaluate_every=3).metrics
+    assert [row["step"] for row in rows if "val_loss" in row] == [3, 5]
+
+
+OTHER = {  # another value for every setting that may not change on the way
+    **{"tokenizer": "byte", "batch": 8, "accumulate": 2, "seed": 1, "clip": 0.5, "dtype": "float64"},
+    **{"optimizer": "adamw", "learning_rate": 1e-3, "warmup": 3, "schedule": "linear", "final_rate": 0.5},
+    **{"weight_decay": 0.3, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "newton_schulz_steps": 5},
+    **{"balance_loss": 0.5, "pooled_balance": True, "importance_loss": 0.5, "load_loss": 0.5, "z_loss": 0.5},
+    "capacity_factor": None,
+}
+
+
+def test_no_setting_that_changes_the_bits_may_change_on_the_way(tmp_path: Path) -> None:
+    folder = train(tmp_path / "run", steps=0).folder
+    fields = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert fields - OTHER.keys() == set(checkpoint.CHANGEABLE) == {"steps", "evaluate_every", "save_every"}
+    for name, value in OTHER.items():
+        with pytest.raises(UserError, match=f"{name} was .* and cannot become"):
+            resume(folder, **{name: value})

@@ -98,8 +98,6 @@ function select(token, focus) {
 }
 
 function describe(token) {
-  $("tokens").querySelector(".pointed")?.classList.remove("pointed");
-  $("tokens").children[token - state.page * PAGE]?.classList.add("pointed");
   $("detail").hidden = false;
   const rows = Array.from({ length: data.layers }, (_, layer) => {
     const cells = Array.from({ length: data.active_experts }, (_, choice) => {
@@ -126,6 +124,13 @@ function describe(token) {
     make("p", {}, where),
     make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)),
   );
+}
+
+/** Marks the token under the pointer, and describes it; without one, the selected token is described again. */
+function point(span) {
+  $("tokens").querySelector(".pointed")?.classList.remove("pointed");
+  span?.classList.add("pointed");
+  describe(span ? Number(span.dataset.token) : state.token);
 }
 
 /** On a narrow screen the panel lies over the text, so it can be closed; the next token that is pointed at opens it. */
@@ -253,9 +258,9 @@ function begin() {
   );
   tokens.addEventListener(
     "pointerover",
-    (event) => event.target.dataset.token && describe(Number(event.target.dataset.token)),
+    (event) => event.target.dataset.token && point(event.target),
   );
-  tokens.addEventListener("pointerleave", () => describe(state.token));
+  tokens.addEventListener("pointerleave", () => point(null));
   $("controls").addEventListener("submit", (event) => event.preventDefault());
   $("before").addEventListener("click", () => turn(state.page - 1));
   $("after").addEventListener("click", () => turn(state.page + 1));
