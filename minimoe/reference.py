@@ -1,6 +1,6 @@
 """The whole of minimoe in one plain file: a sparse mixture-of-experts language model, every gradient written by hand.
 
-``python -m minimoe.reference`` trains a small Mixtral on the texts of data/ for about a minute, then lets it write.
+``python -m minimoe.reference`` trains a small Mixtral on the texts of data/ for about a minute, then writes a text.
 The layers in minimoe/layers compute the same numbers faster, and tests compare them with this file.
 
 A layer is a function. It returns its result and a second function, its backward, which takes the gradient of the

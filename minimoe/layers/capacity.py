@@ -3,9 +3,9 @@
     capacity = ⌈ factor · K·T / E ⌉
 
 Entries are accepted in the order of the tokens: a later token loses its entry for an expert that is full. The entries
-of each sequence (GShard calls it a group) are counted separately, which makes the result independent of how a batch is
-split, and earlier tokens independent of later ones. Padding is not a token: it uses no capacity, and its entries are
-dropped.
+of each sequence (GShard calls it a group) are counted separately. The result therefore does not depend on how a batch
+is split, and earlier tokens do not depend on later ones. Padding is not a token: it uses no capacity, and its entries
+are dropped.
 
 Lepikhin et al. 2020, arXiv 2006.16668.  Lesson: lessons/09_moe_layer.ipynb
 """

@@ -1,7 +1,7 @@
 """RoPE: encode the position of a token by rotating its queries and keys.
 
 Channel j of the first half and channel j of the second half form a pair, a point in a plane. At position t the pair
-is rotated by the angle t·ω_j, so the product of a query and a key depends only on the distance of their positions:
+is rotated by the angle t·ω_j, so the product of a query and a key depends on positions only through their distance:
 
     y₁ = x₁ cos − x₂ sin,    y₂ = x₂ cos + x₁ sin,    ω_j = θ^(−2j/C)
 

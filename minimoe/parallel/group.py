@@ -1,9 +1,9 @@
 """A group: the workers of a training step, from the point of view of one of them.
 
 Every worker runs the same code with its own ``group`` object, through which the workers add up their values. A sum is
-always taken in the same order, so that its rounding repeats: small sums in the order of the workers, a gradient
-starting with the part of its owner. This file has the group of a single worker; ``processes`` and ``threads`` implement
-groups of several.
+always taken in the same order, so that its rounding is reproducible: small sums are added in the order of the workers,
+and a sum of gradients begins with the part of its owner. This file has the group of a single worker; ``processes`` and
+``threads`` implement groups of several.
 
 Rajbhandari et al. 2019, arXiv 1910.02054 (ZeRO: each worker owns the total of a part of the gradient).
 """

@@ -2,7 +2,7 @@
 
     a = x W_gate,    b = x W_up,    h = silu(a) ⊙ b,    y = h W_down,    silu(a) = a · sigmoid(a)
 
-Tokens arrive sorted by expert, so the tokens of each expert are one contiguous segment of rows and take three large
+Tokens arrive sorted by expert, so the tokens of each expert are one contiguous segment of rows and need three large
 matrix products. With one expert and one segment, this is the dense feed-forward layer of Llama and Mistral.
 
 Shazeer 2020, arXiv 2002.05202.  Lesson: lessons/06_swiglu_expert.ipynb
