@@ -67,6 +67,18 @@ def test_the_contents_say_what_a_lesson_needs_and_how_long_it_takes(path: Path):
     assert row.endswith(f"| {', '.join(needs) or '–'} | {minutes} min |")
 
 
+def test_a_route_through_the_lessons_leaves_out_none_that_it_needs():
+    contents = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    needs = {line[3:5]: re.findall(r"\d\d", line.split("|")[3]) for line in contents if line.startswith("| [")}
+    routes = re.findall(r"^\| [^|]+ \| ([^|]*\b\d\d\b.*) \|$", prose(LESSONS[0]), re.MULTILINE)
+    assert len(routes) >= 4
+    for route in routes:
+        on_it = set(re.findall(r"\[(\d\d)\]", route))
+        for first, last in re.findall(r"\b(\d\d) to (\d\d)\b", route):
+            on_it |= {f"{lesson:02d}" for lesson in range(int(first), int(last) + 1)}
+        assert {need for lesson in on_it for need in needs[lesson]} <= on_it, route
+
+
 @every_lesson
 def test_a_lesson_was_saved_executed_from_top_to_bottom(path: Path):
     code = cells(path, "code")

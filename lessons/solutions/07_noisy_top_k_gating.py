@@ -18,18 +18,18 @@ def duel(c_0, c_1, sigma_0, sigma_1):
 
 
 def switch_backward(p, chosen, dw):
-    """p (N, E), chosen (N, K) integers, dw (N, K) → dz (N, E)."""
+    """p (N, E), chosen (N, K) integers, dw (N, K) → dc (N, E)."""
     dp = np.zeros_like(p)  # zero where an expert is not chosen; the rest is an ordinary softmax
     np.put_along_axis(dp, chosen, dw, axis=1)
     return p * (dp - (p * dp).sum(1, keepdims=True))
 
 
 def sigmoid_gate_backward(s, chosen, dw):
-    """s = sigmoid(z) (N, E), chosen (N, K) integers, dw (N, K) → dz (N, E)."""
+    """s = sigmoid(c) (N, E), chosen (N, K) integers, dw (N, K) → dc (N, E)."""
     s_chosen = np.take_along_axis(s, chosen, axis=1)
     total = s_chosen.sum(1, keepdims=True)
     w = s_chosen / total
     ds = (dw - (w * dw).sum(1, keepdims=True)) / total  # zero at K = 1, so this gate learns nothing there either
-    dz = np.zeros_like(s)
-    np.put_along_axis(dz, chosen, ds * s_chosen * (1 - s_chosen), axis=1)
-    return dz
+    dc = np.zeros_like(s)
+    np.put_along_axis(dc, chosen, ds * s_chosen * (1 - s_chosen), axis=1)
+    return dc

@@ -14,13 +14,13 @@ def bias_step(b, counts, gamma):
 
 
 def entropy_backward(p):
-    """p = softmax(z) (N, E) → dz (N, E)."""
+    """p = softmax(c) (N, E) → dc (N, E)."""
     u = (np.log(p.mean(0)) + 1) / len(p)  # (E,)  the gradient with respect to p, the same for every token
     return p * (u - (p * u).sum(1, keepdims=True))
 
 
 def sequence_balance_backward(p, chosen):
-    """p = softmax(z) (B, T, E), chosen (B, T, K) integers → dz (B, T, E)."""
+    """p = softmax(c) (B, T, E), chosen (B, T, K) integers → dc (B, T, E)."""
     B, T, E = p.shape
     counts = np.stack([np.bincount(sequence.ravel(), minlength=E) for sequence in chosen])
     f = counts / counts.sum(1, keepdims=True)  # (B, E)

@@ -2,11 +2,13 @@
 
     ColouredText(routing_trace.trace(params, config, tokens), tokenizer)     the last line of a cell displays it
     print(ColouredText(…).to_terminal(layer=2))
+    print(ColouredText(…).to_text())                                         without colours
 
 This is Figure 8 of Jiang et al. 2024, arXiv 2401.04088, for every layer: radio buttons choose the layer, and pointing
 at a token shows its experts and weights. The output is HTML and CSS without a script, so it also works in a viewer that
-displays a notebook without running it. JupyterLab removes the style sheet from a notebook that it does not trust yet:
-there, the text has tooltips but no colours until the cell is run.
+displays a notebook without running it. Some viewers remove the style sheet: JupyterLab does so in a notebook that it
+does not trust yet, and so do many sites that show notebooks. There the page shows the plain form of the text, in which
+the number of the expert stands below each token. The style sheet hides the plain form where it works.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from typing import TypeAlias
 from minimoe.analysis.routing_trace import Trace
 from minimoe.core.errors import UserError
 from minimoe.draw import palette
-from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.text.tokenizer import ByteTokenizer, CharTokenizer
 
-AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer
+AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer | MissingTokenizer
 
 HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through",
               "underline overline")  # fmt: skip
@@ -40,7 +42,11 @@ background:none;border:0;margin:.3em 0;padding:0}
 #ID span{padding:.2em 0;forced-color-adjust:none;print-color-adjust:exact}
 #ID p span{padding:.2em .6em;white-space:nowrap}
 #ID pre span:hover{outline:2px solid}
+#ID .plain{display:none}
 """
+
+PLAIN_COLUMNS = 88
+"""The longest line of the plain form, without the names of the layers in front of it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +67,8 @@ class ColouredText:
     def __post_init__(self) -> None:
         if self.limit < 1:
             raise UserError(f"limit {self.limit} leaves no token to show: give at least 1.")
-        self.tokenizer.decode(self.trace.tokens[: self.limit])
+        if not isinstance(self.tokenizer, MissingTokenizer):
+            self.tokenizer.decode(self.trace.tokens[: self.limit])
 
     def __repr__(self) -> str:
         return f"ColouredText({self._shown()}; a notebook displays it, elsewhere print its .to_terminal())"
@@ -70,7 +77,7 @@ class ColouredText:
         return self.to_html()
 
     def to_html(self) -> str:
-        """A fragment of an HTML page, about 90 bytes per token for 4 layers and 2 choices.
+        """A fragment of an HTML page, about 95 bytes per token for 4 layers and 2 choices.
 
         A token names its experts only once, in its tooltip, "L0: 5 61% 2 39%", and the style sheet matches the text of
         the tooltip. Naming them in a class as well would take a fifth more bytes.
@@ -91,7 +98,9 @@ class ColouredText:
         return (
             f'<div id={name} role=group aria-label="Text coloured by expert">\n<style>{style}\n</style>\n{buttons}\n'
             f"<p>expert {key} &ensp; {self._shown()}; point at a token to see its experts and weights</p>\n"
-            f"<pre>{tokens}</pre>\n</div>"
+            f"<pre>{tokens}</pre>\n"
+            "<div class=plain>\n<p>This page shows no colours. Here is the same text with the number of each token's "
+            f"expert below it:</p>\n<pre>{html.escape(self.to_text())}</pre>\n</div>\n</div>"
         )
 
     def to_terminal(self, layer: int = 0) -> str:
@@ -107,6 +116,37 @@ class ColouredText:
         first = self.trace.experts[layer, : self.limit, 0].tolist()
         text = "".join(_in_colour(visible(text), e) for text, e in zip(self._texts(), first, strict=True))
         return f"layer {layer}, expert {key}\n{text}\n"
+
+    def to_text(self) -> str:
+        """The text without colours. Below each line of it stands a line for each layer: under each token, the number
+        of the expert that is its first choice."""
+        layers, _, experts = self.trace.logits.shape
+        digits = len(str(experts - 1))
+        narrowest = digits + (digits > 1)  # numbers of two digits need a space between them
+        names = ["", *(f"layer {layer}" for layer in range(layers))]
+        margin = len(names[-1]) + 2
+        lines: list[list[list[str]]] = [[]]  # per line of the text its tokens, each as its text and its experts
+        columns = 0
+        first = self.trace.experts[:, : self.limit, 0].T.tolist()
+        for text, experts_of_token in zip(self._texts(), first, strict=True):
+            pieces = visible(text).replace("\t", "").split("\n")  # a tab keeps its arrow only
+            for i, piece in enumerate(pieces):
+                width = max(_columns(piece), narrowest)
+                if i > 0 or columns + width > PLAIN_COLUMNS:
+                    lines.append([])
+                    columns = 0
+                if i == 0 or piece:
+                    marks = [str(e) if i == 0 else "" for e in experts_of_token]
+                    padded = piece + " " * (width - _columns(piece))
+                    lines[-1].append([padded, *(f"{mark:<{width}}" for mark in marks)])
+                    columns += width
+        rows = [
+            f"{name:<{margin}}" + "".join(token[place] for token in line)
+            for line in lines
+            if line
+            for place, name in enumerate(names)
+        ]
+        return "".join(row.rstrip() + "\n" for row in rows)
 
     def _texts(self) -> list[str]:
         return token_texts(self.tokenizer, self.trace.tokens[: self.limit].tolist())
@@ -130,7 +170,10 @@ class ColouredText:
 
 
 def token_texts(tokenizer: AnyTokenizer, ids: list[int]) -> list[str]:
-    """The text of each token, or a name if it is not text by itself: ⟨C3⟩ for a byte of é, ⟨s⟩ for a special token."""
+    """The text of each token, or a name if it is not text by itself: ⟨C3⟩ for a byte of é, ⟨s⟩ for a special token.
+
+    Without a tokenizer, the name is the id.
+    """
     texts = {token: _text_of(tokenizer, token) for token in set(ids)}
     return [texts[token] for token in ids]
 
@@ -140,12 +183,14 @@ def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
 
     The token is not decoded alone, because the first word of a text loses the space in front of it.
     """
+    if isinstance(tokenizer, MissingTokenizer):
+        return f"⟨{token}⟩"
     text = tokenizer.decode([token, token])[len(tokenizer.decode([token])) :]
     if isinstance(tokenizer, CharTokenizer) or (text and "\ufffd" not in text):  # � stands for a part of a character
         return text
     if isinstance(tokenizer, ByteTokenizer):
         return f"⟨{token:02X}⟩"
-    name = str(tokenizer.library.id_to_token(token) or token)
+    name = tokenizer.name_of(token) or str(token)
     return f"⟨{name.removeprefix('<').removesuffix('>').removeprefix('0x')}⟩"
 
 
@@ -166,6 +211,13 @@ def _visible_character(character: str) -> str:
     if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
         return f"⟨{ord(character):02X}⟩"
     return character
+
+
+def _columns(text: str) -> int:
+    """How many columns ``text`` takes in a font of equal widths: two for a wide character, none for an accent."""
+    return sum(
+        0 if unicodedata.category(c).startswith("M") else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text
+    )
 
 
 def _colour_rule(name: str, expert: int, layers: int) -> str:

@@ -16,6 +16,9 @@ from minimoe.core.arrays import Array
 TOLERANCE = 1e-6
 """The largest error that counts as equal: far above rounding, far below any mistake."""
 
+ROUNDING = 1e-12
+"""The largest relative error of a whole number that was computed in floating point."""
+
 
 def error(got: Array, want: Array) -> float:
     """max |got − want|, relative to the largest |want|."""
@@ -27,13 +30,23 @@ def close(got: Array, want: Array) -> bool:
     return got.shape == want.shape and error(got, want) <= TOLERANCE
 
 
+def equal(got: Array, want: Array) -> Array:
+    """Where whole numbers are equal; a whole number that was computed in floating point may be off by rounding."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.abs(got.astype(np.float64) - want) <= ROUNDING * np.maximum(np.abs(want), 1)
+
+
 def wrong_shape(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     """A sentence about an array whose shape is not the expected one."""
     what = f"it has shape {got.shape}, expected {named_shape(want.shape, sizes)}"
+    if not want.ndim:
+        what = f"it is an array of shape {got.shape}, expected a number"
     if got.ndim == want.ndim and got.shape == want.shape[::-1]:
         return f"{what}: it looks transposed."
     if got.size == want.size:
-        return f"{what}: the number of entries is right, so a reshape, a transpose or a keepdims is wrong or missing."
+        if close(got.reshape(want.shape), want):
+            return f"{what}: the values are right, but a reshape or an index is missing, or a `keepdims` is too much."
+        return f"{what}: check each reshape, transpose and `keepdims`."
     for axis in range(got.ndim):
         if got.ndim == want.ndim + 1 and close(got.sum(axis), want):
             return f"{what}: it must still be summed over {_axis_name(got.shape, axis, sizes)}."
@@ -44,20 +57,24 @@ def wrong_shape(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     return f"{what}."
 
 
-def wrong_values(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
-    """A sentence about an array of the right shape whose values are wrong; empty if no pattern is found."""
+def wrong_values(got: Array, want: Array, sizes: Mapping[str, int], share: bool = False) -> str:
+    """A sentence about a result of the right shape whose values are wrong; a ``share`` lies between 0 and 1."""
     got, want = got.astype(np.float64), want.astype(np.float64)  # integers could overflow in squares
     if not np.isfinite(got).all():
-        return "it contains numbers that are not finite."
+        return f"it {'contains numbers that are' if want.ndim else 'is'} not finite."
     if not got.any():
-        return "it is zero everywhere."
+        return "it is zero everywhere." if want.ndim else "it is zero."
     return (
-        _constant_factor(got, want, sizes)
+        (_outside(got, want) if share else "")
+        or _constant_factor(got, want, sizes)
         or _transposed(got, want)
+        or _nearly(got, want)
         or _offset_by_axis(got, want)
         or _factor_by_axis(got, want)
-        or _nearly(got, want)
+        or _too_large_or_small(got, want)
+        or _misplaced_zeros(got, want)
         or _partly_right(got, want)
+        or "the shape is right, but none of the values are."
     )
 
 
@@ -70,36 +87,60 @@ def named_shape(shape: tuple[int, ...], sizes: Mapping[str, int]) -> str:
     return f"({', '.join(names[size] for size in shape)}{comma}) = {shape}"
 
 
+def _outside(got: Array, want: Array) -> str:
+    """About a share or probability that is not between 0 and 1."""
+    if close(got / 100, want):
+        return "this is in per cent: give a share between 0 and 1."
+    if got.min() >= -TOLERANCE and got.max() <= 1 + TOLERANCE:
+        return ""
+    found = f"values from {got.min():.3g} to {got.max():.3g}" if got.ndim else f"{got:.3g}"
+    return (
+        f"it must lie between 0 and 1, but here it has {found}."
+        if got.ndim
+        else (f"it must lie between 0 and 1, but it is {found}.")
+    )
+
+
 def _constant_factor(got: Array, want: Array, sizes: Mapping[str, int]) -> str:
     if not want.any():
         return ""
     factor = float((got * want).sum() / np.square(want).sum())
     if factor == 0 or not close(got / factor, want):
         return ""
-    if math.isclose(factor, -1, rel_tol=1e-5):
-        return "it has the wrong sign everywhere."
+    what = "every value" if want.ndim else "it"
+    if math.isclose(factor, -1, rel_tol=5e-4):
+        return "it has the wrong sign everywhere." if want.ndim else "it has the wrong sign."
+    if math.isclose(factor, 1, rel_tol=5e-4):  # a small error, not a factor: an ε, for example
+        return ""
     sign = " and has the wrong sign" if factor < 0 else ""
+    for direction, ratio in (("large", abs(factor)), ("small", 1 / abs(factor))):
+        for named in (_sizes(sizes), _from_sizes(sizes, want)):
+            names = [name for size, name in named if math.isclose(ratio, size, rel_tol=1e-5)]
+            if names:
+                return f"{what} is {ratio:g} times too {direction}{sign}, and {ratio:g} is {' or '.join(names)}."
+        if want.ndim and math.isclose(ratio, 2, rel_tol=1e-5):
+            return f"{what} is 2 times too {direction}{sign}."
     if want.size == 1:  # any number is a multiple of any other
         return ""
-    for value, name in _usual_factors(sizes):
-        if math.isclose(abs(factor), value, rel_tol=1e-5):
-            return f"every value is {value:g} times too large{sign}, {name}."
-        if math.isclose(abs(factor), 1 / value, rel_tol=1e-5):
-            return f"every value is {value:g} times too small{sign}, {name}."
-    return f"every value is {factor:.4g} times what it should be: a constant factor is wrong."
+    return f"{what} is {factor:.4g} times what it should be: a constant factor is wrong."
 
 
-def _usual_factors(sizes: Mapping[str, int]) -> Iterator[tuple[float, str]]:
-    """The usual wrong factors, each with a possible cause."""
-    yield 2, "as in the derivative of a square"
-    for name, size in sizes.items():
-        if size > 1:
-            yield size, f"and {size} is {name}"
-            yield math.sqrt(size), f"and {math.sqrt(size):g} is √{name}"
-    for name, size in sizes.items():
-        for other, factor in sizes.items():
+def _sizes(sizes: Mapping[str, int]) -> list[tuple[float, str]]:
+    return [(size, name) for name, size in sizes.items() if size > 1]
+
+
+def _from_sizes(sizes: Mapping[str, int], want: Array) -> Iterator[tuple[float, str]]:
+    """Roots, products and quotients of the sizes; none where many numbers are multiples of each other by accident."""
+    if not want.ndim and float(want).is_integer():
+        return
+    for size, name in _sizes(sizes):
+        if not math.sqrt(size).is_integer():
+            yield math.sqrt(size), f"√{name}"
+        for factor, other in _sizes(sizes):
             if name < other:
-                yield size * factor, f"and {size * factor} is {name}·{other}"
+                yield size * factor, f"{name}·{other}"
+            if size > 2 * factor:
+                yield size / factor, f"{name}/{other}"
 
 
 def _transposed(got: Array, want: Array) -> str:
@@ -112,6 +153,8 @@ def _transposed(got: Array, want: Array) -> str:
 
 def _offset_by_axis(got: Array, want: Array) -> str:
     difference = got - want
+    if got.size > 2 and close(np.full_like(got, difference.mean()) + want, got):
+        return f"every value is off by the same constant, {difference.mean():.3g}."
     for axis, line in _lines(got):
         if close(np.broadcast_to(difference.mean(axis, keepdims=True), got.shape) + want, got):
             return (
@@ -123,7 +166,8 @@ def _offset_by_axis(got: Array, want: Array) -> str:
 def _factor_by_axis(got: Array, want: Array) -> str:
     for axis, line in _lines(got):
         square = np.square(want).sum(axis, keepdims=True)
-        if (square > 0).all() and close((got * want).sum(axis, keepdims=True) / square * want, got):
+        factor = (got * want).sum(axis, keepdims=True) / np.where(square > 0, square, 1)
+        if (square > 0).all() and factor.all() and close(factor * want, got):
             return f"every {line} is right except for its own constant factor."
     return ""
 
@@ -142,12 +186,51 @@ def _nearly(got: Array, want: Array) -> str:
     return ""
 
 
-def _partly_right(got: Array, want: Array) -> str:
-    right = np.abs(got - want) <= TOLERANCE * (np.abs(want).max() or 1.0)
-    if not right.any():
+def _too_large_or_small(got: Array, want: Array) -> str:
+    """About a single number, of which nothing else is known."""
+    if want.ndim:
         return ""
-    first = [int(i) for i in np.argwhere(~right)[0]]
-    return f"{int(right.sum())} of {right.size} entries are right; the first wrong one is at {first}."
+    return f"it is {got:.6g}, which is too {'large' if got > want else 'small'}."
+
+
+def _misplaced_zeros(got: Array, want: Array) -> str:
+    """About zeros that should not be there, or that are missing."""
+    right = _right(got, want)
+    absent, extra = (got == 0) & ~right, (want == 0) & ~right
+    if absent.any() and (right | absent).all():
+        return f"{_entries(absent)} zero and must not be, the first at {_first(absent)}; the others are right."
+    if extra.any() and (right | extra).all():
+        return f"{_entries(extra)} not zero and must be, the first at {_first(extra)}; the others are right."
+    if (right == (want == 0)).all() and right.any() and not (got[~right] == 0).any():
+        return "the zeros are in the right places, but none of the other values are right."
+    return ""
+
+
+def _partly_right(got: Array, want: Array) -> str:
+    """How many entries are right; a zero that is right by accident proves nothing, so zeros do not count."""
+    right = _right(got, want)
+    counted = want != 0
+    if not (right & counted).any():
+        return ""
+    others = "" if counted.all() else " that are not zero"
+    return (
+        f"{int((right & counted).sum())} of {int(counted.sum())} entries{others} are right; "
+        f"the first wrong one is at {_first(~right)}."
+    )
+
+
+def _right(got: Array, want: Array) -> Array:
+    result: Array = np.abs(got - want) <= TOLERANCE * (np.abs(want).max() or 1.0)
+    return result
+
+
+def _entries(where: Array) -> str:
+    count = int(where.sum())
+    return "1 entry is" if count == 1 else f"{count} entries are"
+
+
+def _first(where: Array) -> list[int]:
+    return [int(i) for i in np.argwhere(where)[0]]
 
 
 def _axis_name(shape: tuple[int, ...], axis: int, sizes: Mapping[str, int]) -> str:

@@ -28,6 +28,7 @@ def linear_with_bias_backward(answer: Answer) -> Report:
         {"x": x, "W": W, "b": b},
         sizes={"N": N, "D": D, "F": F},
         mistakes={
+            "dx": {"this is dy Wᵀ averaged over tokens, but each token has its own dx.": dy.mean(0) @ W.T},
             "db": {
                 "b is added to every token, but here the gradients of the tokens are separate: add them up.": dy,
                 "you summed over the wrong axis: b has one entry for each column of y.": dy.sum(1),
@@ -35,6 +36,7 @@ def linear_with_bias_backward(answer: Answer) -> Report:
             },
             "dW": {
                 "this is the first token's part, but every token uses W.": np.outer(x[0], dy[0]),
+                "this is a mean over tokens, but W acts in full on every token: take the sum.": x.T @ dy / N,
                 "only the last token is in it. Does a loop overwrite the sum instead of adding to it?": np.outer(
                     x[-1], dy[-1]
                 ),
@@ -66,6 +68,16 @@ def softmax_backward(answer: Answer) -> Report:
                 "this subtracts the plain mean of dp, but the mean must be weighted with p.": (
                     p * (dp - dp.mean(1, keepdims=True))
                 ),
+                "this subtracts the plain sum of dp, but each dp must be weighted with its p.": (
+                    p * (dp - dp.sum(1, keepdims=True))
+                ),
+                "the factor p in front of the bracket is missing.": dp - (p * dp).sum(1, keepdims=True),
+                "p − target belongs to a softmax before a cross-entropy; here dp is a gradient, not a target.": (
+                    p - dp
+                ),
+                "the average over the row must be subtracted, but here it is added.": (
+                    p * (dp + (p * dp).sum(1, keepdims=True))
+                ),
             }
         },
     )
@@ -89,7 +101,8 @@ def tied_backward(answer: Answer) -> Report:
                 "you have the path through the first W only, but W is used twice.": first,
                 "you have the path through Wᵀ only, but W is used twice.": second,
                 "both paths are there, but they are averaged: add them.": (first + second) / 2,
-                "you doubled one path, but the two uses of W have different gradients.": 2 * first,
+                "you doubled the path through the first W, but the two uses of W have different gradients.": 2 * first,
+                "you doubled the path through Wᵀ, but the two uses of W have different gradients.": 2 * second,
             },
             "dx": {"this stops half-way: it is the gradient with respect to x W. Go on to x, with Wᵀ.": dy @ W},
         },
@@ -123,9 +136,18 @@ def masked_cross_entropy_backward(answer: Answer) -> Report:
                     / count,
                     "the padding has a gradient, and it is counted in the mean.": (p - one_hot) / N,
                     "you divide by all N tokens, but the mean is over those that count.": (p - one_hot) * counted / N,
+                    "you divide by the number of padding tokens, but the mean is over those that count.": (
+                        (p - one_hot) * counted / max(N - count, 1)
+                    ),
                     "the term of the target is missing: where is the −1?": p * counted / count,
                     "the sign is wrong: a step against this gradient makes the loss larger.": (
                         (one_hot - p) * counted / count
+                    ),
+                    "only the entry of the target is there, but the other scores have a gradient too.": (
+                        (p - one_hot) * one_hot * counted / count
+                    ),
+                    "this is −1/p at the target, the gradient with respect to p. Go on to z, through the softmax.": (
+                        -one_hot / p * counted / count
                     ),
                 }
             },
@@ -146,20 +168,24 @@ def best_step(answer: Answer) -> Report:
             {"h": 2 * np.sqrt(ratio)},
             mistakes={
                 "h": {
-                    "this depends on its arguments in the right way, but without its factor: where is the derivative "
-                    "of the bound zero?": np.sqrt(ratio),
+                    "only a constant factor is missing: the bound is smallest where its derivative is zero.": (
+                        np.sqrt(ratio)
+                    ),
                     "√2 is missing: does each of the two losses have a rounding error?": np.sqrt(2 * ratio),
                     "this is the machine epsilon itself: with it, rounding errors are as large as the slope.": epsilon,
                     "the root is missing: one error grows as 1/h, the other as h.": ratio,
                     "value and curvature are swapped: the larger the curvature, the smaller the step.": (
-                        2 * epsilon / np.sqrt(ratio)
+                        2 * np.sqrt(epsilon * abs(curvature / value))
                     ),
+                    "value and curvature are multiplied under the root: the larger the curvature, the smaller the "
+                    "step.": 2 * np.sqrt(epsilon * abs(value * curvature)),
+                    "the root is missing: this is h².": 4 * ratio,
                 }
             },
             reference="The minimum of the bound",
         )
 
-    cases = ((3.0, 0.5, 2e-16), (-0.2, 7.0, 1e-7), (2.0, -1.5, 2e-16))
+    cases = ((3.0, 0.7, 2e-16), (-0.2, 7.0, 1e-7), (1.9, -1.3, 2e-16))
     return first_failure(case(*arguments) for arguments in cases)
 
 

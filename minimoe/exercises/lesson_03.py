@@ -17,7 +17,7 @@ def gradient_at_scaled_input(answer: Answer) -> Report:
     """(dx, c) → the gradient with respect to x at c·x instead of x, for the same dy."""
     rng = np.random.default_rng(3)
     x, dy = rng.standard_normal((2, N, D))
-    params = RMSNorm(rng.uniform(0.5, 2, D))
+    params = RMSNorm(_gain(rng))
     dx = rmsnorm.backward(params, rmsnorm.forward(params, x, eps=0)[1], dy)[0]
 
     def case(c: float) -> Report:
@@ -60,6 +60,13 @@ def l2_normalize_backward(answer: Answer) -> Report:
                 / norm,
                 "the sum is over tokens, but each token has its own length.": (dy - y * (y * dy).sum(0)) / norm,
                 "the direction is right, but the length of x is missing.": dy - y * (y * dy).sum(1, keepdims=True),
+                "the second path is added, but a longer x makes every entry of y smaller: subtract it.": (
+                    dy + y * (y * dy).sum(1, keepdims=True)
+                )
+                / norm,
+                "the length is a root: divide by ‖x‖, not by its square.": (
+                    (dy - y * (y * dy).sum(1, keepdims=True)) / norm**2
+                ),
                 "you used x where the normalised y belongs.": (dy - x * (x * dy).sum(1, keepdims=True)) / norm,
             }
         },
@@ -88,6 +95,12 @@ def layernorm_backward(answer: Answer) -> Report:
                 "a mean is over tokens, but each token is normalised by itself.": inv_std
                 * (dy - dy.mean(0) - x_hat * (x_hat * dy).mean(0)),
                 "both terms are there, but 1/std is missing.": dy - mean - along,
+                "the last term is a mean over the D channels, not a sum.": inv_std * (dy - mean - D * along),
+                "the two terms are means over the D channels, not sums.": inv_std * (dy - D * mean - D * along),
+                "a mean is added, but a larger mean makes every entry smaller: subtract it.": (
+                    inv_std * (dy + mean - along)
+                ),
+                "you multiplied by the standard deviation, but it divides x.": (dy - mean - along) / inv_std,
             }
         },
     )
@@ -97,7 +110,7 @@ def rmsnorm_backward_from_output(answer: Answer) -> Report:
     """(gain, y, inv_rms, dy) → dx, dgain, without x and x̂."""
     rng = np.random.default_rng(3)
     x, dy = rng.standard_normal((2, N, D))
-    gain = rng.uniform(0.5, 2, D)
+    gain = _gain(rng)
     y, (x_hat, inv_rms) = rmsnorm.forward(RMSNorm(gain), x)
 
     def loss(x: Array, gain: Array) -> Array:
@@ -119,6 +132,11 @@ def rmsnorm_backward_from_output(answer: Answer) -> Report:
                 * (dy - x_hat * (x_hat * dy).mean(1, keepdims=True)),
                 "the mean is over tokens, but each token has its own rms.": inv_rms
                 * (dx_hat - x_hat * (x_hat * dx_hat).mean(0)),
+                "the mean term is a mean over the D channels, not a sum.": inv_rms
+                * (dx_hat - x_hat * (x_hat * dx_hat).sum(1, keepdims=True)),
+                "the mean must be of x̂ ⊙ dx̂, and dx̂ is gain ⊙ dy.": inv_rms
+                * (dx_hat - x_hat * (x_hat * dy).mean(1, keepdims=True)),
+                "1/rms is missing.": dx_hat - x_hat * (x_hat * dx_hat).mean(1, keepdims=True),
             },
             "dgain": {
                 "you used y where x̂ belongs: they differ by the gain.": (y * dy).sum(0),
@@ -126,6 +144,11 @@ def rmsnorm_backward_from_output(answer: Answer) -> Report:
             },
         },
     )
+
+
+def _gain(rng: np.random.Generator) -> Array:
+    """Gains of both signs, none of them near zero."""
+    return rng.uniform(0.5, 2, D) * np.resize([1, -1], D)
 
 
 def _standardize(x: Array) -> tuple[Array, Array]:

@@ -13,18 +13,27 @@ from minimoe.layers.rope import Rotation
 
 def slow_pairs(answer: Answer) -> Report:
     """(head_width, theta, context) → the number of pairs that do not come full circle."""
-    return first_failure(_slow_pairs(answer, *case) for case in ((32, 1e4, 128), (128, 1e6, 32_768), (8, 1e4, 10**6)))
+    cases = (128, 1e6, 32_768), (32, 1e4, 128), (8, 1e4, 10**6), (16, 1e2, 1)  # in the last two, none and all are slow
+    return first_failure(_slow_pairs(answer, *case) for case in cases)
 
 
 def _slow_pairs(answer: Answer, head_width: int, theta: float, context: int) -> Report:
-    turns = context * theta ** (-2.0 * np.arange(head_width // 2) / head_width) / (2 * np.pi)
+    pair = np.arange(head_width // 2)
+    turns = context * theta ** (-2.0 * pair / head_width) / (2 * np.pi)
     slow = int((turns < 1).sum())
     hints = {
         "these are the pairs that do come full circle; count the others.": len(turns) - slow,
         "one radian is not a full turn: compare the angle with 2π.": int((2 * np.pi * turns < 1).sum()),
         "this counts channels, but a pair has two of them.": 2 * slow,
         "half a turn is not a full turn: compare the angle with 2π, not with π.": int((2 * turns < 1).sum()),
+        "the exponent is −2j/C, not −j/C.": int((context * theta ** (-1.0 * pair / head_width) < 2 * np.pi).sum()),
     }
+    to_theta = int((context * theta ** (-pair / pair[-1]) < 2 * np.pi).sum())
+    if to_theta == slow:  # a case that tells these two apart
+        from_one = int((context * theta ** (-2.0 * (pair + 1) / head_width) < 2 * np.pi).sum())
+        hints["the pairs are numbered from 0: pair 0 rotates by 1 radian per token."] = from_one
+    else:
+        hints["the exponent is −2j/C, so the last pair does not quite reach 1/θ."] = to_theta
     return values(
         answer,
         (head_width, theta, context),
@@ -43,10 +52,17 @@ def interleaved(answer: Answer) -> Report:
     in_halves = _turn(rotation, x[:, _to_halves(C)])
     there_and_back = np.argsort(_to_halves(C))
     opposite = Rotation(rotation.cos, -rotation.sin)
+    tiled = np.tile(cos, 2), np.tile(sin, 2)  # (T, C)
+    y = in_halves[:, there_and_back]
+    overwritten = y.copy()
+    overwritten[:, 1::2] = x[:, 1::2] * cos + y[:, 0::2] * sin
+    one_sign = y.copy()
+    one_sign[:, 0::2] = x[:, 0::2] * cos + x[:, 1::2] * sin
+    turned = np.repeat(sin, 2, axis=1) * x + np.repeat(cos, 2, axis=1) * _quarter_turn(x)
     return values(
         answer,
         (cos, sin, x),
-        {"y": in_halves[:, there_and_back]},
+        {"y": y},
         sizes={"T": T, "C": C},
         mistakes={
             "y": {
@@ -59,6 +75,14 @@ def interleaved(answer: Answer) -> Report:
                 "this turns in the wrong direction: look at the signs of the two sines.": _turn(
                     opposite, x[:, _to_halves(C)]
                 )[:, there_and_back],
+                "pair j has the channels 2j and 2j + 1, so both of them need cosine and sine j.": (
+                    x * tiled[0] + _quarter_turn(x) * tiled[1]
+                ),
+                "one of the two sines has a minus: which one?": one_sign,
+                "the cosine and the sine are swapped.": turned,
+                "the second line must use the first member of the pair as it was, not the result of the first line.": (
+                    overwritten
+                ),
             }
         },
     )
@@ -66,8 +90,11 @@ def interleaved(answer: Answer) -> Report:
 
 def to_halves(answer: Answer) -> Report:
     """(W, heads) → the columns of W in the order that splits pairs by halves."""
+    return first_failure(_columns(answer, *case) for case in ((5, 3, 8), (7, 2, 6)))
+
+
+def _columns(answer: Answer, D: int, H: int, C: int) -> Report:
     rng = np.random.default_rng(4)
-    D, H, C = 5, 3, 8
     W = rng.standard_normal((D, H * C))
     pairs = W.reshape(D, H, C // 2, 2)
     return values(
@@ -84,6 +111,9 @@ def to_halves(answer: Answer) -> Report:
                     :, _to_halves(H * C)
                 ],
                 "nothing has moved: a reshape alone does not change the order.": W,
+                "the first members of all pairs must come before the second members.": (
+                    pairs[..., ::-1].swapaxes(2, 3).reshape(W.shape)
+                ),
             }
         },
     )
@@ -125,6 +155,15 @@ def learned_speeds_backward(answer: Answer) -> Report:
                 "both halves are there, but one has the wrong sign: what is the derivative of a cosine?": (
                     t * (dy2 * y1 + dy1 * y2)
                 ).sum(0),
+                "the signs are the wrong way round: a growing angle moves y₁ by −y₂ and y₂ by +y₁.": (
+                    t * (dy1 * y2 - dy2 * y1)
+                ).sum(0),
+                "this uses x where y belongs: the rotated pair moves along the circle from where it is, not from x.": (
+                    t * (dy2 * x[:, : C // 2] - dy1 * x[:, C // 2 :])
+                ).sum(0),
+                "the positions are 0, 1, 2, …: the first token is at position 0.": (
+                    (t + 1) * (dy2 * y1 - dy1 * y2)
+                ).sum(0),
             },
         },
     )  # fmt: skip
@@ -133,6 +172,11 @@ def learned_speeds_backward(answer: Answer) -> Report:
 def _turn(rotation: Rotation, x: Array) -> Array:
     """x (T, C) → (T, C), by the package's rotation."""
     return rope.forward(rotation, x[None, :, None])[0, :, 0]
+
+
+def _quarter_turn(x: Array) -> Array:
+    """x (T, C) with neighbouring pairs (a, b) → (−b, a)."""
+    return np.stack([-x[:, 1::2], x[:, 0::2]], axis=-1).reshape(x.shape)
 
 
 def _to_halves(channels: int) -> Array:

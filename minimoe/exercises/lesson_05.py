@@ -12,7 +12,7 @@ from minimoe.layers import attention
 
 def visible_pairs(answer: Answer) -> Report:
     """(T, window) → the number of unmasked pairs, for windows shorter and longer than the text."""
-    return first_failure(_visible_pairs(answer, *case) for case in ((7, 3), (5, 9), (8192, 4096)))
+    return first_failure(_visible_pairs(answer, *case) for case in ((8, 3), (5, 9), (6, 1), (300, 128)))
 
 
 def _visible_pairs(answer: Answer, T: int, window: int) -> Report:
@@ -28,6 +28,9 @@ def _visible_pairs(answer: Answer, T: int, window: int) -> Report:
             T * window - window * (window - 1) // 2
         ),
         "a query sees itself too.": int((seen - 1).sum()),
+        "this counts the later keys within the window too, but they are masked.": 2 * int(seen.sum()) - T,
+        "query i sees i + 1 keys, not i, until the window is full.": int(np.minimum(np.arange(T), window).sum()),
+        "this ignores the window, and a query sees itself too.": T * (T - 1) // 2,
     }
     right = int(seen.sum())
     mistakes = {f"T = {T}, w = {window}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
@@ -45,6 +48,7 @@ def temperature_backward(answer: Answer) -> Report:
 
     A = _softmax(S / temperature)
     dZ = A * (dA - (A * dA).sum(-1, keepdims=True))
+    plain = _softmax(S)
     return gradients(
         answer,
         (S, temperature, dA),
@@ -61,10 +65,20 @@ def temperature_backward(answer: Answer) -> Report:
                 "the mean must be weighted with A, because the weights of a row are not equal.": (
                     A * (dA - dA.mean(-1, keepdims=True)) / temperature
                 ),
+                "dA is the gradient with respect to the weights: it must go back through the softmax.": dA
+                / temperature,
+                "τ divides once too often: dS is dZ/τ.": dZ / temperature**2,
+                "multiply by 1/τ, not by τ: S is divided by τ in the forward pass.": dZ * temperature,
+                "the weights are those of S/τ, not of S.": (
+                    plain * (dA - (plain * dA).sum(-1, keepdims=True)) / temperature
+                ),
             },
             "dtemperature": {
                 "what is the derivative of 1/τ? One power of τ is missing.": -(dZ * S).sum() / temperature,
                 "what is the derivative of 1/τ? Its sign is wrong.": (dZ * S).sum() / temperature**2,
+                "one power of τ is too many: the derivative of 1/τ is −1/τ².": -(dZ * S).sum() / temperature**3,
+                "this lacks the derivative of 1/τ, which is −1/τ².": (dZ * S).sum(),
+                "dA must go back through the softmax first.": -(dA * S).sum() / temperature**2,
                 "τ divides S, so every dZ must be multiplied by its S.": -dZ.sum() / temperature**2,
             },
         },
@@ -97,6 +111,8 @@ def keys_as_values_backward(answer: Answer) -> Report:
                 "dA is the gradient with respect to the weights: it must go back through the softmax to the scores.": (
                     dA * C**-0.5 @ k
                 ),
+                "1/√C is missing.": dS @ k * C**0.5,
+                "the transpose belongs to dk: row i of dq is a sum over the keys that query i sees.": dS.T @ k,
             },
             "dk": {
                 "k reaches o by two paths, as keys and as values, and this is the path as values only.": A.T @ do,
@@ -105,6 +121,9 @@ def keys_as_values_backward(answer: Answer) -> Report:
                     A.T @ do + dS @ q
                 ),
                 "the path as keys lacks 1/√C.": A.T @ do + dS.T @ q * C**0.5,
+                "the path as values lacks a transpose: row j of dk is a sum over all queries that see key j.": (
+                    A @ do + dS.T @ q
+                ),
             },
         },
     )
@@ -139,6 +158,10 @@ def sink_backward(answer: Answer) -> Report:
                 "use A itself, not rows that are made to sum to one: the sink has a share in every row.": (
                     A * (dA - gathered / spent)
                 ),
+                "the mean must be weighted with A, because the weights of a row are not equal.": (
+                    A * (dA - dA.mean(-1, keepdims=True))
+                ),
+                "the sum is over the wrong axis: each row has its own softmax.": A * (dA - (A * dA).sum(0)),
             },
             "db": {
                 "every row has its own sink weight, which is 1 − Σ_j A_ij; it is missing.": -gathered.sum(),

@@ -59,6 +59,7 @@ def glu_backward(answer: Answer) -> Report:
             "db": {
                 "b is multiplied by sigmoid(a), not by silu(a).": dh * a * s,
                 "b is multiplied by the sigmoid of a, not by a.": dh * a,
+                "b is multiplied by the sigmoid itself; its slope belongs to da.": dh * s * (1 - s),
             },
         },
     )
@@ -70,8 +71,10 @@ def multiplier(answer: Answer) -> Report:
 
     def product() -> Any:
         matrices = answer()
-        if matrices is None or matrices is ...:
-            return None
+        if matrices is None or matrices is ... or any(matrix is ... for matrix in matrices):
+            return None if matrices is None else ...  # the engine says that nothing was returned
+        if len(matrices) != 3:
+            raise ValueError(f"it returns {len(matrices)} matrices, expected 3: W_gate, W_up, W_down")
         w_gate, w_up, w_down = (np.asarray(matrix, float) for matrix in matrices)
         _require(w_gate, "W_gate", (2, 2))
         _require(w_up, "W_up", (2, 2))
@@ -80,6 +83,7 @@ def multiplier(answer: Answer) -> Report:
         return a * swiglu.sigmoid(a) * (x @ w_up) @ w_down
 
     product.__name__ = getattr(answer, "__name__", "your answer")
+    product.__dict__["__wrapped__"] = answer
     right = x[:, :1] * x[:, 1:]
     s = swiglu.sigmoid(x)
     lead = 2 * s - 1  # sigmoid(a) − sigmoid(−a)
@@ -98,6 +102,12 @@ def multiplier(answer: Answer) -> Report:
                 ),
                 "the second channel must be subtracted, not added.": right * lead[:, :1],
                 "the second channel must be subtracted, and not added.": right * lead[:, 1:],
+                "this is 2 · silu(x_0) · x_1: give the two gates opposite signs, and both channels the same W_up.": (
+                    2 * right * s[:, :1]
+                ),
+                "this is 2 · silu(x_1) · x_0: give the two gates opposite signs, and both channels the same W_up.": (
+                    2 * right * s[:, 1:]
+                ),
             }
         },
     )
@@ -124,6 +134,10 @@ def one_matrix_backward(answer: Answer) -> Report:
         "the slope of silu has two terms, because a is also inside the sigmoid.": dh * a * s + as_value,
         "the gradient of one factor contains the other: in the path as gate, the factor a is missing.": (
             dh * slope + as_value
+        ),
+        "in the path as gate, the slope of silu is missing.": dh * a + as_value,
+        "in the path as value, a is multiplied by silu(a), so its gradient is dh · silu(a), not dh · s.": (
+            as_gate + dh * s
         ),
     }
     return gradients(

@@ -23,9 +23,19 @@ def _learning_logits(answer: Answer, tokens: int, experts: int, chosen: int, ren
     hints = {
         "with renormalising, the weights depend on the chosen logits only.": tokens * experts,
         "without renormalising, a weight has every logit in its denominator.": tokens * chosen,
+        "this is for one token, but the batch has N of them.": right // tokens,
+        "a gradient reaches all K chosen logits, although their sum is zero.": tokens * (chosen - 1),
     }
-    if renormalize and chosen == 1:
-        hints = {"a single renormalised weight is 1, whatever its logit.": tokens}
+    if chosen == 1:
+        hints = (
+            {"a single renormalised weight is 1, whatever its logit.": tokens}
+            if renormalize
+            else {
+                "only a renormalised weight is always 1; this one changes with every logit.": 0,
+                "without renormalising, a weight has every logit in its denominator.": tokens,
+                "this is for one token, but the batch has N of them.": experts,
+            }
+        )
     case = f"N = {tokens}, E = {experts}, K = {chosen}, renormalize = {renormalize}"
     mistakes = {f"{case}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
     return values(answer, (tokens, experts, chosen, renormalize), {"logits": right}, mistakes={"logits": mistakes})
@@ -43,8 +53,10 @@ def duel(answer: Answer) -> Report:
         (c_0, c_1, sigma_0, sigma_1),
         {"chance": gaussian.cumulative(lead / spread)},
         sizes={"N": N},
+        shares=("chance",),
         mistakes={
             "chance": {
+                "this is not a chance yet: apply Φ to it.": lead / spread,
                 "this draws the noise of expert 0 only, but expert 1 is noisy too.": gaussian.cumulative(
                     lead / sigma_0
                 ),
@@ -61,21 +73,22 @@ def duel(answer: Answer) -> Report:
                     gaussian.cumulative(lead / spread**2)
                 ),
                 "this is the chance of expert 1.": gaussian.cumulative(-lead / spread),
+                "this is the density, φ; the chance is the area below it, Φ.": gaussian.density(lead / spread),
             }
         },
     )
 
 
 def switch_backward(answer: Answer) -> Report:
-    """(p, chosen, dw) → dz, for weights that are the probabilities of the chosen experts."""
+    """(p, chosen, dw) → dc, for weights that are the probabilities of the chosen experts."""
     rng = np.random.default_rng(7)
-    z, dw = rng.standard_normal((N, E)), rng.standard_normal((N, K))
-    chosen = np.argsort(-z, axis=1)[:, :K]  # held fixed: no finite difference can flip it
+    c, dw = rng.standard_normal((N, E)), rng.standard_normal((N, K))
+    chosen = np.argsort(-c, axis=1)[:, :K]  # held fixed: no finite difference can flip it
 
-    def loss(z: Array) -> Array:
-        return (np.take_along_axis(_softmax(z), chosen, 1) * dw).sum()
+    def loss(c: Array) -> Array:
+        return (np.take_along_axis(_softmax(c), chosen, 1) * dw).sum()
 
-    p = _softmax(z)
+    p = _softmax(c)
     direct = np.zeros((N, E))
     np.put_along_axis(direct, chosen, dw, axis=1)
     right = p * (direct - (p * direct).sum(1, keepdims=True))
@@ -87,19 +100,29 @@ def switch_backward(answer: Answer) -> Report:
         answer,
         (p, chosen, dw),
         loss,
-        {"z": z},
+        {"c": c},
         sizes={"N": N, "E": E, "K": K},
         mistakes={
-            "dz": {
+            "dc": {
                 "the logits that were not chosen are missing: they are in the denominator of every weight.": (
                     np.where(direct != 0, right, 0)
                 ),
                 "this is the gradient of renormalised weights, but here a row of weights does not sum to 1.": (
                     renormalised
                 ),
-                "dz lacks the mean term: raising one logit lowers all other probabilities.": p * direct,
+                "dc lacks the mean term: raising one logit lowers all other probabilities.": p * direct,
                 "this subtracts the plain mean of dw, but the mean must be weighted with p.": (
                     p * (direct - direct.mean(1, keepdims=True))
+                ),
+                "this subtracts the plain sum of dw, but each dw must be weighted with its p.": (
+                    p * (direct - direct.sum(1, keepdims=True))
+                ),
+                "this has the diagonal only: p_i changes with z_i, but also with every other logit of the row.": (
+                    p * (1 - p) * direct
+                ),
+                "the sum is over tokens, but each token has its own softmax.": p * (direct - (p * direct).sum(0)),
+                "the sum is over the whole matrix, but each token has its own softmax.": (
+                    p * (direct - (p * direct).sum())
                 ),
                 "one factor p is missing.": direct - (p * direct).sum(1, keepdims=True),
             }
@@ -108,13 +131,13 @@ def switch_backward(answer: Answer) -> Report:
 
 
 def sigmoid_gate_backward(answer: Answer) -> Report:
-    """(s, chosen, dw) → dz, for weights s_S / Σ s_S."""
+    """(s, chosen, dw) → dc, for weights s_S / Σ s_S."""
     rng = np.random.default_rng(7)
-    z, dw = rng.standard_normal((N, E)), rng.standard_normal((N, K))
-    chosen = np.argsort(-z, axis=1)[:, :K]  # held fixed: no finite difference can flip it
+    c, dw = rng.standard_normal((N, E)), rng.standard_normal((N, K))
+    chosen = np.argsort(-c, axis=1)[:, :K]  # held fixed: no finite difference can flip it
 
-    def weights(z: Array) -> Array:
-        s = np.take_along_axis(1 / (1 + np.exp(-z)), chosen, 1)
+    def weights(c: Array) -> Array:
+        s = np.take_along_axis(1 / (1 + np.exp(-c)), chosen, 1)
         return s / s.sum(1, keepdims=True)
 
     def spread(values: Array) -> Array:
@@ -122,26 +145,36 @@ def sigmoid_gate_backward(answer: Answer) -> Report:
         np.put_along_axis(result, chosen, values, axis=1)
         return result
 
-    s = 1 / (1 + np.exp(-z))
+    s = 1 / (1 + np.exp(-c))
     slope = s * (1 - s)
     total = np.take_along_axis(s, chosen, 1).sum(1, keepdims=True)
-    w = weights(z)
+    w = weights(c)
     mean = (w * dw).sum(1, keepdims=True)
+    everyone = total / s.sum(1, keepdims=True)  # what the chosen weights sum to, if all s are in the denominator
     ds = spread((dw - mean) / total)
     return gradients(
         answer,
         (s, chosen, dw),
-        lambda z: (weights(z) * dw).sum(),
-        {"z": z},
+        lambda c: (weights(c) * dw).sum(),
+        {"c": c},
         sizes={"N": N, "E": E, "K": K},
         mistakes={
-            "dz": {
-                "this is the gradient with respect to s; one step is left to z.": ds,
-                "dz lacks the second path: s_i is also in the sum that all weights are divided by.": (
+            "dc": {
+                "this is the gradient with respect to s; one step is left to c.": ds,
+                "dc lacks the second path: s_i is also in the sum that all weights are divided by.": (
                     spread(dw / total) * slope
                 ),
                 "1 over the sum of the chosen s is missing.": spread(dw - mean) * slope,
                 "the mean must be weighted with w, whose rows sum to 1.": (spread((dw - total * mean) / total) * slope),
+                "the mean must be weighted with w: the chosen are not equal.": (
+                    spread((dw - dw.mean(1, keepdims=True)) / total) * slope
+                ),
+                "this divides by the sum over all experts, but only the chosen are in the sum.": (
+                    spread((dw - everyone * mean) / s.sum(1, keepdims=True)) * slope
+                ),
+                "this is the gradient of s without renormalising: w_i also changes with every other chosen s.": (
+                    spread(dw) * slope
+                ),
                 "this is the backward pass of a softmax, but here w is not an exponential over a sum of "
                 "exponentials.": spread(w * (dw - mean)),
             }
@@ -149,6 +182,6 @@ def sigmoid_gate_backward(answer: Answer) -> Report:
     )
 
 
-def _softmax(z: Array) -> Array:
-    p = np.exp(z - z.max(-1, keepdims=True))
+def _softmax(c: Array) -> Array:
+    p = np.exp(c - c.max(-1, keepdims=True))
     return p / p.sum(-1, keepdims=True)

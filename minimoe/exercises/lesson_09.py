@@ -49,7 +49,8 @@ def place_without_sorting(answer: Answer) -> Report:
     chosen = np.argsort(-rng.random((N, E)), axis=1)[:, :K]
     chosen[chosen == 1] = 4  # expert 1 stays empty; the entries need not be a real routing
     dispatch = routing.sort_by_expert(chosen, E)
-    first = np.cumsum(dispatch.counts) - dispatch.counts  # (E,)
+    counts = np.array(dispatch.counts)  # (E,)
+    first = np.cumsum(counts) - counts  # (E,)
     by_choice = routing.sort_by_expert(chosen.T.reshape(-1, 1), E).place.reshape(K, N).T
     return values(
         answer,
@@ -62,6 +63,12 @@ def place_without_sorting(answer: Answer) -> Report:
                     dispatch.place - first[chosen]
                 ),
                 "every place is one too high: an entry does not come before itself.": dispatch.place + 1,
+                "`np.cumsum` includes the expert itself, so each expert begins where it should end.": (
+                    dispatch.place + counts[chosen]
+                ),
+                "`np.cumsum` includes the expert itself and the entry itself: subtract both.": (
+                    dispatch.place + counts[chosen] + 1
+                ),
                 "this is where each expert begins; the earlier entries of the same expert are missing.": first[chosen],
                 "read the entries token by token; here all first choices come before all second choices.": by_choice,
                 "this is the order, which gives the entry at each place; the place is its inverse.": (
@@ -87,6 +94,8 @@ def weighted_input_backward(answer: Answer) -> Report:
 
     unsorted = dz[dispatch.place]  # (N, K, D)
     as_it_stands = dz.reshape(N, K, D)
+    inverse = dz[dispatch.order].reshape(N, K, D)
+    wrong_way = "this uses the inverse of place: row place[n, k] of dz belongs to choice k of token n."
     return gradients(
         answer,
         (x, weights, dispatch.place, dz),
@@ -99,12 +108,14 @@ def weighted_input_backward(answer: Answer) -> Report:
                 "dz is sorted by expert: fetch the rows of a token with place.": (
                     (weights[:, :, None] * as_it_stands).sum(1)
                 ),
+                wrong_way: (weights[:, :, None] * inverse).sum(1),
                 "x reaches K rows of z, but this is the gradient from the first of them only.": (
                     weights[:, :1] * unsorted[:, 0]
                 ),
             },
             "dweights": {
                 "dz is sorted by expert: fetch the rows of a token with place.": (x[:, None] * as_it_stands).sum(2),
+                wrong_way: (x[:, None] * inverse).sum(2),
                 "this lacks x: every dz must be multiplied by x, because z = w x.": unsorted.sum(2),
             },
         },
@@ -125,6 +136,7 @@ def renormalize_kept_backward(answer: Answer) -> Report:
 
     v, total = normalized(w)
     along = (v * dv).sum(1, keepdims=True)
+    everything = w.sum(1, keepdims=True)
     return gradients(
         answer,
         (w, kept, dv),
@@ -139,6 +151,13 @@ def renormalize_kept_backward(answer: Answer) -> Report:
                 "a dropped entry reaches nothing, so it has no gradient.": np.where(
                     kept.any(1, keepdims=True), (dv - along) / total, 0
                 ),
+                "a dropped entry reaches nothing, so it has no gradient: multiply by m outside the brackets too.": (
+                    (dv - along) / total
+                ),
+                "the sum in the denominator is over the kept entries only.": (
+                    kept * (dv - (kept * w * dv).sum(1, keepdims=True) / everything) / everything
+                ),
+                "v is the kept weights over their sum; here v and w are mixed up.": kept * (dv - w * along) / total,
                 "the denominator is not 1, and it divides the gradient too.": kept * (dv - along),
                 "this is the backward pass of a softmax, but here nothing was exponentiated.": v * (dv - along),
                 "the mean along the row must be weighted with v, not with w.": (

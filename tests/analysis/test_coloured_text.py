@@ -37,11 +37,11 @@ def coloured(text, layers=2, experts=8, active=2, kind="char", **options):
 
 
 class Page(HTMLParser):
-    """The tags of a page, the tokens in its <pre> and its style sheet."""
+    """The tags of a page, the tokens in its <pre>, its style sheet and, without one, the text that remains."""
 
     def __init__(self, html):
         super().__init__()
-        self.tags, self.tokens, self.style, self.inside = [], [], "", []
+        self.tags, self.tokens, self.style, self.unstyled, self.inside = [], [], "", "", []
         self.feed(html)
 
     def handle_starttag(self, tag, attributes):
@@ -59,6 +59,7 @@ class Page(HTMLParser):
             self.style += data
         elif self.inside[-1] == "span" and "pre" in self.inside:
             self.tokens[-1][1] += data
+        self.unstyled += data if self.inside[-1] != "style" else ""
 
     def named(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -205,6 +206,45 @@ def test_a_long_text_is_cut_and_says_so():
     assert "the first 30 of 5,000 tokens" in repr(shown)
     assert "5 tokens" in repr(coloured("whole"))
     assert len(re.findall(r"\x1b\[[\d;]+m[word ]\x1b", shown.to_terminal().split("\n", 1)[1])) == 30
+
+
+def rows_below(text):
+    """The plain form as (line of text, [line of each layer]), without the names in front."""
+    lines = [line[9:] for line in text.splitlines()]
+    starts = [i for i, line in enumerate(text.splitlines()) if not line.startswith("layer")]
+    return [(lines[a], lines[a + 1 : b]) for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
+
+
+def test_the_plain_form_has_each_tokens_expert_below_it_in_every_layer():
+    shown = coloured("how now, brown\ncow?" * 9, layers=3)
+    for layer in range(3):
+        below = "".join(f"{marks[layer]:<{len(line)}}" for line, marks in rows_below(shown.to_text()))
+        assert below == "".join(str(e) for e in shown.trace.experts[layer, :, 0])
+    read = "".join(line for line, _ in rows_below(shown.to_text()))
+    assert read.replace("↵", "\n") == "how now, brown\ncow?" * 9
+
+
+def test_the_plain_form_keeps_wide_characters_and_long_numbers_in_place():
+    shown = coloured("a漢\te\u0301 b", layers=1, experts=24)
+    first = shown.trace.experts[0, :, 0]
+    ((line, (marks,)),) = rows_below(shown.to_text())
+    assert line == "a  漢 →  e  ◌\u0301     b"
+    assert marks == "".join(f"{e:<3}" for e in first).rstrip()
+
+
+def test_the_plain_form_breaks_long_lines_and_skips_empty_ones():
+    long = coloured("word " * 100, layers=2).to_text()
+    assert max(len(line) for line in long.splitlines()) == len("layer 0  ") + coloured_text.PLAIN_COLUMNS
+    assert coloured("a\n\nb", layers=2).to_text().count("\n") == 3 * 3
+    assert len(coloured("word " * 100, layers=1, limit=30).to_text().splitlines()[0].strip()) == 29  # "... word"
+
+
+def test_without_its_style_sheet_the_page_still_shows_the_experts():
+    shown = coloured(NASTY)
+    page = Page(shown.to_html())
+    assert shown.to_text() in page.unstyled
+    hidden = re.findall(r"#[\w-]+ \.(\w+)\{display:none\}", page.style)
+    assert hidden == [next(attributes["class"] for attributes in page.named("div") if "class" in attributes)]
 
 
 def plain(text):

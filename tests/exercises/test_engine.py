@@ -2,16 +2,21 @@
 
 import ast
 import builtins
+import functools
 import importlib
 import inspect
 import json
 import re
 import runpy
 import time
+import types
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import derived_answers as derived
 import numpy as np
 import pytest
 
@@ -44,12 +49,8 @@ ANSWERS = {
     for path in (ROOT / "tests" / "lessons").glob(f"wrong_{number}.py")
 }
 WRONG = {number: answers["WRONG"] for number, answers in ANSWERS.items()}
-OTHER_RIGHT_ANSWERS = [
-    (check, answer)
-    for answers in ANSWERS.values()
-    for check, others in answers.get("RIGHT", {}).items()
-    for answer in others
-]
+RIGHT = {number: answers.get("RIGHT", {}) for number, answers in ANSWERS.items()}
+OTHER_RIGHT_ANSWERS = [(check, answer) for right in RIGHT.values() for check, all in right.items() for answer in all]
 WRONG_ANSWERS = [
     (number, check, wrong, words)
     for number, answers in WRONG.items()
@@ -62,13 +63,17 @@ def name_of(value: Any) -> str | None:
     return value.__name__ if inspect.isfunction(value) else None
 
 
+def solutions_of(number: str) -> Path:
+    (path,) = (ROOT / "lessons" / "solutions").glob(f"{number}_*.py")
+    return path
+
+
 every_exercise = pytest.mark.parametrize(("number", "check"), EXERCISES, ids=name_of)
 
 
 @every_exercise
 def test_a_check_passes_its_solution_quickly(number: str, check: Check):
-    (path,) = (ROOT / "lessons" / "solutions").glob(f"{number}_*.py")
-    solution = runpy.run_path(str(path))[check.__name__]
+    solution = derived.solution_of(solutions_of(number), check.__name__)
     start = time.perf_counter()
     report = check(solution)
     seconds = time.perf_counter() - start
@@ -119,8 +124,45 @@ def test_a_check_survives_nonsense(number: str, check: Check):
 
 
 @every_exercise
-def test_an_exercise_has_two_usual_wrong_answers(number: str, check: Check):
-    assert len(WRONG.get(number, {}).get(check, [])) >= 2, f"tests/lessons/wrong_{number}.py lacks {check.__name__}"
+def test_a_forgotten_return_is_told(number: str, check: Check):
+    path, name = solutions_of(number), check.__name__
+    without = check(derived.solution_of(path, name, derived.WithoutReturn()))
+    assert (without.state, "returned None: is a `return` missing?" in without.sentence) == ("wrong", True), without
+    untouched = check(derived.solution_of(path, name, derived.UntouchedReturn()))
+    assert (untouched.state, "still returns `...`" in untouched.sentence) == ("wrong", True), untouched
+
+
+@every_exercise
+def test_results_in_the_wrong_order_are_recognised(number: str, check: Check):
+    solution = derived.solution_of(solutions_of(number), check.__name__)
+    judged = len(check(solution).rows)
+    for swapped in derived.in_other_orders(solution, derived.number_of_results(check, solution)):
+        report = check(swapped)
+        assert report.state == "wrong"
+        assert judged == 1 or "order" in report.sentence, report
+
+
+@every_exercise
+def test_the_right_values_in_another_type_are_right(number: str, check: Check):
+    for name, answer in derived.otherwise_right(derived.solution_of(solutions_of(number), check.__name__)):
+        report = check(answer)
+        assert report.passed, f"{name}: {report}"
+
+
+@every_exercise
+def test_a_solution_with_one_changed_result_is_wrong(number: str, check: Check):
+    solution = derived.solution_of(solutions_of(number), check.__name__)
+    for name, answer in derived.wrong(solution, derived.number_of_results(check, solution)):
+        report = check(answer)
+        assert report.state == "wrong", f"{name}: {report}"
+        assert re.search(r"\b1 times|[Tt]his is a int|: *$", report.sentence) is None, f"{name}: {report}"
+
+
+@every_exercise
+def test_an_exercise_has_four_wrong_and_two_unusual_right_answers(number: str, check: Check):
+    lacking = f"tests/lessons/wrong_{number}.py has too few answers to {check.__name__}"
+    assert len(WRONG.get(number, {}).get(check, [])) >= 4, lacking
+    assert len(RIGHT.get(number, {}).get(check, [])) >= 2, lacking
 
 
 @pytest.mark.parametrize(("number", "check", "wrong", "words"), WRONG_ANSWERS, ids=name_of)
@@ -128,6 +170,7 @@ def test_a_usual_wrong_answer_gets_its_hint(number: str, check: Check, wrong: Ca
     report = check(wrong)
     assert report.state == "wrong"
     assert words in report.sentence
+    assert " Or: " not in report.sentence, "several hints fit: choose a case in which these mistakes differ"
 
 
 # The engine, on y = x W, whose gradients are xᵀ dy and dy Wᵀ.
@@ -153,37 +196,6 @@ def test_the_right_gradient_is_right():
         ("dW", "(4, 5)", "ok"),
     ]
     assert all(float(row.error) < 1e-9 for row in report.rows)
-
-
-@pytest.mark.parametrize(
-    ("dx", "words"),
-    [
-        (lambda right: -right, "wrong sign"),
-        (lambda right: right / N, "3 times too small, and 3 is N"),
-        (lambda right: right * 2, "2 times too large, as in the derivative of a square"),
-        (lambda right: right * np.sqrt(F), "√F"),
-        (lambda right: right * D * F, "D·F"),
-        (lambda right: right * 1.7, "1.7 times"),
-        (lambda right: right * 0, "zero everywhere"),
-        (lambda right: right * np.nan, "not finite"),
-        (lambda right: right.T, "looks transposed"),
-        (lambda right: right[..., None], "keepdims"),
-        (lambda right: right.sum(0), "an axis is missing"),
-        (lambda right: right + right.mean(1, keepdims=True), "every row is off by its own constant"),
-        (lambda right: right * np.array([[1], [2], [3]]), "every row is right except for its own constant factor"),
-        (lambda right: right * np.array([1, 2, 3, 4]), "every column is right except for its own"),
-        (lambda right: right[::-1], "wrong places"),
-        (lambda right: right + 1e-5 * np.sin(np.arange(12)).reshape(3, 4), "nearly right"),
-        (lambda right: np.where(right == right[1, 2], 9, right), "11 of 12 entries are right; the first wrong"),
-        (lambda right: np.sin(9 * right), "right shape, wrong values"),
-    ],
-)
-def test_a_wrong_gradient_is_described(dx: Callable[..., Any], words: str):
-    report = check_linear(lambda x, W, dy: (dx(dy @ W.T), x.T @ dy))
-    assert report.state == "wrong"
-    assert report.sentence.startswith("dx: ")
-    assert words in report.sentence
-    assert report.rows[1].verdict == "ok"
 
 
 def test_a_gradient_that_was_not_summed_is_told_over_which_axis():
@@ -232,8 +244,81 @@ def test_an_exception_is_reported_with_its_line():
     assert "ValueError at `return dy @ W, None`" in report.sentence
 
 
-def test_too_few_results_are_counted():
+def test_too_few_and_too_many_results_are_counted():
     assert "returns 1 value, expected 2: dx, dW" in check_linear(lambda x, W, dy: dy @ W.T).sentence
+    assert "returns 2 values, expected 1: size" in values(lambda: (3, 4), (), {"size": 3}).sentence
+    assert "returns 3 values, expected 2: a, b" in values(lambda: np.arange(3), (), {"a": 0, "b": 1}).sentence
+
+
+@pytest.mark.parametrize("several", [tuple, list, np.array])
+def test_several_numbers_may_come_in_any_row(several: Callable[..., Any]):
+    assert values(lambda: several([3, 4]), (), {"a": 3, "b": 4}).passed
+    assert values(lambda: several([3, 4]), (), {"ab": np.array([3, 4])}).passed
+
+
+def nothing_at_all(x: Any, W: Any, dy: Any) -> Any:
+    """Only a docstring."""
+    ...
+
+
+def nothing_but_dots(x: Any, W: Any, dy: Any) -> Any:
+    return ..., ...
+
+
+def prints(x: Any, W: Any, dy: Any) -> Any:
+    str(dy @ W.T)
+
+
+def one_of_two_ways(x: Any, W: Any, dy: Any) -> Any:
+    if len(x) > 100:
+        return dy @ W.T, x.T @ dy
+
+
+def work_above_dots(x: Any, W: Any, dy: Any) -> Any:
+    dx = dy @ W.T
+    dx += x
+    return ..., ...
+
+
+class ByCall:
+    def __call__(self, x: Any, W: Any, dy: Any) -> Any:
+        x.T @ dy
+
+
+@pytest.mark.parametrize("answer", [nothing_at_all, nothing_but_dots, functools.partial(nothing_at_all)])
+def test_an_untouched_body_is_not_attempted(answer: Any):
+    assert check_linear(answer).sentence == "not attempted yet."
+
+
+@pytest.mark.parametrize("answer", [prints, one_of_two_ways, functools.partial(prints), ByCall(), setattr])
+def test_work_without_a_return_is_wrong(answer: Any):
+    arguments = (types.SimpleNamespace(), "name", DY) if answer is setattr else (X, W, DY)
+    report = values(answer, arguments, {"dx": X})
+    assert (report.state, report.sentence) == ("wrong", "it returned None: is a `return` missing?")
+
+
+def test_work_above_an_untouched_return_is_wrong():
+    assert check_linear(work_above_dots).sentence == (
+        "it computes something, but still returns `...`: return your results instead."
+    )
+
+
+def test_none_among_results_comes_from_a_function_that_returns_nothing():
+    report = check_linear(lambda x, W, dy: (np.add.at(np.zeros(3), [0], 1.0), x.T @ dy))
+    assert report.state == "wrong"
+    assert report.sentence.startswith("dx: this is None: does it come from a function that changes an array in place")
+
+
+def test_results_in_the_wrong_order_are_named():
+    right = (DY @ W.T, X.T @ DY)
+    both = check_linear(lambda x, W, dy: right[::-1])
+    assert both.sentence == "the values are right, but they are in the wrong order: return dx, dW, in this order."
+    one = check_linear(lambda x, W, dy: (right[1], 2 * right[0]))
+    assert one.sentence == "dx: this is dW, so the order is wrong: return dx, dW, in this order."
+    assert "order" not in check_linear(lambda x, W, dy: (right[1], right[1])).sentence, "dW stands in its place"
+    three = {"a": 1.0, "b": 2.5, "c": 3.5}
+    assert "return a, b, c" in values(lambda: (2.5, 3.5, 1.0), (), three).sentence
+    assert values(lambda: (2.0, 2.0), (), {"a": 2.0, "b": 2.0}).passed
 
 
 def test_an_answer_may_not_change_its_arguments():
@@ -245,6 +330,49 @@ def test_an_answer_may_not_change_its_arguments():
     before = X.copy()
     assert "in place" in check_linear(answer).sentence
     assert (before == X).all(), "a check must hand out copies"
+
+
+def test_an_answer_may_not_change_a_list():
+    def answer(numbers: list[int]) -> int:
+        return sum(numbers.pop() for _ in range(2))
+
+    numbers = [1, 2]
+    assert "in place" in values(answer, (numbers,), {"sum": 3}).sentence
+    assert numbers == [1, 2]
+
+
+@pytest.mark.parametrize("right", [7, 7.0, np.float32(7), Fraction(7), Decimal(7), np.array(7), 0.7 * 10])
+def test_a_number_of_any_type_is_a_number(right: Any):
+    assert values(lambda: right, (), {"count": 7}).passed
+    assert values(lambda: right, (), {"size": 7.0}).passed
+    assert not values(lambda: right, (), {"count": 8}).passed
+
+
+def test_a_large_whole_number_is_judged_to_the_last_digit_that_a_float_has():
+    assert values(lambda: 2**40 * 3, (), {"bytes": 2**40 * 3}).passed
+    assert not values(lambda: 2**40 * 3 + 16, (), {"bytes": 2**40 * 3}).passed
+
+
+@pytest.mark.parametrize("nonsense", ["seven", {}, {1, 2}, [1, "two"], 1j, print])
+def test_what_is_not_a_number_is_named(nonsense: Any):
+    report = values(lambda: nonsense, (), {"x": 2.0})
+    assert f"this is an object of type {type(nonsense).__name__}; expected a number." in report.sentence
+
+
+def test_a_hint_for_a_number_names_its_case_and_the_size_that_is_missing():
+    def answer(N: int, scale: float) -> float:
+        return 3.0
+
+    report = values(answer, (5, 0.5), {"x": 15.0})
+    assert report.sentence == "x: with N = 5, scale = 0.5, it is 5 times too small, and 5 is N."
+    assert report.rows[0].verdict == "wrong value"
+
+
+def test_two_mistakes_that_look_the_same_are_both_named():
+    hints = {"a term is missing.": 2.0, "a sign is wrong.": 2.0}
+    assert values(lambda: 2.0, (), {"x": 3.0}, mistakes={"x": hints}).sentence == (
+        "x: a term is missing. Or: a sign is wrong."
+    )
 
 
 def test_counts_must_be_equal():
@@ -266,13 +394,6 @@ def test_the_line_that_stopped_is_the_learners_own():
 
     (check,) = (check for _, check in EXERCISES if check.__name__ == "multiplier")
     assert "at `return 1 // 0`" in check(multiplier).sentence
-
-
-def test_a_wrong_number_is_not_said_to_be_a_multiple_of_the_right_one():
-    report = values(lambda: 2.5, (), {"x": 2.0})
-    assert report.state == "wrong"
-    assert "times" not in report.sentence
-    assert "wrong sign" in values(lambda: -2.0, (), {"x": 2.0}).sentence
 
 
 def test_the_first_failure_is_reported_and_ends_the_search():

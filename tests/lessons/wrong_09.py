@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of lesson 09, each with words that its hint must hold."""
+"""Wrong answers to the exercises of lesson 09, each with words that its hint must hold, and unusual right ones."""
 
 import numpy as np
 
@@ -76,6 +76,84 @@ def renormalized(shared=True, mask=True, divide=True, softmax=False, by_weight=F
     return renormalize_kept_backward
 
 
+def inclusive_cumsum(chosen, E):
+    return place_in_queue(chosen, E) + np.cumsum(np.bincount(chosen.reshape(-1), minlength=E))[chosen]
+
+
+def inclusive_twice(chosen, E):
+    return inclusive_cumsum(chosen, E) + 1
+
+
+def by_the_inverse(x, weights, place, dz):
+    dz = dz[np.argsort(place.reshape(-1)).reshape(place.shape)]
+    return (weights[:, :, None] * dz).sum(1), (x[:, None] * dz).sum(2)
+
+
+def mask_forgotten_outside(w, kept, dv):
+    total = (kept * w).sum(1, keepdims=True)
+    total = np.where(total > 0, total, 1)
+    return (dv - (kept * w / total * dv).sum(1, keepdims=True)) / total
+
+
+def all_in_the_denominator(w, kept, dv):
+    total = w.sum(1, keepdims=True)
+    return kept * (dv - (kept * w / total * dv).sum(1, keepdims=True)) / total
+
+
+def one_segment_at_a_time(counts, block):
+    blocks = 0
+    for count in counts:
+        while count > 0:
+            blocks, count = blocks + 1, count - block
+    return block * blocks, max(counts) * len(counts)
+
+
+def by_ceiling(counts, block):
+    return [int(np.ceil(counts / block).sum()) * block, counts.size * np.sort(counts)[-1]]
+
+
+def by_two_argsorts(chosen, E):
+    return np.argsort(np.argsort(chosen.reshape(-1), kind="stable"), kind="stable").reshape(chosen.shape)
+
+
+def entry_by_entry(chosen, E):
+    entries = chosen.reshape(-1).tolist()
+    return [
+        [sum(f < e or (f == e and j < i) for j, f in enumerate(entries)) for i, e in enumerate(entries)][
+            n : n + len(row)
+        ]
+        for n, row in zip(range(0, len(entries), chosen.shape[1]), chosen, strict=True)
+    ]
+
+
+def unsorted_first(x, weights, place, dz):
+    token = np.argsort(place.reshape(-1)) // place.shape[1]  # (N·K,) of each row of dz
+    dx, dweights = np.zeros_like(x), np.zeros(weights.size)
+    np.add.at(dx, token, dz * weights.reshape(-1)[np.argsort(place.reshape(-1))][:, None])
+    dweights[np.argsort(place.reshape(-1))] = (dz * x[token]).sum(1)
+    return dx, dweights.reshape(weights.shape)
+
+
+def by_einsum(x, weights, place, dz):
+    return np.einsum("nk,nkd->nd", weights, dz[place]), np.einsum("nd,nkd->nk", x, dz[place])
+
+
+def row_by_row(w, kept, dv):
+    dw = np.zeros_like(w)
+    for n, m in enumerate(kept):
+        if m.any():
+            v = w[n, m] / w[n, m].sum()
+            dw[n, m] = (dv[n, m] - v @ dv[n, m]) / w[n, m].sum()
+    return dw
+
+
+def with_nan_removed(w, kept, dv):
+    with np.errstate(invalid="ignore", divide="ignore"):
+        v = kept * w / (kept * w).sum(1, keepdims=True)
+        dw = kept * (dv - np.nansum(v * dv, axis=1, keepdims=True)) / (kept * w).sum(1, keepdims=True)
+    return np.nan_to_num(dw)
+
+
 WRONG = {
     check.computed_rows: [
         (rows(lambda counts, block: (counts // block * block).sum()), "rounds down"),
@@ -91,11 +169,14 @@ WRONG = {
         (only_the_start, "where each expert begins"),
         (first_choices_first, "token by token"),
         (the_order, "its inverse"),
+        (inclusive_cumsum, "where it should end"),
+        (inclusive_twice, "subtract both"),
     ],
     check.weighted_input_backward: [
         (unweighted, "multiplied by its weight"),
         (as_it_stands, "sorted by expert"),
         (unsorted_weights_only, "sorted by expert"),
+        (by_the_inverse, "the inverse of place"),
         (first_choice_only, "first of them"),
         (without_x, "lacks x"),
     ],
@@ -106,5 +187,14 @@ WRONG = {
         (renormalized(softmax=True), "nothing was exponentiated"),
         (renormalized(by_weight=True), "weighted with v"),
         (renormalized(safe=False), "not finite"),
+        (mask_forgotten_outside, "outside the brackets"),
+        (all_in_the_denominator, "over the kept entries only"),
     ],
+}
+
+RIGHT = {
+    check.computed_rows: [one_segment_at_a_time, by_ceiling],
+    check.place_without_sorting: [by_two_argsorts, entry_by_entry],
+    check.weighted_input_backward: [unsorted_first, by_einsum],
+    check.renormalize_kept_backward: [row_by_row, with_nan_removed],
 }
