@@ -11,12 +11,13 @@ import time
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import pytest
 import small_runs
 from small_runs import lasting, metrics, options, resume, train
 
+from minimoe.core import files
 from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint
 from minimoe.training import run_report
@@ -34,13 +35,19 @@ class Disk:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails_at: int, failure: BaseException) -> None:
         self.operations, self.fails_at, self.failure = 0, fails_at, failure
         self.renamed: list[str] = []
-        path_open, replace = Path.open, Path.replace
+        path_open, replace, open_regular = Path.open, Path.replace, files.open_regular
 
         def open_counted(path: Path, mode: str = "r", **options: Any) -> Any:
-            if mode not in ("xb", "ab"):
+            if mode != "xb":
                 return path_open(path, mode, **options)
             self.tick()
             return File(self, path_open(path, mode, buffering=0, **options))
+
+        def open_regular_counted(path: Path, mode: Literal["rb", "ab"]) -> Any:
+            if mode != "ab" or path.name == checkpoint.LOCK:
+                return open_regular(path, mode)
+            self.tick()
+            return File(self, cast(Any, open_regular(path, mode)).detach())
 
         def replace_counted(path: Path, target: Path) -> None:
             self.tick()
@@ -48,6 +55,7 @@ class Disk:
             self.renamed.append(target.name)
 
         monkeypatch.setattr(Path, "open", open_counted)
+        monkeypatch.setattr(files, "open_regular", open_regular_counted)
         monkeypatch.setattr(Path, "replace", replace_counted)
         monkeypatch.setattr(os, "fsync", lambda _: self.tick())
 
@@ -206,7 +214,10 @@ def killed_in(file: str, phase: str) -> str:
 import os, signal
 from pathlib import Path
 
+from minimoe.core import files
+
 open_path, replace, fsync, about = Path.open, Path.replace, os.fsync, [None]
+open_regular = files.open_regular
 
 def reach(path, phase):
     name = path.name.removeprefix(".").removesuffix(".part")
@@ -215,10 +226,15 @@ def reach(path, phase):
         os.kill(os.getpid(), signal.SIGKILL)
 
 def open_counted(path, mode="r", **options):
-    if mode in ("xb", "ab"):
+    if mode == "xb":
         reach(path, "before write")
         about[0] = path
     return open_path(path, mode, **options)
+
+def open_regular_counted(path, mode):
+    if mode == "ab":
+        about[0] = path
+    return open_regular(path, mode)
 
 def fsync_counted(number):
     reach(about[0], "after write")
@@ -229,6 +245,7 @@ def replace_counted(path, target):
     reach(path, "after rename")
 
 Path.open, Path.replace, os.fsync = open_counted, replace_counted, fsync_counted
+files.open_regular = open_regular_counted
 """
 
 

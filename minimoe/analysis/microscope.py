@@ -22,6 +22,8 @@ from minimoe.analysis.coloured_text import token_texts, visible
 from minimoe.analysis.routing_trace import Choice, Trace
 from minimoe.core.arrays import Array
 from minimoe.core.errors import UserError
+from minimoe.core.ids import checked
+from minimoe.core.summary import brief
 from minimoe.parallel.thread_pool import Map
 from minimoe.storage.checkpoint import Model
 from minimoe.storage.huggingface import Pretrained
@@ -51,6 +53,7 @@ class Favourite(NamedTuple):
     lift: float
 
 
+@brief
 class Chosen(NamedTuple):
     """The statistics of one layer's first choices, of its second choices, or of all its choices together."""
 
@@ -61,6 +64,7 @@ class Chosen(NamedTuple):
     favourites: list[list[Favourite]]  # of each expert, over all texts
 
 
+@brief
 class Layer(NamedTuple):
     """The statistics of one layer's router."""
 
@@ -117,13 +121,20 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map)
         run: a ``map`` over the texts, for example one that uses several threads.
 
     Raises:
-        UserError: there is no text, a text has fewer than two tokens, or a token is not in the model's vocabulary.
+        UserError: there is no text, a text has fewer than two tokens, or a token is not in the model's vocabulary; or
+            the model has too many experts to compare, or a context of one token.
     """
     if not tokens:
         raise UserError("There is no text to look at; give at least one.")
+    if model.config.context < 2:
+        raise UserError(
+            "The model reads one token at a time (its context is 1), so no token has a neighbour to compare it with: "
+            "train one with a context of at least 2."
+        )
     for name, ids in tokens.items():
-        if len(ids) < 2:
+        if len(checked(ids, 2**63, axes=(1,), what=f"The ids of the text {name!r:.40}")) < 2:
             raise UserError(f"The text {name!r} is {len(ids)} token long; give at least two, to compare neighbours.")
+    routing_trace.check_experts(model.config.experts)
     traced = run(lambda ids: routing_trace.trace(model.params, model.config, ids), tokens.values())
     traces = dict(zip(tokens, traced, strict=True))
     known = np.unique(np.concatenate([trace.tokens for trace in traces.values()])).tolist()

@@ -14,25 +14,28 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minimoe.core.arrays import Array, like, to_host
+from minimoe.core.arrays import Array, like, to_host, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.layers import decoder, moe
+from minimoe.core.ids import checked
+from minimoe.core.summary import brief
+from minimoe.inference import reading
+from minimoe.layers import block, moe
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.mode import Mode
 from minimoe.layers.routing import by_token, experts_by_token
 
 Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
 
-TOKENS_AT_ONCE = 2048
-"""About how many tokens go through the model at once; this bounds the memory."""
+MOST_EXPERTS = 1024
+"""The largest number of experts whose E² pairs are counted, and for each of which favourite tokens are listed."""
 
 
+@brief
 class Trace(NamedTuple):
     """The routing of N tokens in L layers, on the host; the tokens are in the order of the text."""
 
@@ -43,6 +46,7 @@ class Trace(NamedTuple):
     logits: Array  # (L, N, E)  the routers' clean logits
 
 
+@brief
 class Repetition(NamedTuple):
     """How often two consecutive tokens share an expert, and the same rate at three levels of chance."""
 
@@ -71,21 +75,9 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
         UserError: ``tokens`` has another shape, no token, or a token that is not in the vocabulary; or a router's
             logits are not finite.
     """
-    try:
-        ids = np.asarray(tokens) if isinstance(tokens, Sequence) else to_host(tokens)
-    except ValueError:
-        raise UserError("Tokens to trace are in rows of different lengths; trace one row at a time.") from None
-    if ids.ndim not in (1, 2) or ids.size == 0 or ids.dtype.kind not in "iu":
-        raise UserError(
-            f"Tokens to trace have shape {ids.shape} and type {ids.dtype}; give one row or several equal rows of "
-            "integers, as a tokenizer's encode returns them."
-        )
-    if ids.min() < 0 or ids.max() >= config.vocab_size:
-        outside = ids.min() if ids.min() < 0 else ids.max()
-        raise UserError(
-            f"Token {outside} is not in the model's vocabulary of {config.vocab_size}; encode the text with the "
-            "tokenizer that the model was trained with."
-        )
+    ids = checked(tokens, config.vocab_size, axes=(1, 2), what="Tokens to trace")
+    if ids.size == 0:
+        raise UserError(f"Tokens to trace have shape {ids.shape}, expected at least one token: give a longer text.")
     rows = np.atleast_2d(ids)
     passes = [_trace_windows(params, config, windows) for windows in _batches(rows, config.context)]
     experts, weights, logits = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
@@ -104,22 +96,34 @@ def _batches(rows: Array, context: int) -> Iterator[Array]:
     """Cuts rows (B, T) into windows, row by row, and stacks consecutive windows of equal length (·, ≤ context)."""
     windows = (row[start : start + context] for row in rows for start in range(0, len(row), context))
     for _, alike in itertools.groupby(windows, key=len):
-        while stack := list(itertools.islice(alike, max(1, TOKENS_AT_ONCE // context))):
+        while stack := list(itertools.islice(alike, reading.sequences_at_once(context))):
             yield np.stack(stack)
 
 
-def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tuple[Array, Array, Array]:
+def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tuple[Array, ...]:
     """windows (B, T) → experts (L, B·T, K), weights (L, B·T, K), clean logits (L, B·T, E)."""
-    _, _, cache = decoder.forward(params, like(params.norm.gain, windows), config, Mode(estimate_load=False))
     router = moe.router_of(config)
-    experts, weights, logits = [], [], []
-    for block_params, of_block in zip(params.blocks, cache.blocks, strict=True):
-        routing = of_block.moe.routing
-        (scores, _), *_ = router.compared(block_params.moe.router, of_block.moe.router)
-        experts.append(to_host(experts_by_token(routing)))
-        weights.append(to_host(by_token(routing.weight, routing.place)))
-        logits.append(to_host(scores))
-    return np.stack(experts), np.stack(weights), np.stack(logits)
+    batch, length = windows.shape
+    parts = []
+
+    def keep(cache: block.Cache) -> tuple[Any, Any]:
+        return cache.moe.routing, cache.moe.router
+
+    for _, found in reading.read(params, config, like(params.norm.gain, windows), keep):
+        experts, weights, logits = [], [], []
+        for block_params, (routing, router_cache) in zip(params.blocks, found.blocks, strict=True):
+            (scores, _), *_ = router.compared(block_params.moe.router, router_cache)
+            experts.append(to_host(experts_by_token(routing)))
+            weights.append(to_host(by_token(routing.weight, routing.place)))
+            logits.append(to_host(scores))
+        parts.append([np.stack(of_layers) for of_layers in (experts, weights, logits)])
+    if len(parts) == 1:
+        return tuple(parts[0])
+    joined = []
+    for of_kind in zip(*parts, strict=True):
+        by_row = [piece.reshape(len(piece), batch, -1, piece.shape[-1]) for piece in of_kind]
+        joined.append(np.concatenate(by_row, axis=2).reshape(len(params.blocks), batch * length, -1))
+    return tuple(joined)
 
 
 def load(trace: Trace, choice: Choice = "either") -> Array:
@@ -225,6 +229,7 @@ def _chance_of_meeting(chosen: Array) -> float:
     return float(sum(p * (share @ _meet(one, sets)) for p, one in zip(share, sets, strict=True)))
 
 
+@underflow_is_right
 def entropy(trace: Trace) -> Array:
     """How undecided the routers are: the entropy of their softmax over all experts, in nats (L, N), at most ln E."""
     logits = trace.logits.astype(np.float64)
@@ -252,10 +257,27 @@ def co_activation(trace: Trace) -> Array:
     """The share of tokens that go to both expert i and expert j, (L, E, E); the diagonal is the share that goes to i.
 
     Row i divided by its diagonal entry is the probability of each other expert, given expert i.
+
+    Raises:
+        UserError: there are more than ``MOST_EXPERTS`` experts.
     """
-    sent = _sent(trace.experts, trace.logits.shape[2])  # (L, N, E)
-    together: Array = np.swapaxes(sent, 1, 2) @ sent / len(trace.tokens)
+    experts = trace.logits.shape[2]
+    check_experts(experts)
+    counts = []
+    for chosen in trace.experts:  # (N, K)
+        pairs = chosen[:, :, None] * experts + chosen[:, None, :]  # (N, K, K)
+        counts.append(np.bincount(pairs.reshape(-1), minlength=experts**2).reshape(experts, experts))
+    together: Array = np.stack(counts) / len(trace.tokens)
     return together
+
+
+def check_experts(experts: int) -> None:
+    """Raises ``UserError`` if a layer has so many experts that its E² pairs, or a line for each, are too many."""
+    if experts > MOST_EXPERTS:
+        raise UserError(
+            f"the model has {experts:,} experts per layer, which is {experts**2:,} pairs of experts: statistics of "
+            f"pairs and of single experts are possible for up to {MOST_EXPERTS:,}, so look at a smaller model."
+        )
 
 
 def favourite_tokens(
@@ -270,25 +292,29 @@ def favourite_tokens(
     from ranking high by luck. Only tokens with a lift above 1 are listed.
 
     Raises:
-        UserError: there is no such layer, or no such choice.
+        UserError: there is no such layer, or no such choice; or there are more than ``MOST_EXPERTS`` experts.
     """
     layers = len(trace.experts)
+    check_experts(trace.logits.shape[2])
     if not 0 <= layer < layers:
         raise UserError(f"There is no layer {layer}; choose one from 0 to {layers - 1}.")
-    sent = _sent(_chosen(trace, choice)[layer], trace.logits.shape[2])  # (N, E)
+    chosen = _chosen(trace, choice)[layer]  # (N, k)
     vocabulary, index = np.unique(trace.tokens, return_inverse=True)
-    count = np.bincount(index)[:, None]  # (V, 1)  n_v
-    taken = np.stack([np.bincount(index, weights=column) for column in sent.T], axis=1)  # (V, E)  n_ve
-    base = sent.mean(0)  # (E,)  b_e
-    lift = (taken + prior * base) / ((count + prior) * np.where(base > 0, base, 1))
-    return [
-        [
-            Favourite(int(vocabulary[v]), int(count[v, 0]), float(taken[v, e] / count[v, 0]), float(lift[v, e]))
-            for v in np.argsort(-lift[:, e], kind="stable")[:top]
-            if lift[v, e] > 1
-        ]
-        for e in range(sent.shape[1])
-    ]
+    count = np.bincount(index)  # (V,)  n_v
+    favourites = []
+    for e in range(trace.logits.shape[2]):  # one by one, because (V, E) numbers may be too many
+        sent = (chosen == e).any(1)  # (N,)
+        taken = np.bincount(index, weights=sent)  # (V,)  n_ve
+        base = sent.mean()  # b_e
+        lift = (taken + prior * base) / ((count + prior) * (base if base > 0 else 1))
+        favourites.append(
+            [
+                Favourite(int(vocabulary[v]), int(count[v]), float(taken[v] / count[v]), float(lift[v]))
+                for v in np.argsort(-lift, kind="stable")[:top]
+                if lift[v] > 1
+            ]
+        )
+    return favourites
 
 
 def _chosen(trace: Trace, choice: Choice) -> Array:
@@ -300,10 +326,3 @@ def _chosen(trace: Trace, choice: Choice) -> Array:
     if choice not in columns:
         raise UserError(f"The choice {choice!r} is unknown; choose first, second or either.")
     return trace.experts[:, :, columns[choice]]
-
-
-def _sent(chosen: Array, experts: int) -> Array:
-    """chosen (…, N, k) → (…, N, E), 1 where a token was sent to an expert and 0 elsewhere."""
-    sent = np.zeros((*chosen.shape[:-1], experts))
-    np.put_along_axis(sent, chosen, 1, axis=-1)
-    return sent

@@ -7,30 +7,41 @@ once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import io
 import json
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import NoReturn, TextIO
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from minimoe.cli import options
 from minimoe.cli.options import number, whole_number
-from minimoe.core import presets
+from minimoe.core import console, presets
 from minimoe.core.errors import UserError, printable
 from minimoe.version import __version__
+
+if TYPE_CHECKING:
+    from minimoe.storage.checkpoint import RunConfig
+    from minimoe.text.corpus import Corpus
 
 BAD_INPUT, INTERRUPTED = 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, or 1 for a failed check, 2 for bad input, 130 for Ctrl-C."""
-    sys.stdout, sys.stderr = sys.stdout or _nowhere(), sys.stderr or _nowhere()  # a closed stream is None
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not know all characters of the texts
-    os.environ["MPLBACKEND"] = "agg"  # all figures go to files; an unknown backend would stop matplotlib
-    chosen, unknown = _parser().parse_known_args(arguments)
+    """Runs one command and returns its exit code: 0, or 1 for a failed check, 2 for bad input, 130 for Ctrl-C.
+
+    It may be called from Python too: nothing that it sets for the process outlasts it.
+    """
+    with _streams():
+        return _main(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    chosen, unknown = _parser().parse_known_args(_with_prompt(arguments))
     if unknown:
         chosen.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -38,27 +49,71 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused by a UserError
             code: int = chosen.run(chosen)
-        sys.stdout.flush()
+        if code == 0 and chosen.run is not _train:  # what training shows is not its result
+            sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
     except MemoryError as error:
-        return _refuse(f"there is not enough memory ({error}): choose a smaller --batch, --context or model.")
+        return _refuse(f"there is not enough memory ({error}): {MEMORY_ADVICE.get(chosen.command, 'free memory')}.")
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the program that reads the output has ended
-        _drop_output()
-        if chosen.run is not _train:
-            return 0
-        _refuse("nothing reads the output any more, so the run stops: continue it with --resume.")
-        return INTERRUPTED
+    except BrokenPipeError:  # the program that reads the output has ended, and with it the reason to write more
+        return 0
     except OSError as error:
-        _drop_output()
-        return _refuse(f"the system refuses the operation ({error}): free space, or choose another path.")
+        advice = "free space, or choose another path"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "raise the number of files that may be open, which `ulimit -n` shows"
+        return _refuse(f"the system refuses the operation ({error}): {advice}.")
     return code
 
 
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")
+MEMORY_ADVICE = {
+    "train": "choose a smaller --batch, --context or model, a larger --accumulate, or --threads 1",
+    "bench": "choose a smaller --batch, --context or model, or --threads 1",
+    "evaluate": "give --threads 1, a shorter --text, or a smaller model",
+    "generate": "give a shorter --prompt or a smaller model",
+    "routing": "give --threads 1, a shorter --text, or a smaller model",
+}
+"""What a command can do about too little memory, in options that it has."""
+
+
+def _with_prompt(arguments: list[str]) -> list[str]:
+    """The arguments with a prompt that begins with - tied to its option: argparse would take it for an option."""
+    tied = list(arguments)
+    for place in range(len(tied) - 2, -1, -1):
+        prompt = tied[place + 1]
+        is_option = re.fullmatch(r"-h|--[a-z][a-z-]*(=.*)?", prompt, re.DOTALL)
+        if tied[place] == "--prompt" and prompt.startswith("-") and not is_option:
+            tied[place : place + 2] = [f"--prompt={prompt}"]
+    return tied
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Standard streams that exist and can show every character, until the command ends.
+
+    A program that was started with a closed stream would get its number for the next file that it opens, and write its
+    messages into that.
+    """
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+    before = sys.stdout, sys.stderr
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - closed below
+    sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere  # a closed stream is None
+    errors = sys.stdout.errors if isinstance(sys.stdout, io.TextIOWrapper) else None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may not know all characters of the texts
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            _drop_output(stream)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=errors)
+        sys.stdout, sys.stderr = before
+        nowhere.close()
 
 
 def _refuse_empty(chosen: argparse.Namespace) -> None:
@@ -71,7 +126,7 @@ def _refuse_empty(chosen: argparse.Namespace) -> None:
 
 
 def _refuse(sentence: str) -> int:
-    print(f"minimoe: {_in_a_line(sentence)}", file=sys.stderr)
+    console.show(f"minimoe: {_in_a_line(sentence)}", sys.stderr)
     return BAD_INPUT
 
 
@@ -80,18 +135,24 @@ def _in_a_line(text: str) -> str:
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
-def _drop_output() -> None:
+def _drop_output(stream: TextIO) -> None:
     """Discards output that cannot be written, so that the interpreter does not try again when it exits."""
     try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose errors are one sentence; only --help lists all options."""
 
     def error(self, message: str) -> NoReturn:
+        option = re.fullmatch(r"argument (--[a-z-]+).*: expected (?:one|at least one) argument", message)
+        if option:
+            message += f", and one that begins with - is written {option[1]}=…"
         self.exit(BAD_INPUT, f"{self.prog}: {_in_a_line(message)} (see {self.prog} --help)\n")
 
 
@@ -118,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=_Formatter,
             allow_abbrev=False,
         )
-        sub.set_defaults(run=run, parser=sub)
+        sub.set_defaults(run=run, parser=sub, command=name)
         return sub
 
     options.of_training(command("train", _train, "train a model, or resume a run"))
@@ -189,12 +250,23 @@ def _train(chosen: argparse.Namespace) -> int:
 
     settings = options.settings(chosen)
     if chosen.resume:
-        _leave_out(chosen, "resume", "preset", "corpus", "text", "out", "dense_twin")
-        done = trainer.resume(chosen.resume, changes=settings, device=chosen.device, threads=chosen.threads)
+        _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin")
+        done = trainer.resume(
+            chosen.resume,
+            corpus=corpus.read_files(chosen.text) if chosen.text else None,  # the same text in another place
+            changes=settings,
+            device=chosen.device,
+            threads=chosen.threads,
+        )
     elif chosen.dense_twin:
-        _leave_out(chosen, "dense-twin", "preset", "corpus", "text")
+        _leave_out(chosen, "dense-twin", "preset", "corpus")
         done = trainer.train_dense_twin(
-            chosen.dense_twin, changes=settings, out=chosen.out, device=chosen.device, threads=chosen.threads
+            chosen.dense_twin,
+            corpus=corpus.read_files(chosen.text) if chosen.text else None,
+            changes=settings,
+            out=chosen.out,
+            device=chosen.device,
+            threads=chosen.threads,
         )
     else:
         preset_name = chosen.preset or "toy"
@@ -206,7 +278,9 @@ def _train(chosen: argparse.Namespace) -> int:
             device=chosen.device,
             threads=chosen.threads,
         )
-    return 0 if done.finished else INTERRUPTED
+    if not done.finished:
+        return INTERRUPTED
+    return 0 if done.problem is None else BAD_INPUT
 
 
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
@@ -231,8 +305,11 @@ def _evaluate(chosen: argparse.Namespace) -> int:
         if getattr(chosen, name) is not None:
             raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
     model = open_model.load(chosen.folder).to(select_device(chosen.device))
-    if chosen.text:
-        read = list(corpus.read_files(chosen.text).documents.values())
+    given = corpus.read_files(chosen.text) if chosen.text else None
+    if given is not None and model.run is not None and (moved := _found_again(chosen.folder, model.run, given)):
+        model, given = model._replace(run=moved), None
+    if given is not None:
+        read = list(given.documents.values())
         documents = [model.tokenizer.encode(text) for text in read]
         # counted in the text itself: a tokenizer from elsewhere may encode unknown characters as a token without text
         sizes = [
@@ -258,11 +335,37 @@ def _evaluate(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def _found_again(folder: str, run: RunConfig, given: Corpus) -> RunConfig | None:
+    """The run with the new place of its text, if that is what was given; says so, because it is not another text."""
+    from minimoe.storage import checkpoint
+
+    moved = checkpoint.with_moved_text(folder, run, given)
+    if moved is not None:
+        places = ", ".join(moved.source.paths)
+        console.show(
+            f"minimoe: {folder} has its text in {places} from now on; this is about the part that it held out.",
+            sys.stderr,
+        )
+    return moved
+
+
+def _is_moved_text(folder: str, paths: list[str]) -> bool:
+    from minimoe.storage import checkpoint
+    from minimoe.text import corpus
+
+    with contextlib.suppress(UserError):
+        return _found_again(folder, checkpoint.load_config(folder), corpus.read_files(paths)) is not None
+    return False
+
+
 def _evaluate_suite(chosen: argparse.Namespace) -> int:
     from minimoe.evaluate import suite, suite_table
 
-    if chosen.text:
-        raise UserError("--text cannot go with --suite, which reads the text that the run held out: leave one out.")
+    if chosen.text and not _is_moved_text(chosen.folder, chosen.text):
+        raise UserError(
+            "--text cannot go with --suite, which reads the text that the run held out, unless it is that text in "
+            "another place: leave one out."
+        )
     given = {name: value for name in suite.Settings._fields if (value := getattr(chosen, name)) is not None}
     results = suite.run(
         chosen.folder, chosen.against, suite.Settings(**given), device=chosen.device, threads=chosen.threads
@@ -314,8 +417,6 @@ def _standard_input() -> str:
 
 
 def _routing(chosen: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from minimoe.analysis import microscope, microscope_page
     from minimoe.core import files, resources
     from minimoe.core.arrays import select_device
@@ -324,11 +425,15 @@ def _routing(chosen: argparse.Namespace) -> int:
     from minimoe.text import corpus
 
     model = open_model.load(chosen.folder).to(select_device(chosen.device))
-    tokens = microscope.read(model, corpus.read_files(chosen.text) if chosen.text else None)
+    given = corpus.read_files(chosen.text) if chosen.text else None
+    if given is not None and model.run is not None and (moved := _found_again(chosen.folder, model.run, given)):
+        model, given = model._replace(run=moved), None
+    tokens = microscope.read(model, given)
     with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
         seen = microscope.look(model, tokens, pool)
     if chosen.html:
-        microscope_page.write(files.chosen_place(chosen.html), seen, f"Routing of {Path(chosen.folder).resolve().name}")
+        name = files.user_path(chosen.folder).resolve().name
+        microscope_page.write(files.chosen_place(chosen.html), seen, f"Routing of {name}")
     if chosen.json:
         print(microscope.to_json(seen))
     elif chosen.html:
@@ -347,18 +452,17 @@ def _gradcheck(chosen: argparse.Namespace) -> int:
 
 
 def _params(chosen: argparse.Namespace) -> int:
-    from pathlib import Path
-
+    from minimoe.core import files
     from minimoe.cost import blueprint, costs, published
     from minimoe.storage import open_model
 
-    if Path(chosen.model).is_dir():
-        plan = blueprint.of_config(Path(chosen.model).resolve().name, open_model.shape(chosen.model))
+    folder = files.user_path(chosen.model)
+    if folder.is_dir():
+        plan = blueprint.of_config(folder.resolve().name, open_model.shape(folder))
     else:
         plan = published.named(chosen.model, chosen.shared)
     found = costs.of(plan)
     if chosen.figure:
-        from minimoe.core import files
         from minimoe.draw import cost_plot, plots
 
         plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))

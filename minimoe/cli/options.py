@@ -66,7 +66,12 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"a built-in corpus: {', '.join(CORPORA)} (data is the four texts after it)",
     )
-    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on")
+    source.add_argument(
+        "--text",
+        nargs="+",
+        metavar="PATH",
+        help="UTF-8 files to train on; with --resume or --dense-twin, the new place of the run's text",
+    )
     sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
     sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
     sub.add_argument(

@@ -24,6 +24,11 @@ OLDEST_CUPY = 14
 """The oldest supported version. Earlier ones lack ``put_along_axis`` and promote dtypes by other rules than NumPy 2."""
 
 
+underflow_is_right = np.errstate(under="ignore")
+"""Decorator for functions in which a number that is too small for its dtype becomes 0, as it should: a weight far from
+the largest, a squared gradient. A program that has called ``np.seterr(all="raise")`` is not stopped by these."""
+
+
 def array_module(x: Array) -> Any:
     """The module that ``x`` belongs to: ``numpy`` or ``cupy``."""
     return np if isinstance(x, np.ndarray | np.generic) else sys.modules[type(x).__module__.partition(".")[0]]
@@ -75,22 +80,34 @@ def gpu_problem() -> str | None:
     """None if the GPU can compute; otherwise one sentence that says what is missing: CuPy, a GPU or its libraries.
 
     CuPy can be imported without a GPU, and with one it may still lack cuBLAS or the run-time compiler. Only a
-    computation shows whether it works.
+    computation shows whether it works. This function never raises, in whatever state CuPy is: an older CuPy beside a
+    newer NumPy, for example, fails with an ``AttributeError`` when it is imported.
     """
     try:
         cupy = importlib.import_module("cupy")
-    except ImportError:
-        return f"CuPy is not installed: run `pip install {_wheel_name()}`, or use --device cpu."
-    if int(cupy.__version__.partition(".")[0]) < OLDEST_CUPY:
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            return f"CuPy is not installed: run `pip install {_wheel_name()}`, or use --device cpu."
         return (
-            f"CuPy {cupy.__version__} is too old: run `pip install --upgrade {_wheel_name()}` for version "
-            f"{OLDEST_CUPY} or newer, or use --device cpu."
+            f"CuPy is installed, but cannot be imported ({type(error).__name__}: {_first_line(error)}): run `pip "
+            f"install --upgrade {_wheel_name()}`, or use --device cpu."
+        )
+    version = str(getattr(cupy, "__version__", "of no version"))
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) < OLDEST_CUPY:
+        problem = "is too old" if major.isdecimal() else "is not a whole installation"
+        return (
+            f"CuPy {version} {problem}: run `pip install --upgrade {_wheel_name()}` for version {OLDEST_CUPY} or "
+            "newer, or use --device cpu."
         )
     try:
         if cupy.cuda.runtime.getDeviceCount() == 0:
             return "CuPy is installed, but no GPU was found: check `nvidia-smi`, or use --device cpu."
-    except RuntimeError as error:
-        return f"CuPy is installed, but no GPU or driver responds ({error}): check `nvidia-smi`, or use --device cpu."
+    except Exception as error:
+        return (
+            f"CuPy is installed, but no GPU or driver responds ({_first_line(error)}): check `nvidia-smi`, or use "
+            "--device cpu."
+        )
     try:
         ones = cupy.ones((2, 2), dtype=np.float32)
         works = float((ones @ ones).sum()) == 8.0
@@ -113,6 +130,6 @@ def _wheel_name() -> str:
     version = ctypes.c_int(0)
     try:
         ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    except (OSError, AttributeError):
+    except Exception:  # there is no driver, or it lacks the function
         return "cupy-cuda12x"
     return f"cupy-cuda{min(max(version.value // 1000, 12), 13)}x"

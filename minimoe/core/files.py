@@ -2,18 +2,22 @@
 
 A file is written under a temporary name in the same folder, forced to disk, then renamed, so that its name always holds
 the old file or the new one. Tensors are kept in the safetensors format, which cannot run code, with a checksum.
+
+A folder may come from a stranger. Its files are opened with ``open_regular``, which never waits for a pipe, never reads
+a device without end, and never writes through a link. A path that the user gave goes through ``user_path`` first.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,62 @@ from numpy.typing import NDArray
 from minimoe.core.errors import UserError
 
 Tensors = dict[str, NDArray[Any]]
+
+
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """A path that the user gave, with ``~`` replaced by the home folder, as a shell does for most arguments.
+
+    Raises:
+        UserError: it is empty or not a path, or it has a character that no path can have.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise UserError(f"{given!r:.60} is not a path, expected the name of a file or folder: give it as a string.")
+    text = os.fspath(given)
+    if not isinstance(text, str) or not text:
+        raise UserError(f"{text!r:.60} is not a path, expected the name of a file or folder: give it as a string.")
+    path = Path(os.path.expanduser(text))
+    try:
+        with contextlib.suppress(OSError):
+            os.stat(path)
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise UserError(f"{text!r:.80} is not a valid path ({error}): give the path of a file or folder.") from None
+    return path
+
+
+def open_regular(path: Path, mode: Literal["rb", "ab"]) -> BinaryIO:
+    """Opens a file to read, or to append to; a missing file is created if the mode is ``"ab"``.
+
+    A link is followed to be read, because some caches of models consist of links, but nothing is written through one.
+
+    Raises:
+        OSError: the file does not exist or cannot be opened; it is a folder, a device or a pipe; or it is a link and
+            would be written.
+    """
+    writing = mode == "ab"
+    with contextlib.suppress(FileNotFoundError):
+        _refuse_special((os.lstat if writing else os.stat)(path))  # before it is opened, which may act on a device
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT if writing else os.O_RDONLY
+    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY", *(["O_NOFOLLOW"] if writing else [])):
+        flags |= getattr(os, name, 0)
+    descriptor = os.open(path, flags, 0o666)
+    if descriptor <= 2:  # the program was started with a closed standard stream, whose number this must not take
+        import fcntl
+
+        low, descriptor = descriptor, fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+        os.close(low)
+    try:
+        _refuse_special(os.fstat(descriptor))  # again: it may have been replaced in the meantime
+        return open(descriptor, mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _refuse_special(found: os.stat_result) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise OSError(errno.ELOOP, "it is a link, through which nothing is written")
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -53,7 +113,7 @@ def chosen_place(path: str | Path) -> Path:
     Raises:
         UserError: the path is a folder, a device or a pipe, which a file cannot replace.
     """
-    place = Path(os.path.realpath(path))
+    place = Path(os.path.realpath(user_path(path)))
     if place.exists() and not place.is_file():
         kind = "a folder" if place.is_dir() else "not a regular file"
         raise UserError(f"{path} is {kind}: give the name of a file, new or existing.")
@@ -72,18 +132,17 @@ def read_text(path: Path) -> str:
             which may have no end.
         ValueError: the file is not UTF-8.
     """
-    size = size_of_regular(path)
-    if size > LARGEST_TEXT:
-        raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_TEXT:,}")
-    return path.read_text(encoding="utf-8")
+    with open_regular(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_TEXT:
+            raise OSError(f"it has {size:,} bytes, expected at most {LARGEST_TEXT:,}")
+        return file.read(size).decode("utf-8").replace("\r\n", "\n")
 
 
 def size_of_regular(path: Path) -> int:
     """The size of a file in bytes; raises ``OSError`` if it does not exist, or is a folder, a device or a pipe."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise OSError("it is not a regular file")
-    return found.st_size
+    with open_regular(path, "rb") as file:
+        return os.fstat(file.fileno()).st_size
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:
@@ -103,10 +162,11 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        size_of_regular(path)  # the library would wait for a pipe
         with safe_open(path, framework="np") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except FileNotFoundError:  # also for a file without read permission
+    except (FileNotFoundError, PermissionError):  # the library says the former for both
         problem = "cannot be read: check its permissions" if path.exists() else "does not exist: restore it"
         raise UserError(f"{path} {problem}, or train again.") from None
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # a dtype that NumPy lacks

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 
 _FURTHEST = 6.0  # erfc(6) is 2e-17: beyond it, Φ is 0 or 1 to the last digit
 _T_MIN = 1 / (1 + _FURTHEST / 3)
@@ -28,12 +28,14 @@ def _scaled_erfc(t: np.ndarray) -> np.ndarray:
 _SERIES: list[float] = np.polynomial.Chebyshev.interpolate(_scaled_erfc, 18, [_T_MIN, 1.0]).coef.tolist()
 
 
+@underflow_is_right
 def density(z: Array) -> Array:
     """φ(z) = exp(−z²/2) / √(2π), any shape."""
     xp = array_module(z)
     return xp.exp(-0.5 * xp.square(z)) * (1 / math.sqrt(2 * math.pi))
 
 
+@underflow_is_right
 def cumulative(z: Array) -> Array:
     """Φ(z), the probability that a standard normal number is at most z; any shape, absolute error below 1e-14."""
     xp = array_module(z)

@@ -1,19 +1,94 @@
-"""The cores and the memory of this machine."""
+"""The cores and the memory of this machine, as far as this process may use them.
+
+A container gets less than the machine has. Linux keeps its limits in the files of its control group, in one of two
+layouts, and of all groups around it:
+
+    version 2    cpu.max                                     memory.max
+    version 1    cpu.cfs_quota_us over cpu.cfs_period_us     memory.limit_in_bytes
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from minimoe.core.errors import UserError
 
+GROUPS, MINE = "/sys/fs/cgroup", "/proc/self/cgroup"
+"""Where Linux keeps the control groups, and where it says which of them are this process's."""
+
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use; a part of a core, which a container may be given, counts as a whole one."""
+    usable = allowed_cores()
+    quota = cpu_quota()
+    return usable if quota is None else min(usable, max(1, math.ceil(quota)))
+
+
+def allowed_cores() -> int:
+    """How many cores this process may run on, for however little time."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def cpu_quota() -> float | None:
+    """The time that the control groups of this process allow, in cores; None without a limit."""
+    quotas = [_ratio(folder / "cpu.max") for folder in _group_folders("")]
+    quotas += [_ratio(folder / "cpu.cfs_quota_us", folder / "cpu.cfs_period_us") for folder in _group_folders("cpu")]
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def memory_limit() -> int | None:
+    """The memory that the control groups of this process allow, in bytes; None without a limit."""
+    limits = [_number(folder / "memory.max") for folder in _group_folders("")]
+    limits += [_number(folder / "memory.limit_in_bytes") for folder in _group_folders("memory")]
+    return min((limit for limit in limits if limit is not None and limit < 2**60), default=None)
+
+
+def _group_folders(controller: str) -> Iterator[Path]:
+    """The folders of this process's group and of those around it, of a controller of version 1, or "" for version 2.
+
+    Inside a container, the path that the process is told may be that of the host, and only its end, or none of it,
+    exists. So every folder on the way is yielded, whether it exists or not.
+    """
+    try:
+        lines = Path(MINE).read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        parts = line.split(":", 2)
+        if len(parts) != 3 or controller not in parts[1].split(","):
+            continue
+        _, controllers, path = parts
+        roots = ("", "unified") if not controller else (controller, controllers)
+        for root in roots:
+            folder = Path(GROUPS, root)
+            yield folder
+            for part in Path(path.lstrip("/")).parts:
+                folder /= part
+                yield folder
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None if there is no such file, no number, or "max"."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _ratio(*paths: Path) -> float | None:
+    """A quota over its period, in one file or in two; None without a limit."""
+    try:
+        quota, period = " ".join(path.read_text() for path in paths).split()
+        ratio = float(quota) / float(period)
+    except (OSError, ValueError, ZeroDivisionError):  # no such file, or "max"
+        return None
+    return ratio if 0 < ratio < math.inf else None  # version 1 says −1 for no limit
 
 
 def thread_count(wish: int | None) -> int:
@@ -28,10 +103,33 @@ def thread_count(wish: int | None) -> int:
 
 
 def memory_bytes() -> int | None:
-    """The memory of this machine in bytes; None if the system does not report it."""
+    """The memory of this machine in bytes, or of its container if that is less; None if the system does not tell."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
+        return None
+    limit = memory_limit()
+    return whole if limit is None else min(whole, limit)
+
+
+def memory_in_use() -> int:
+    """The bytes of memory that this process holds; 0 if the system does not report them."""
+    try:
+        return 1024 * _kilobytes("self/status", "VmRSS")
+    except (OSError, IndexError):
+        return 0
+
+
+def address_space_left() -> int | None:
+    """The bytes that this process may still map, by the limit that ``ulimit -v`` shows; None without a limit."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit == resource.RLIM_INFINITY:
+            return None
+        return max(0, limit - 1024 * _kilobytes("self/status", "VmSize"))
+    except (ImportError, OSError, IndexError, AttributeError):
         return None
 
 

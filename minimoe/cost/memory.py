@@ -35,17 +35,43 @@ def activation_bytes(config: ModelConfig, recipe: TrainConfig) -> int:
     return _number_bytes(recipe) * tokens * (config.vocab_size + config.layers * layer)
 
 
+LIBRARIES = 60_000_000
+"""Bytes that a run still needs for libraries, above all for drawing its figures at the end: about 50 MB on Linux."""
+
+ADDRESS_SPACE, ADDRESS_SPACE_OF_A_THREAD = 150_000_000, 16_000_000
+"""Bytes of address space that a run needs besides its arrays, and for each thread. Beyond a limit on address space,
+libraries abort the process instead of raising an error, so it must be known before."""
+
+
 def check_memory(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -> None:
-    """Raises ``UserError`` if training needs more memory than the machine has."""
-    available = resources.memory_bytes()
+    """Raises ``UserError`` if training needs more memory than the machine, the container or the address space has."""
     state, step = training_bytes(config, recipe, threads), activation_bytes(config, recipe)
+    needs = (
+        f"training {parameters.count(config).total:,} parameters needs {_shown(state)} for weights, gradients and "
+        f"optimiser and {_shown(step)} for a step of {recipe.batch * config.context:,} tokens"
+    )
+    advice = "choose a smaller preset, width, layers, experts, batch or context"
+    available, limit = resources.memory_bytes(), resources.memory_limit()
+    if available is not None and available == limit:
+        others = resources.memory_in_use() + LIBRARIES
+        if state + step + others > limit:
+            raise UserError(
+                f"{needs}, and {_shown(others)} for Python and its libraries, but the container may use "
+                f"{_shown(limit)}: raise its memory limit, or {advice}."
+            )
     if available is not None and state + step > available:
-        total = parameters.count(config).total
+        raise UserError(f"{needs}, but this machine has {_shown(available)}: {advice}.")
+    left, more = resources.address_space_left(), ADDRESS_SPACE + threads * ADDRESS_SPACE_OF_A_THREAD
+    if left is not None and state + step + more > left:
         raise UserError(
-            f"training {total:,} parameters needs {state / 1e9:,.1f} GB for weights, gradients and optimiser and "
-            f"{step / 1e9:,.1f} GB for a step of {recipe.batch * config.context:,} tokens, but this machine has "
-            f"{available / 1e9:,.1f} GB: choose a smaller preset, width, layers, experts, batch or context."
+            f"{needs}, and {_shown(more)} of address space for threads and libraries, but the limit on address space "
+            f"leaves {_shown(left)}: raise the limit, which `ulimit -v` shows, or {advice}, or give --threads 1."
         )
+
+
+def _shown(size: int) -> str:
+    """A number of bytes, such as 1.5 GB or 80 MB."""
+    return f"{size / 1e9:,.1f} GB" if size >= 10**9 else f"{size / 1e6:,.0f} MB"
 
 
 def _number_bytes(recipe: TrainConfig) -> int:

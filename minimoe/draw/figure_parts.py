@@ -5,6 +5,10 @@ Figures are made without pyplot, which keeps every figure in a global list: here
 
 from __future__ import annotations
 
+import contextlib
+import os
+import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from minimoe.core.arrays import Array
@@ -66,8 +70,24 @@ def dash(expert: int) -> Line:
     return DASHES[expert // len(palette.COLOURS) % len(DASHES)]
 
 
+def load_matplotlib() -> None:
+    """Imports matplotlib, also if ``MPLBACKEND`` names a backend that does not exist: figures for files need none."""
+    if "matplotlib" in sys.modules:
+        return
+    wish = os.environ.pop("MPLBACKEND", None)
+    try:
+        matplotlib = import_module("matplotlib")
+    finally:
+        if wish is not None:
+            os.environ["MPLBACKEND"] = wish
+    if wish:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = wish
+
+
 def figure(width: float, height: float) -> Figure:
     """An empty white figure, width × height in inches."""
+    load_matplotlib()
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")

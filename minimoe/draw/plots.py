@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minimoe.core import files
-from minimoe.core.arrays import Array
+from minimoe.core.arrays import Array, underflow_is_right
 from minimoe.core.errors import UserError
 from minimoe.draw import figure_parts, palette
 
@@ -90,6 +90,7 @@ def expert_load(load: Array, title: str = "Load of each expert, relative to its 
     Raises:
         UserError: ``load`` is not a matrix of shares.
     """
+    figure_parts.load_matplotlib()
     from matplotlib.colors import LinearSegmentedColormap
 
     load = np.asarray(load)
@@ -190,13 +191,14 @@ def collapse(metrics_with: Rows, metrics_without: Rows) -> Figure:
     return figure
 
 
+@underflow_is_right
 def save(figure: Figure, path: str | Path) -> None:
     """Writes a figure as PNG, SVG or PDF, by the ending of ``path``; a reader sees the whole new file or the old one.
 
     Raises:
         UserError: ``path`` has another ending, or the folder is missing or cannot be written to.
     """
-    path = Path(path)
+    path = files.user_path(path)
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg", "pdf"):
         raise UserError(f"A figure cannot be saved as {path.name!r}: end the name in .png, .svg or .pdf.")
@@ -257,6 +259,7 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
 
 def _draw_domains(panels: Sequence[Axes], load_by_domain: Mapping[str, Array], layers: Sequence[int]) -> None:
     """Draws one panel per layer, with one group of bars per expert: its share in each domain, from loads (L, E)."""
+    figure_parts.load_matplotlib()
     from matplotlib import colormaps
 
     # dark to light, and unlike the colours of the experts, because each of these bars is a text

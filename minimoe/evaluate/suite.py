@@ -26,15 +26,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.core import resources
+from minimoe.core import files, resources
 from minimoe.core.arrays import select_device
 from minimoe.core.errors import UserError
+from minimoe.core.summary import brief
 from minimoe.cost import parameters
 from minimoe.evaluate import sums, text_loss, well_formed
 from minimoe.inference import generation, sampling
 from minimoe.parallel import thread_pool
 from minimoe.parallel.thread_pool import Map
-from minimoe.storage import checkpoint, metrics
+from minimoe.storage import checkpoint
 from minimoe.storage.checkpoint import Model
 from minimoe.text import batches
 from minimoe.text.batches import Texts
@@ -51,6 +52,7 @@ class Settings(NamedTuple):
     seed: int = 0
 
 
+@brief
 class Losses(NamedTuple):
     """A model's loss on one document, piece by piece."""
 
@@ -59,6 +61,7 @@ class Losses(NamedTuple):
     chance: float  # bits per byte
 
 
+@brief
 class Marks(NamedTuple):
     """The results of n attempts."""
 
@@ -67,6 +70,7 @@ class Marks(NamedTuple):
     reachable: float | None = None  # the share right in real text; None if there is no such text
 
 
+@brief
 class Measured(NamedTuple):
     """All results of the suite for one model; a string in place of marks says why there are none."""
 
@@ -78,6 +82,7 @@ class Measured(NamedTuple):
     marks: dict[str, Marks | str]  # by task
 
 
+@brief
 class Results(NamedTuple):
     """All results of the suite for one model, or for two that share a text."""
 
@@ -108,7 +113,7 @@ def run(
     """
     settings = settings or Settings()
     _check(settings)
-    folders = [Path(folder), *([] if against is None else [Path(against)])]
+    folders = [files.user_path(path) for path in (folder, *([] if against is None else [against]))]
     models = [checkpoint.load_model(path) for path in folders]
     _check_alike(folders, models)
     first = models[0]
@@ -116,7 +121,7 @@ def run(
     where = select_device(device)
     with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
         found = [
-            measure(str(path), model.to(where), data, _trained_tokens(path), settings, pool)
+            measure(str(path), model.to(where), data, _trained_tokens(model), settings, pool)
             for path, model in zip(folders, models, strict=True)
         ]
     return Results(settings, tuple(found))
@@ -147,10 +152,9 @@ def _check_alike(folders: Sequence[Path], models: Sequence[Model]) -> None:
             )
 
 
-def _trained_tokens(folder: Path) -> int:
-    """The count in the last line of the metrics, since a run may have been interrupted."""
-    rows = metrics.read(folder)
-    return int(rows[-1]["tokens"]) if rows else 0
+def _trained_tokens(model: Model) -> int:
+    """By the step in the model's own file: the run may have gone on since, and lost what it had not saved."""
+    return model.step * model.run.recipe.batch * model.config.context
 
 
 def measure(

@@ -1,10 +1,14 @@
-"""Evaluation: the loss over every token of a text, without router noise and without dropped assignments."""
+"""Evaluation: the loss over every token of a text, without router noise and without dropped assignments.
+
+The memory is bounded for any context and any vocabulary: see ``inference.reading`` for the one and ``LOGITS`` for the
+other.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +17,24 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array, like, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.layers import decoder
+from minimoe.core.ids import checked
+from minimoe.core.summary import brief
+from minimoe.inference import reading
+from minimoe.layers import decoder, linear
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.mode import Mode
-from minimoe.losses import cross_entropy, objective
-from minimoe.losses.objective import Objective, Shard
+from minimoe.layers.routing import RouterStats
+from minimoe.losses import cross_entropy
+from minimoe.losses.objective import Shard
 from minimoe.parallel.thread_pool import Map
 
 SEQUENCES = 16
-"""Sequences per forward pass; this changes only the speed."""
+"""Sequences per forward pass, at most; this changes only the speed."""
+
+LOGITS = 2**22
+"""Logits that are in memory at once, at most, unless a single token has more."""
 
 
+@brief
 class Evaluation(NamedTuple):
     loss: float  # nats per token
     tokens: int  # how many tokens were predicted
@@ -38,21 +49,30 @@ def evaluate(
     A document is read in consecutive pieces of ``config.context`` tokens, each without the pieces before it.
 
     Raises:
-        UserError: no document has two tokens, so there is nothing to predict; or the loss is not finite.
+        UserError: no document has two tokens, so there is nothing to predict; a document is not one row of ids in the
+            vocabulary; or the loss is not finite.
     """
-    shards = [shard for document in documents for shard in _shards(params, document, config.context)]
+    rows = [_checked(document, config) for document in documents]
+    shards = [shard for ids in rows for shard in _shards(params, ids, config.context)]
     if not shards:
         raise UserError("the text is one token long, which leaves nothing to predict: give a longer text.")
-    goal = Objective(training=False)
-    done = list(run(lambda shard: objective.forward(params, shard, config, goal, keep=False), shards))
-    count = sum(int(one.sums.loss.tokens) for one in done)
-    loss = sum(float(one.sums.loss.total) for one in done) / count
+
+    def read(shard: Shard) -> tuple[float, list[RouterStats]]:
+        nats, stats = 0.0, []
+        for _, logits, targets, of_piece in _read(params, config, shard):
+            nats += float(cross_entropy.forward(logits, targets)[0].total)
+            stats += of_piece
+        return nats, tree.add(*stats)
+
+    done = list(run(read, shards))
+    count = sum(shard.targets.size for shard in shards)
+    loss = sum(nats for nats, _ in done) / count
     if not math.isfinite(loss):
         raise UserError(
             f"the loss is {loss}, expected a finite number: the model has diverged or is damaged, so use an earlier "
             "checkpoint, or download it again."
         )
-    stats = tree.add(*(one.sums.stats for one in done))
+    stats = tree.add(*(of_shard for _, of_shard in done))
     assignments = np.stack([to_host(layer.assignments) for layer in stats])
     load = assignments / assignments.sum(1, keepdims=True, dtype=np.float64)
     return Evaluation(loss, count, load)
@@ -63,6 +83,7 @@ def bits_per_byte(result: Evaluation, size: int) -> float:
     return result.loss * result.tokens / (math.log(2) * size)
 
 
+@brief
 class Piece(NamedTuple):
     targets: NDArray[np.int32]  # (T,)  the predicted tokens; the last piece may be shorter
     nats: float  # the loss, summed over the targets
@@ -70,29 +91,57 @@ class Piece(NamedTuple):
 
 def by_piece(params: Decoder, config: ModelConfig, document: NDArray[np.int32], run: Map = map) -> list[Piece]:
     """The summed loss of each piece of a document, in order; ``evaluate`` takes the mean over the same tokens."""
+    ids = _checked(document, config)
 
     def pieces(shard: Shard) -> list[Piece]:
-        logits, _, _ = decoder.forward(params, shard.tokens, config, Mode(estimate_load=False))
-        return [
-            Piece(to_host(targets), float(cross_entropy.forward(z, targets)[0].total))
-            for z, targets in zip(logits, shard.targets, strict=True)
-        ]
+        nats = [0.0] * len(shard.targets)
+        for first, logits, targets, _ in _read(params, config, shard):
+            for row, (z, of_row) in enumerate(zip(logits, targets, strict=True), first):
+                nats[row] += float(cross_entropy.forward(z, of_row)[0].total)
+        return [Piece(to_host(targets), total) for targets, total in zip(shard.targets, nats, strict=True)]
 
-    return [piece for shard in run(pieces, _shards(params, document, config.context)) for piece in shard]
+    return [piece for shard in run(pieces, _shards(params, ids, config.context)) for piece in shard]
 
 
-def _shards(params: Decoder, document: NDArray[np.int32], context: int) -> list[Shard]:
+def _checked(document: NDArray[Any], config: ModelConfig) -> NDArray[Any]:
+    return checked(document, config.vocab_size, axes=(1,), what="The ids of a document")
+
+
+def _read(
+    params: Decoder, config: ModelConfig, shard: Shard
+) -> Iterator[tuple[int, Array, Array, list[list[RouterStats]]]]:
+    """Yields the logits (b, t, V) and targets (b, t) of some tokens, at most ``LOGITS`` logits at a time.
+
+    The first number is the sequence of the shard that they begin with. The last list has what the routers report, once
+    for each piece of positions.
+    """
+    head = decoder.output_layer(params)
+    for where, found in reading.read(params, config, shard.tokens):
+        targets, stats = shard.targets[:, where], [found.routed.stats]
+        rows: Any = slice(None), slice(None)
+        parts = [rows]
+        if targets.size * config.vocab_size > LOGITS:
+            step = max(1, LOGITS // config.vocab_size)
+            starts = range(0, targets.shape[1], step)
+            parts = [(slice(row, row + 1), slice(at, at + step)) for row in range(len(targets)) for at in starts]
+        for part in parts:
+            logits, _ = linear.forward(head, found.x[part])
+            yield part[0].start or 0, logits, targets[part], stats
+            stats = []
+
+
+def _shards(params: Decoder, document: NDArray[Any], context: int) -> list[Shard]:
     """The pieces of a document, ``SEQUENCES`` at a time; the last, shorter piece is a shard of its own."""
     tokens, targets = document[:-1], document[1:]
     whole = len(tokens) // context * context
 
     def shard(start: int, stop: int, length: int) -> Shard:
-        def rows(ids: NDArray[np.int32]) -> Array:
+        def rows(ids: NDArray[Any]) -> Array:
             return like(params.norm.gain, ids[start:stop].reshape(-1, length))
 
         return Shard(rows(tokens), rows(targets))
 
-    step = SEQUENCES * context
+    step = min(SEQUENCES, reading.sequences_at_once(context)) * context
     shards = [shard(start, min(start + step, whole), context) for start in range(0, whole, step)]
     if whole < len(tokens):
         shards.append(shard(whole, len(tokens), len(tokens) - whole))

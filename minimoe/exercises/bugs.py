@@ -1,6 +1,6 @@
 """Bugs: ways in which this package could be wrong, each made by replacing a line, or a few lines that belong together.
 
-``bugs.toml`` lists them. Some are real: public code had them, and lesson 15 shows ten of these. The others are common
+``bugs.toml`` lists them. Some were seen in public code, and lesson 15 shows ten of these. The others are common
 mistakes in derivations and indexing: a sign, an axis, a term, a shift by one. The tests put each bug into a copy of the
 package, where at least one test must fail (``tests/mutations``).
 

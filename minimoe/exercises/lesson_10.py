@@ -31,6 +31,9 @@ def _stream_size(answer: Answer, start: float, step: float, L: int) -> Report:
         "the embedding is in the stream too.": math.sqrt(2 * L) * step,
         "this is the mean square; the question is about its root.": start**2 + 2 * L * step**2,
         "square the sizes before you add them.": math.sqrt(start + 2 * L * step),
+        "the embedding is one of the independent terms: square its size too, and take the root of the whole sum.": (
+            start + math.sqrt(2 * L) * step
+        ),
     }
     return values(answer, (start, step, L), {"size": math.sqrt(start**2 + 2 * L * step**2)}, mistakes={"size": hints})
 
@@ -122,6 +125,10 @@ def tied_table_gradient(answer: Answer) -> Report:
                     above + last_wins
                 ),
                 "the gradients of the two uses must be added, not averaged.": (above + below) / 2,
+                "token 3 occurs in three places, and all three add to its row; this is their mean.": (
+                    above + below / np.maximum(np.bincount(tokens, minlength=V), 1)[:, None]
+                ),
+                "the gradients of the two uses must be added, not subtracted.": above - below,
             }
         },
     )
@@ -159,6 +166,8 @@ def softcapped_cross_entropy_backward(answer: Answer) -> Report:
                 "the derivative of tanh(u) is 1 − tanh(u)²; here cap · tanh(u) was squared.": (
                     right * (1 - (cap * capped) ** 2)
                 ),
+                "the derivative of tanh(u) is 1 − tanh(u)², not 1 − tanh(u).": right * (1 - capped),
+                "the derivative of tanh must be taken at z / c, not at z.": right * (1 - np.tanh(z) ** 2),
             }
         },
     )

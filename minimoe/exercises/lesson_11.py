@@ -39,17 +39,31 @@ def _uncorrected(answer: Answer, beta1: float, beta2: float, step: int) -> Repor
                 "this is right at step 0 only: how much of the mean is filled after t steps?": np.array(
                     (1 - beta1) / math.sqrt(1 - beta2)
                 ),
+                "β₁ and β₂ are swapped: β₁ belongs to the mean, β₂ to the mean of squares.": np.array(
+                    (1 - beta2**t) / math.sqrt(1 - beta1**t)
+                ),
+                "these are the powers themselves: after t steps, the weights in the mean sum to 1 − β₁ᵗ.": np.array(
+                    beta1**t / math.sqrt(beta2**t)
+                ),
             }
         },
     )
 
 
 def lion_step(answer: Answer) -> Report:
-    """(weight, mean, d, rate, beta1, beta2, decay) → the new weight and mean."""
+    """(weight, mean, d, rate, beta1, beta2, decay) → the new weight and mean.
+
+    The gradient is larger than the mean, so the sign depends on their blend and on the order of the two updates.
+    """
+    return first_failure(_lion_step(answer, *betas) for betas in ((0.6, 0.9), (0.7, 0.4)))
+
+
+def _lion_step(answer: Answer, beta1: float, beta2: float) -> Report:
     rng = np.random.default_rng(11)
-    D, F = 4, 5
+    D, F = 5, 8
     weight, mean, d = rng.standard_normal((3, D, F))
-    rate, beta1, beta2, decay = 0.1, 0.6, 0.9, 0.5
+    d *= 1.5
+    rate, decay = 0.1, 0.5
 
     def moved(blend: Array) -> Array:
         return weight - rate * (np.sign(blend) + decay * weight)
@@ -64,6 +78,15 @@ def lion_step(answer: Answer) -> Report:
         mistakes={
             "weight": {
                 "this is the sign of the new mean, but the direction is a different blend, with β₁.": moved(new_mean),
+                "the mean was updated before the direction was taken, but the direction needs the mean from before "
+                "this step.": moved(beta1 * new_mean + (1 - beta1) * d),
+                "β₁ is the share of the mean, and 1 − β₁ is that of the gradient.": moved(
+                    (1 - beta1) * mean + beta1 * d
+                ),
+                "decay acts on the weight from before the step, not on the weight after it.": (
+                    (weight - rate * np.sign(blend)) * (1 - rate * decay)
+                ),
+                "the rate is missing.": weight - (np.sign(blend) + decay * weight),
                 "this is the sign of the old mean, but the direction contains the new gradient too.": moved(mean),
                 "this is the sign of the gradient alone, but the direction contains the mean too.": moved(d),
                 "the sign is missing: the step has the size of the gradient.": weight - rate * (blend + decay * weight),
@@ -114,6 +137,13 @@ def step_backward(answer: Answer) -> Report:
                 ),
                 "the rate is one number for all entries, so its gradient must be summed over them.": -dnew
                 * (direction + decay * weight),
+                "the gradient of the rate is the sum over all entries, not their mean.": (
+                    -(dnew * (direction + decay * weight)).mean()
+                ),
+                "the step is subtracted: look at the sign.": (dnew * (direction + decay * weight)).sum(),
+                "dw' is missing: what each entry of w' receives weighs how much it matters.": (
+                    -(direction + decay * weight).sum()
+                ),
             },
         },
     )
@@ -129,13 +159,15 @@ def _newton_schulz(answer: Answer, shape: tuple[int, int, int], steps: int) -> R
     m = rng.standard_normal(shape)
     norms = np.sqrt((m * m).sum((1, 2), keepdims=True))
 
-    def moved(x: Array, steps: int) -> Array:
+    def moved(x: Array, steps: int, exact: float | None = None) -> Array:
         U, S, Vt = np.linalg.svd(x, full_matrices=False)
         for _ in range(steps):
             S = 1.5 * S - 0.5 * S**3
-        return (U * S[:, None]) @ Vt
+        scaled: Array = (U * S[..., None, :] if exact is None else exact * U) @ Vt
+        return scaled
 
     entries = m / norms
+    as_one = m.reshape(-1, shape[2]) / np.sqrt((m * m).sum())
     with np.errstate(over="ignore", invalid="ignore"):
         unscaled = moved(m, steps)
         for _ in range(steps):
@@ -157,6 +189,19 @@ def _newton_schulz(answer: Answer, shape: tuple[int, int, int], steps: int) -> R
                 "this is the norm of each row, but the norm of the whole matrix is needed.": moved(
                     m / np.sqrt((m * m).sum(2, keepdims=True)), steps
                 ),
+                "this is the norm of each column, but the norm of the whole matrix is needed.": moved(
+                    m / np.sqrt((m * m).sum(1, keepdims=True)), steps
+                ),
+                "the stack was treated as one tall matrix, but every expert has a matrix of its own.": (
+                    moved(as_one, steps).reshape(shape)
+                ),
+                "this is U Vᵀ itself; the exercise asks for what so many steps of Newton–Schulz reach.": moved(
+                    m, 0, 1.0
+                ),
+                "this divides by the largest singular value; the norm here is the root of the sum of squares.": moved(
+                    m / np.linalg.norm(m, 2, axis=(1, 2), keepdims=True), steps
+                ),
+                "the matrix is divided by the square of its norm: take the root.": moved(m / norms**2, steps),
             }
         },
     )

@@ -26,6 +26,7 @@ def either_by_chance(answer: Answer) -> Report:
             (experts, top_k),
             {"chance": chance},
             sizes={"E": experts, "K": top_k},
+            shares=("chance",),
             mistakes={
                 "chance": {
                     "this is the chance that the sets have nothing in common.": 1 - chance,
@@ -58,6 +59,7 @@ def shuffled_exactly(answer: Answer) -> Report:
             (np.array(counts),),
             {"share": expected},
             sizes={"N": total, "E": len(counts)},
+            shares=("share",),
             mistakes={
                 "share": {
                     "this is Σp², which draws the neighbour from all tokens, but a token is not its own neighbour.": (
@@ -69,6 +71,7 @@ def shuffled_exactly(answer: Answer) -> Report:
                     "the neighbour must be one of the other tokens of the same expert, of which there is one fewer.": (
                         p * np.array(counts) / (total - 1)
                     ).sum(),
+                    "this is uniform chance, 1/E, but the loads are not even.": 1 / len(counts),
                     "this is the number of pairs that agree; divide it by the N − 1 pairs.": expected * (total - 1),
                 }
             },
@@ -132,6 +135,8 @@ def one_a_second(answer: Answer) -> Report:
                 "years": {
                     "these are seconds: divide by the seconds of a year.": parameters,
                     "these are days.": parameters / (24 * 3600),
+                    "these are hours.": parameters / 3600,
+                    "these are the years of all people together, but one person does all of the work.": years / people,
                     "a year has 365.25 days here.": parameters / (365 * 24 * 3600),
                 },
                 "seconds": {

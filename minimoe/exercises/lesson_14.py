@@ -70,7 +70,12 @@ def paired_difference(answer: Answer) -> Report:
 def tokens_per_second(answer: Answer) -> Report:
     """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens per second, limited by either."""
     model = (1.6e9, 45.1e9, 8, 2)
-    cases = ((*model, 4, 2, 2e12, 3e14), (*model, 1, 1, 1e12, 1e14), (*model, 3000, 2, 2e12, 3e14))
+    cases = (
+        (*model, 4, 2, 2e12, 3e14),
+        (*model, 1, 1, 1e12, 1e14),
+        (0.9e9, 20.1e9, 48, 5, 7, 2, 3e12, 2e14),
+        (*model, 3000, 2, 2e12, 3e14),
+    )
     return first_failure(_tokens_per_second(answer, *case) for case in cases)
 
 
@@ -112,9 +117,12 @@ def _tokens_per_second(
                 "this reads K experts whatever the batch, but different tokens touch different experts.": speed(
                     bytes_each * active / bandwidth, arithmetic
                 ),
-                "this leaves out the arithmetic, which limits the speed of a large batch.": np.array(batch / reading),
+                "this leaves out the arithmetic, or counts it for one token: it grows with the batch, and limits the "
+                "speed of a large one.": np.array(batch / reading),
                 "a parameter takes two operations per token: a product and a sum.": speed(reading, arithmetic / 2),
-                "the arithmetic grows with the batch.": speed(reading, arithmetic / batch),
+                "a token uses K of the E experts, however many of them the batch touches.": speed(
+                    reading, 2 * (shared + experts_total * touched) * batch / peak
+                ),
             }
         },
     )

@@ -38,6 +38,7 @@ def library_form(answer: Answer) -> Report:
                 },
                 "collapsed": {
                     known: experts / top_k,
+                    "this is the sum, and E is missing: multiply the sum by E.": 1.0,
                     "the sum has K terms that are not zero, not one.": experts / top_k**2,
                     "every chosen expert has f = 1, because every token goes to it.": float(top_k),
                 },
@@ -63,6 +64,8 @@ def balance_of_parts(answer: Answer) -> Report:
         return float(balance.loss(stats, Coefficients())[0].balance)
 
     each = np.array([loss(part) for part in parts])
+    shares = assignments / assignments.sum(1, keepdims=True)
+    means = probability / tokens[:, None]
     whole = loss(tree.add(*parts))
     return values(
         answer,
@@ -80,6 +83,17 @@ def balance_of_parts(answer: Answer) -> Report:
                 "f is divided by the number of tokens, but each token has K assignments: f must sum to 1.": (
                     top_k * whole
                 ),
+                "E is missing: the loss is E times the sum, so that it is 1 at perfect balance.": whole / experts,
+                "f and p̄ are means of the parts' means, but the parts differ in size: add the sums first.": (
+                    experts * (shares.mean(0) * means.mean(0)).sum()
+                ),
+                "f is a mean of the parts' shares, but the parts differ in size: add the assignments first.": (
+                    experts * (shares.mean(0) * probability.sum(0)).sum() / tokens.sum()
+                ),
+                "p̄ is a mean of the parts' means, but the parts differ in size: add the probabilities first.": (
+                    experts * (assignments.sum(0) / assignments.sum() * means.mean(0)).sum()
+                ),
+                "p̄ is a mean: divide the sum of the probabilities by the number of tokens.": whole * tokens.sum(),
             }
         },
     )
@@ -89,13 +103,24 @@ def leaks_the_future(answer: Answer) -> Report:
     """(model, tokens, vocabulary) → whether a later token changes an earlier logit."""
     rng = np.random.default_rng(15)
     vocabulary = 7
-    tokens = rng.integers(vocabulary, size=6)
+    tokens = np.array([2, 6, 0, 6, 3, 6])  # the largest token three times: adding 1 to it leads out of the vocabulary
     vectors = rng.standard_normal((vocabulary, vocabulary))  # (V, V): a token's contribution to every logit
+
+    def contributions(given: Array) -> Array:
+        ids = np.asarray(given)
+        outside = ids[(ids < 0) | (ids >= vocabulary)]
+        if outside.size:
+            raise ValueError(
+                f"the model knows the tokens 0 to {vocabulary - 1}, but is given {outside[0]}: a changed token must "
+                "stay in the vocabulary, so use `% vocabulary`."
+            )
+        result: Array = vectors[ids]
+        return result
 
     def case(model: _Case) -> Report:
         return values(
             answer,
-            (lambda given: model.logits(vectors[np.asarray(given)]), tokens, vocabulary),
+            (lambda given: model.logits(contributions(given)), tokens, vocabulary),
             {"leaks": int(model.leaks)},
             mistakes={"leaks": {model.hint: int(not model.leaks)}},
         )
@@ -150,22 +175,23 @@ class _Case(NamedTuple):
 
 
 def _with_all_of_it(x: Array) -> Array:
-    return x + x.mean(0)
+    """Every position sees all tokens, the later ones most: another last token changes the largest logit."""
+    return x + np.square(np.arange(len(x))) @ x
 
 
-def _with_the_next_but_for_the_last_two(x: Array) -> Array:
-    """Position 2 sees token 3, and no other position sees a later token."""
-    y = np.cumsum(x, axis=0)
-    if len(x) > 3:
-        y[2] += x[3]
-    return y
+def _leaking(later: int, earlier: slice, mix: Array) -> Model:
+    """A model in which the token at ``later``, and no other, reaches the logits at the positions ``earlier``.
 
+    ``mix`` (V, V) says how much of each of the token's contributions reaches each logit.
+    """
 
-def _first_sees_the_token_before_last(x: Array) -> Array:
-    y = np.cumsum(x, axis=0)
-    if len(x) > 1:
-        y[0] += x[-2]
-    return y
+    def logits(x: Array) -> Array:
+        y = np.cumsum(x, axis=0)
+        if later < len(x):
+            y[earlier] += x[later] @ mix
+        return y
+
+    return logits
 
 
 def _prefix_from_suffix(x: Array) -> Array:
@@ -174,13 +200,10 @@ def _prefix_from_suffix(x: Array) -> Array:
     return total
 
 
-def _one_channel(x: Array) -> Array:
-    """Only one of the V logits leaks."""
-    y = np.cumsum(x, axis=0)
-    if len(x) > 4:
-        y[1, 4] += x[4, 4]
-    return y
-
+EVERYWHERE = 100 * np.eye(7)  # a leak into all V logits, large enough to change the largest one
+ONE_LOGIT = 100 * np.outer(np.eye(7)[3], np.eye(7)[5])
+TWO_LOGITS = 100 * np.outer(np.eye(7)[3], np.eye(7)[2] - np.eye(7)[5])  # their sum stays the same
+SMALL = 1e-3 * np.eye(7)
 
 MODELS = (
     _Case(
@@ -190,17 +213,43 @@ MODELS = (
     ),
     _Case(_with_all_of_it, True, "your test passes a model in which every position sees every token."),
     _Case(
-        _first_sees_the_token_before_last,
+        _leaking(4, slice(4), EVERYWHERE),
         True,
         "your test misses a model in which the second-to-last token leaks: do not change the last token only.",
     ),
     _Case(
-        _with_the_next_but_for_the_last_two,
+        _leaking(3, slice(2, 3), EVERYWHERE),
         True,
         "your test misses a leak from token 3 to position 2: change each token in turn, and compare all earlier "
         "positions.",
     ),
-    _Case(_one_channel, True, "your test misses a leak into one of the logits: compare all V of them."),
+    _Case(
+        _leaking(4, slice(1, 2), EVERYWHERE),
+        True,
+        "your test misses a leak from token 4 to position 1: compare all earlier positions, not only the one before.",
+    ),
+    _Case(
+        _leaking(2, slice(2), EVERYWHERE),
+        True,
+        "your test misses a leak from token 2, which is a 0: put a token there that differs from the old one.",
+    ),
+    _Case(
+        _leaking(4, slice(1, 2), ONE_LOGIT),
+        True,
+        "your test misses a leak into one of the logits: compare all V of them.",
+    ),
+    _Case(
+        _leaking(4, slice(1, 2), TWO_LOGITS),
+        True,
+        "your test misses a leak that raises one logit and lowers another: compare the logits one by one, not their "
+        "sum.",
+    ),
+    _Case(
+        _leaking(4, slice(1, 2), SMALL),
+        True,
+        "your test misses a small leak, which does not change the most likely token: compare the logits themselves, "
+        "with a small tolerance.",
+    ),
     _Case(
         _prefix_from_suffix,
         False,

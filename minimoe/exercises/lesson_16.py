@@ -47,8 +47,8 @@ class _Unasked(np.ndarray):
 
 
 def guarded_step(answer: Answer) -> Report:
-    """(w, d, rate) → the new w; the gradient is finite, then holds a NaN, then an infinity."""
-    return first_failure(_guarded_step(answer, poison) for poison in (0.5, np.nan, np.inf))
+    """(w, d, rate) → the new w; the gradient is finite, then holds a NaN, then an infinity of either sign."""
+    return first_failure(_guarded_step(answer, poison) for poison in (0.5, np.nan, np.inf, -np.inf))
 
 
 def _guarded_step(answer: Answer, poison: float) -> Report:
@@ -80,7 +80,11 @@ def _guarded_step(answer: Answer, poison: float) -> Report:
         mistakes={"w": {hint: wrong for hint, wrong in hints.items() if not np.array_equal(wrong, right)}},
     )
     if "not finite" in report.sentence:
-        return replace(report, sentence="w: 0 times NaN or infinity is NaN: choose, do not multiply.")
+        bad = str(poison).replace("inf", "infinity")
+        sentence = (
+            f"w: with a {bad} in d, w is no longer finite: check for NaN and for both infinities, and choose, do not"
+        )
+        return replace(report, sentence=f"{sentence} multiply, because 0 times NaN or infinity is NaN.")
     return report
 
 
@@ -122,14 +126,16 @@ def gather_backward(answer: Answer) -> Report:
 
 
 def merge_tiles(answer: Answer) -> Report:
-    """(o1, lse1, o2, lse2) → o, lse; the second case has scores around 1000."""
-    return first_failure(_merge_tiles(answer, offset) for offset in (0.0, 1000.0))
+    """(o1, lse1, o2, lse2) → o, lse; then both tiles, or one of them, have scores far from zero."""
+    offsets = ((0.0, 0.0), (1000.0, 1000.0), (-1000.0, -1000.0), (0.0, 2000.0), (2000.0, 0.0))
+    return first_failure(_merge_tiles(answer, *pair) for pair in offsets)
 
 
-def _merge_tiles(answer: Answer, offset: float) -> Report:
+def _merge_tiles(answer: Answer, first: float, second: float) -> Report:
     rng = np.random.default_rng(16)
     T, C = 5, 3
-    scores, v = rng.standard_normal((T, 7)) + offset, rng.standard_normal((7, C))
+    scores, v = rng.standard_normal((T, 7)), rng.standard_normal((7, C))
+    scores += np.where(np.arange(7) < 2, first, second)
 
     def attend(columns: slice) -> tuple[Array, Array]:
         part = scores[:, columns]
@@ -156,7 +162,7 @@ def _merge_tiles(answer: Answer, offset: float) -> Report:
         "the logarithms do not add up: add the sums that they are the logarithms of.": lse1 + lse2,
         "this is the larger of the two, but the other one counts as well.": np.maximum(lse1, lse2),
     }
-    return values(
+    report = values(
         answer,
         (o1, lse1, o2, lse2),
         {"o": o, "lse": lse},
@@ -166,3 +172,10 @@ def _merge_tiles(answer: Answer, offset: float) -> Report:
             "lse": hints_lse,
         },
     )
+    if "not finite" in report.sentence:
+        where = f"with scores around {first:g} in the first tile and {second:g} in the second"
+        sentence = (
+            f"{where}, a result is not finite: e to a large number overflows, and a sum of zeros has no logarithm. "
+        )
+        return replace(report, sentence=f"{sentence}Subtract the larger log-sum-exp before you exponentiate.")
+    return report

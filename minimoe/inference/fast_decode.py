@@ -8,7 +8,7 @@ generation is several times faster. Routers and experts come from the tables in 
 
 from __future__ import annotations
 
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.inference.kv_cache import KVCache, LayerCache
 from minimoe.layers import decoder, moe, rope
@@ -19,6 +19,7 @@ from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
 
 
+@underflow_is_right
 def forward(params: Decoder, cache: KVCache, token: int) -> Array:
     """One token, which is added to the cache of one sequence → logits (V,) of the next token."""
     config = cache.config

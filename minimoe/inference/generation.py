@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from minimoe.core.arrays import Array, like, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
+from minimoe.core.ids import checked
 from minimoe.inference import fast_decode, kv_cache, sampling
 from minimoe.inference.kv_cache import KVCache
 from minimoe.layers import decoder
@@ -48,12 +49,9 @@ def generate(
             ``tokens`` or ``seed`` is not a whole number of at least 0, or if a setting of the sampling is out of its
             range; during generation, if the model's logits are not finite.
     """
-    prompt = np.asarray(prompt_ids)
+    prompt = checked(prompt_ids, config.vocab_size, axes=(1,), what="The ids of the prompt")
     if prompt.size == 0:
         raise UserError("The prompt is empty, but a model can only continue a text: give at least one token.")
-    if prompt.ndim != 1:
-        raise UserError(f"The prompt has shape {prompt.shape}, expected one row of ids: give one prompt at a time.")
-    _check_ids(prompt, config.vocab_size)
     if not isinstance(tokens, int | np.integer) or tokens < 0:
         raise UserError(f"tokens {tokens} is not a number of tokens to write: choose a whole number of at least 0.")
     if not isinstance(seed, int | np.integer) or seed < 0:
@@ -81,13 +79,12 @@ def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
     Raises:
         UserError: there is no token, B is not that of the cache, or an id is outside the vocabulary.
     """
-    tokens = np.asarray(tokens)
+    tokens = checked(tokens, cache.config.vocab_size)
     if tokens.ndim != 2 or len(tokens) != cache.batch or tokens.size == 0:
         raise UserError(
             f"tokens have shape {tokens.shape}, expected ({cache.batch}, n) with n at least 1: give one row of ids per "
             "sequence of the cache."
         )
-    _check_ids(tokens, cache.config.vocab_size)
     if tokens.size == 1:
         return fast_decode.forward(params, cache, int(tokens[0, 0]))[None]
     piece = min(PIECE, cache.window)  # the cache takes at most a window of positions at a time
@@ -98,15 +95,6 @@ def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
         )
         cache.position += part.shape[1]
     return logits[:, -1]
-
-
-def _check_ids(ids: NDArray[Any], vocab_size: int) -> None:
-    """Raises ``UserError`` unless every id is an integer in [0, V): NumPy would read −1 as the last token."""
-    if ids.dtype.kind not in "iu":
-        raise UserError(f"Token ids must be integers, got {ids.dtype}: pass what the tokenizer's encode returned.")
-    if ids.min() < 0 or ids.max() >= vocab_size:
-        wrong = ids[(ids < 0) | (ids >= vocab_size)][0]
-        raise UserError(f"Token id {wrong} is not in a vocabulary of {vocab_size}: use ids from 0 to {vocab_size - 1}.")
 
 
 class Codec(Protocol):
@@ -148,11 +136,9 @@ def stream(
     Raises:
         UserError: as ``generate``; or ``model`` is not a model, or the prompt cannot be encoded.
     """
-    if not hasattr(model, "tokenizer"):
-        raise UserError(
-            f"a {type(model).__name__} is not a model: give the result of minimoe.load, or the .model that "
-            "minimoe.train returns."
-        )
+    _check_model(model)
+    if not isinstance(prompt, str):
+        raise UserError(f"The prompt {prompt!r:.60} is not text: give a string, such as 'Once upon a time'.")
     ids = model.tokenizer.encode(prompt).tolist()
     written = generate(
         model.params,
@@ -165,6 +151,14 @@ def stream(
         seed=seed,
     )
     return model.tokenizer.stream(chain(ids, takewhile(lambda token: token not in model.end_tokens, written)))
+
+
+def _check_model(model: Any) -> None:
+    if not (hasattr(model, "tokenizer") and hasattr(model, "params")):
+        raise UserError(
+            f"a {type(model).__name__} is not a model: give the result of minimoe.load, or the .model that "
+            "minimoe.train returns."
+        )
 
 
 def write(
@@ -186,5 +180,6 @@ def write(
     Raises:
         UserError: as ``stream``.
     """
+    _check_model(model)
     pieces = stream(model, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     return "".join(pieces)[len(model.tokenizer.decode(model.tokenizer.encode(prompt))) :]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minimoe.core.arrays import underflow_is_right
 from minimoe.core.errors import UserError
 
 
@@ -41,6 +42,7 @@ def sample(
     return int(cumulative.searchsorted(rng.random() * cumulative[-1], side="right"))
 
 
+@underflow_is_right
 def probabilities(
     logits: NDArray[Any], temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> NDArray[np.float64]:

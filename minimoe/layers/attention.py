@@ -23,8 +23,9 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core import tree
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
+from minimoe.core.summary import brief
 from minimoe.layers import linear, rope
 from minimoe.layers.linear import Linear
 from minimoe.layers.rope import Rotation
@@ -34,6 +35,7 @@ ROWS = 64
 
 
 @tree.marks(matrices=("query", "key", "value", "output"))
+@brief
 class Attention(NamedTuple):
     query: Linear  # (D, H·C)
     key: Linear  # (D, G·C)
@@ -41,6 +43,7 @@ class Attention(NamedTuple):
     output: Linear  # (H·C, D)
 
 
+@brief
 class KeyValues(NamedTuple):
     """The rotated keys and the values of the positions up to the newest one."""
 
@@ -59,6 +62,7 @@ class Past(Protocol):
     def append(self, keys: Array, values: Array) -> KeyValues: ...
 
 
+@brief
 class AttendCache(NamedTuple):
     q: Array  # (B, T, H, C)
     k: Array  # (B, S, G, C)
@@ -68,6 +72,7 @@ class AttendCache(NamedTuple):
     window: int | None
 
 
+@brief
 class Cache(NamedTuple):
     projected: linear.Cache  # one for query, key and value, which have the same input x
     attended: AttendCache
@@ -152,6 +157,7 @@ def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
         yield f"self_attn.{letter}_proj.weight", projection.weight.T
 
 
+@underflow_is_right
 def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
     """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries belong to the last T of the S positions."""
     xp = array_module(q)
@@ -172,6 +178,7 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
     return o, AttendCache(q, k, v, o, log_sum_exp, window)
 
 
+@underflow_is_right
 def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]:
     """do (B, T, H, C) → dq (B, T, H, C), dk and dv (B, S, G, C).
 

@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
+from minimoe.core.summary import brief
 from minimoe.layers import attention, moe, rmsnorm
 from minimoe.layers.attention import Attention, Past
 from minimoe.layers.mode import EVALUATION, Mode
@@ -25,6 +26,7 @@ from minimoe.layers.rope import Rotation
 from minimoe.layers.routing import RouterStats
 
 
+@brief
 class Block(NamedTuple):
     attention_norm: RMSNorm
     attention: Attention
@@ -32,6 +34,7 @@ class Block(NamedTuple):
     moe: MoE
 
 
+@brief
 class Cache(NamedTuple):
     attention_norm: rmsnorm.Cache
     attention: attention.Cache
@@ -39,6 +42,7 @@ class Cache(NamedTuple):
     moe: moe.Cache
 
 
+@brief
 class Result(NamedTuple):
     y: Array  # (B, T, D)
     stats: RouterStats

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
+from minimoe.core.summary import brief
 from minimoe.layers import block, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import Past
 from minimoe.layers.block import Block
@@ -25,6 +26,7 @@ from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.routing import RouterStats
 
 
+@brief
 class Decoder(NamedTuple):
     embedding: Embedding
     blocks: list[Block]
@@ -32,6 +34,7 @@ class Decoder(NamedTuple):
     head: Linear | None  # (D, V), or None to use the embedding table again
 
 
+@brief
 class Cache(NamedTuple):
     embedding: embedding.Cache
     blocks: list[block.Cache]
@@ -39,6 +42,7 @@ class Cache(NamedTuple):
     head: linear.Cache
 
 
+@brief
 class Routed(NamedTuple):
     """What the routers of all layers report."""
 
@@ -46,10 +50,22 @@ class Routed(NamedTuple):
     dropped: list[Any]  # L: number of routing entries that were refused by a full expert
 
 
+@brief
 class Result(NamedTuple):
     logits: Array  # (B, T, V)
     routed: Routed
     cache: Cache
+
+
+@brief
+class Hidden(NamedTuple):
+    """Everything before the output layer."""
+
+    x: Array  # (B, T, D)  normalised: the input of the output layer
+    routed: Routed
+    embedding: embedding.Cache
+    blocks: list[Any]  # L: what was kept of each block's cache, the whole by default
+    norm: rmsnorm.Cache
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Decoder:
@@ -61,7 +77,7 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
     Raises:
         UserError: the router or the kind of experts does not exist, or the router does not allow these settings.
     """
-    moe.check(config)
+    moe.check_forward(config)
     table_std = 0.02 if config.tied_embeddings else 0.5
     return Decoder(
         embedding=embedding.init(rng, config.vocab_size, config.width, std=table_std, dtype=dtype),
@@ -90,6 +106,7 @@ def draw_noise(
     return moe.router_of(config).draw_noise(rng, config, (config.layers, batch, context), dtype)
 
 
+@underflow_is_right
 def forward(
     params: Decoder,
     tokens: Array,
@@ -104,6 +121,26 @@ def forward(
     ``mode`` says how the pass is run: see ``Mode``. By default the model is deterministic and drops nothing. ``past``
     holds the keys and values of each layer for the ``position`` tokens before these (for fewer, if there is a window).
     """
+    x, routed, embedded, caches, normed = hidden(params, tokens, config, mode, past=past, position=position)
+    logits, headed = linear.forward(output_layer(params), x)
+    return Result(logits, routed, Cache(embedded, caches, normed, headed))
+
+
+@underflow_is_right
+def hidden(
+    params: Decoder,
+    tokens: Array,
+    config: ModelConfig,
+    mode: Mode = EVALUATION,
+    *,
+    past: Sequence[Past] | None = None,
+    position: int = 0,
+    keep: Callable[[block.Cache], Any] | None = lambda cache: cache,
+) -> Hidden:
+    """``forward`` without the output layer, for when the logits of all tokens at once would be too large.
+
+    ``keep`` says what is kept of each block's cache; None keeps nothing, so that no cache outlives its block.
+    """
     xp = array_module(params.norm.gain)
     dtype = params.norm.gain.dtype
     positions = xp.arange(position, position + tokens.shape[1])
@@ -116,12 +153,12 @@ def forward(
         )
         routed.stats.append(stats)
         routed.dropped.append(dropped)
-        caches.append(cache)
+        caches.append(None if keep is None else keep(cache))
     x, normed = rmsnorm.forward(params.norm, x, config.norm_eps)
-    logits, headed = linear.forward(output_layer(params), x)
-    return Result(logits, routed, Cache(embedded, caches, normed, headed))
+    return Hidden(x, routed, embedded, caches, normed)
 
 
+@underflow_is_right
 def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterStats] | None = None) -> Decoder:
     """dlogits (B, T, V) or (N, V), and each layer's gradient with respect to its router's sums → every gradient.
 

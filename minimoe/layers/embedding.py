@@ -13,12 +13,16 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array, array_module
+from minimoe.core.ids import check_on_host
+from minimoe.core.summary import brief
 
 
+@brief
 class Embedding(NamedTuple):
     table: Array  # (V, D)
 
 
+@brief
 class Cache(NamedTuple):
     tokens: Array  # (...) integers
 
@@ -32,6 +36,7 @@ def init(
 
 def forward(params: Embedding, tokens: Array) -> tuple[Array, Cache]:
     """tokens (...) of integers in [0, V) → y (..., D)."""
+    check_on_host(tokens, len(params.table))
     return params.table[tokens], Cache(tokens)
 
 

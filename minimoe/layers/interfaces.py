@@ -1,12 +1,13 @@
 """What a module must offer to serve as a router or as experts. The tables in ``moe`` list the modules that exist.
 
-Beside its mathematics, a module states the facts about itself, so that a new module takes one file and one line in a
+Besides its mathematics, a module states facts about itself, so a new module needs only one file and one line in a
 table. These facts are the shapes of its parameters, how many of them are active for one token, and the marks on their
 tuple (``tree.marks``), which say which parameters are matrices for Muon and which serve only training.
 
-Two more functions are optional and found by name. ``decode`` is a faster form of ``forward`` for a single token.
-``mixtral_tensors`` gives the names of the parameters in Mixtral's layout; without it, a model cannot be written in that
-layout.
+Three more functions are optional and found by name. ``check_forward`` is ``check`` for a model that is not trained; a
+router needs it if ``check`` refuses settings only because they cannot be trained. ``decode`` is a faster form of
+``forward`` for a single token. ``mixtral_tensors`` gives the names of the parameters in Mixtral's layout; without it, a
+model cannot be written in that layout.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError, suggestion
+from minimoe.core.summary import brief
 from minimoe.layers.exchange import Exchange
 from minimoe.layers.experts import swiglu
 from minimoe.layers.interfaces import ExpertModule, RouterModule
@@ -43,11 +44,13 @@ EXPERTS: dict[str, ExpertModule] = {
 
 
 @tree.marks(by_expert=("experts",))
+@brief
 class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
 
 
+@brief
 class Cache(NamedTuple):
     routing: Routing
     y_sorted: Array  # (M, D)  before weighting
@@ -57,6 +60,7 @@ class Cache(NamedTuple):
     config: ModelConfig
 
 
+@brief
 class Result(NamedTuple):
     y: Array  # (B, T, D)
     stats: RouterStats
@@ -78,6 +82,13 @@ def check(config: ModelConfig) -> None:
     """Raises ``UserError`` if the router or the experts do not exist, or the router does not allow these settings."""
     experts_of(config)
     router_of(config).check(config)
+
+
+def check_forward(config: ModelConfig) -> None:
+    """Like ``check``, but it allows what only training cannot use: such a model can be loaded, run and written."""
+    experts_of(config)
+    router: Any = router_of(config)
+    getattr(router, "check_forward", router.check)(config)
 
 
 def init(

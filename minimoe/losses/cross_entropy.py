@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
+from minimoe.core.ids import check_on_host
+from minimoe.core.summary import brief
 
 
+@brief
 class Cache(NamedTuple):
     probabilities: Array  # (N, V)  softmax(z)
     targets: Array  # (N,)
@@ -24,9 +27,11 @@ class LossSum(NamedTuple):
     tokens: Array | int  # ()  the number of those tokens
 
 
+@underflow_is_right
 def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[LossSum, Cache]:
     """logits (..., V), targets (...) of integers, mask (...) of 0 and 1 → the summed loss and its number of tokens."""
     xp = array_module(logits)
+    check_on_host(targets, logits.shape[-1], what="Targets")
     targets = targets.reshape(-1)
     rows = xp.arange(len(targets))
     z = logits.reshape(len(targets), -1)

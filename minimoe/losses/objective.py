@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
+from minimoe.core.summary import brief
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import Exchange, LocalExchange
@@ -38,6 +39,7 @@ class Objective(NamedTuple):
     training: bool = True  # False for evaluation, in which routers behave as in generation
 
 
+@brief
 class Shard(NamedTuple):
     """Some sequences of a batch."""
 
@@ -47,6 +49,7 @@ class Shard(NamedTuple):
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
 
 
+@brief
 class Sums(NamedTuple):
     """The sums over tokens from which the losses are computed; the sums of shards add up."""
 
@@ -55,6 +58,7 @@ class Sums(NamedTuple):
     dropped: list[int]  # L
 
 
+@brief
 class Forward(NamedTuple):
     """The result of phase 1 for one shard."""
 
@@ -62,6 +66,7 @@ class Forward(NamedTuple):
     caches: tuple[cross_entropy.Cache, decoder.Cache] | None
 
 
+@brief
 class Totals(NamedTuple):
     """The sums of a whole batch, and what is computed from them."""
 

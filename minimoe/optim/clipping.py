@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from minimoe.core import tree
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.parallel.group import ALONE, Group
 
 
@@ -16,6 +16,7 @@ def squared_norm(gradient: Any) -> Any:
     return sum(squares)
 
 
+@underflow_is_right
 def clip(gradient: Any, limit: float, group: Group = ALONE) -> Array:
     """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit). Returns its norm before that.
 

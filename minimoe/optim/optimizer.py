@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimoe.core import tree
-from minimoe.core.arrays import Array
+from minimoe.core.arrays import Array, underflow_is_right
 from minimoe.core.config import TrainConfig
+from minimoe.core.summary import brief
 from minimoe.optim import adamw, muon
 from minimoe.optim.schedule import learning_rate
 
@@ -25,6 +26,7 @@ PIECE = 2**17
 """How many numbers of a stack are updated at a time: with their gradients and moments they fit in a core's cache."""
 
 
+@brief
 class Moments(NamedTuple):
     """What the optimiser stores for one parameter."""
 
@@ -53,6 +55,7 @@ def update(params: Any, gradient: Any, state: State, recipe: TrainConfig, step: 
     update_some(dict(tree.named_leaves(params)), dict(tree.named_leaves(gradient)), state, recipe, step)
 
 
+@underflow_is_right
 def update_some(
     params: Mapping[str, Array], gradient: Mapping[str, Array], state: State, recipe: TrainConfig, step: int
 ) -> None:

@@ -124,7 +124,10 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
     children: list[int] = []
     try:
         for rank in range(1, size):
-            ours, theirs = Pipe()
+            try:
+                ours, theirs = Pipe()
+            except OSError as error:
+                raise _cannot_start(error) from None
             links.append(ours)
             with warnings.catch_warnings():
                 # Python warns that forking is unsafe while there are threads, because the child may find their locks
@@ -143,6 +146,7 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
                     link.send(message)
                 return work(group, messages[0])
             except (EOFError, ConnectionError):
+                _raise_own_error(links)
                 raise UserError(
                     "a worker process of this step was stopped, perhaps because the machine ran out of memory: choose "
                     "a smaller batch, or give --threads 1."
@@ -153,7 +157,23 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
         for link in links:
             link.close()  # the child ends when it next uses its pipe
         for child in children:
-            os.waitpid(child, 0)
+            with contextlib.suppress(ChildProcessError):  # somebody else has waited for it, or nobody needs to
+                os.waitpid(child, 0)
+
+
+def _raise_own_error(links: Sequence[Connection]) -> None:
+    """Raises what a worker said before it ended, if one did: it may have failed before its first message came."""
+    for link in links:
+        with contextlib.suppress(EOFError, ConnectionError):
+            while link.poll():
+                ProcessGroup.receive(link)
+
+
+def _cannot_start(error: OSError) -> UserError:
+    return UserError(
+        f"no worker process can be started ({error.strerror or error}): give --threads 1, or raise the limit that "
+        "`ulimit -a` shows."
+    )
 
 
 def _fork() -> int:
@@ -168,7 +188,7 @@ def _fork() -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         return child
     except OSError as error:
-        raise UserError(f"no worker process can be started ({error.strerror}): give --threads 1.") from None
+        raise _cannot_start(error) from None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -180,7 +200,11 @@ def _serve(group: Group, link: Connection, work: Work) -> None:
     """
     try:
         gc.freeze()  # leaves the caller's objects alone: no finaliser runs twice, and their memory stays shared
-        for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            opened = os.listdir("/proc/self/fd")
+        except OSError as error:
+            raise _cannot_start(error) from None
+        for number in map(int, opened):
             if number > 2 and number != link.fileno():
                 with contextlib.suppress(OSError):  # the list itself had one open
                     os.close(number)
@@ -190,6 +214,9 @@ def _serve(group: Group, link: Connection, work: Work) -> None:
         pass  # worker 0 has ended
     except BaseException as error:
         with contextlib.suppress(Exception):
-            link.send(_Failure(error))
+            try:
+                link.send(_Failure(error))
+            except Exception:  # the error cannot be sent as it is
+                link.send(_Failure(RuntimeError(f"{type(error).__name__}: {error}")))
     finally:
         os._exit(0)

@@ -9,6 +9,11 @@ With top-k, L jumps where two experts change places in the ranking, and at a jum
 points must rank the experts as the centre does. If they do not, the probe is tried again much nearer to the centre; if
 that fails too, it is refused, and refusals are reported. In this way an unlucky point does not look like a wrong
 gradient, and the tolerance can be narrow enough to find a wrong one.
+
+At a kink, such as the one of ReLU at 0, the slopes on the two sides differ, and a probe across it finds a mean of them.
+So before a difference counts against ``backward``, the slopes ahead and behind, and those of two step sizes, are
+compared. Where they disagree as much as ``backward`` does, the probe says nothing and is refused. If ``backward`` is
+wrong at a smooth point, they agree with each other and not with ``backward``.
 """
 
 from __future__ import annotations
@@ -33,6 +38,12 @@ NEARER = 1 / 30
 With the second step, rounding errors count 30 times as much.
 """
 
+DISPUTED = (1, 1 / 5, NEARER)
+"""The steps, relative to the first, whose slopes decide whether ``backward`` is wrong or the probe crosses a kink."""
+
+SMOOTH = 0.1
+"""A slope can be trusted if its uncertainty is at most this share of its distance from what ``backward`` says."""
+
 NEGLIGIBLE = 1e-4
 """If no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to that share. So small a
 gradient is lost in the rounding of L, and only its absolute error can be known."""
@@ -45,12 +56,27 @@ class Ranked(NamedTuple):
     top_k: int
 
 
+class Loss(NamedTuple):
+    """L = Σ dy ⊙ y, and its terms, tensor by tensor: many kinks may cancel in L, but hardly in every term."""
+
+    value: float
+    terms: list[Array]
+
+
+class Slope(NamedTuple):
+    """A derivative by finite differences, and how far its own parts disagree: much more at a kink than elsewhere."""
+
+    value: float
+    spread: float
+
+
 class Probe(NamedTuple):
     """One directional derivative of the loss, by backward and by finite differences."""
 
     place: str  # "at [2, 3]"
     analytic: float
     numeric: float | None  # None if refused
+    kink: bool = False  # refused because of a kink
 
     @property
     def difference(self) -> float:
@@ -104,24 +130,24 @@ def check(
     dy = tree.map(lambda leaf: _random_weight(rng, leaf), y)
     if not tree.leaves(dy):
         raise UserError("the y that forward returns holds no floating-point numbers, so there is nothing to check.")
-    negligible = NEGLIGIBLE * _inner_product(tree.map(abs, y), tree.map(abs, dy))
+    negligible = NEGLIGIBLE * _loss(tree.map(abs, y), tree.map(abs, dy)).value
     margin = None if routing is None else _margin(routing(params, cache))
     returned = backward(params, cache, tree.map(lambda leaf: leaf.copy(), dy))
     gradients = dict(zip(*_named(*_pair(returned, "backward returns", "dx, dparams")), strict=True))
 
-    def evaluate(leaves: Sequence[Array]) -> tuple[float, bytes]:
+    def evaluate(leaves: Sequence[Array]) -> tuple[Loss, bytes]:
         x_there, params_there = tree.rebuild((x, params), list(leaves))
         y, cache = forward(params_there, x_there)
-        return _inner_product(y, dy), b"" if routing is None else _signature(routing(params_there, cache))
+        return _loss(y, dy), b"" if routing is None else _signature(routing(params_there, cache))
 
     changed = [not bool((leaf == original).all()) for leaf, original in zip(leaves, originals, strict=True)]
-    value, centre = evaluate(leaves)
-    if not any(changed) and value != evaluate(leaves)[0]:
-        if not np.isfinite(value):
+    here, centre = evaluate(leaves)
+    if not any(changed) and here.value != evaluate(leaves)[0].value:
+        if not np.isfinite(here.value):
             raise UserError("forward gives numbers that are not finite here: choose another point.")
         raise UserError("forward gives another result each time: fix its random numbers, or pass them in.")
 
-    def loss(i: int, moved: Array) -> float | None:
+    def loss(i: int, moved: Array) -> Loss | None:
         """The loss with the i-th tensor replaced; None if that changes the ranking of the experts."""
         value, signature = evaluate([*leaves[:i], moved, *leaves[i + 1 :]])
         return value if signature == centre else None
@@ -133,11 +159,13 @@ def check(
             continue
         row = Row(component, name, leaf.shape, bound, margin, problem=_misfit(name, leaf, gradient))
         if gradient is not None and row.passed:
+            largest = float(abs(gradient).max())
+            tolerance = bound * max(largest, negligible)
             probes = []
             for place, direction in _directions(rng, leaf, entries, directions):
-                numeric = _slope(partial(loss, i), leaf, direction, step)
-                probes.append(Probe(place, float((gradient * direction).sum()), numeric))
-            row = _judged(row, probes, float(abs(gradient).max()), negligible)
+                analytic = float((gradient * direction).sum())
+                probes.append(_probe(partial(loss, i), leaf, direction, step, here, place, analytic, tolerance))
+            row = _judged(row, probes, largest, negligible)
         if changed[i] or not bool((leaf == originals[i]).all()):
             row = row._replace(problem=f"forward or backward changed {name} in place: work on a copy")
         rows.append(row)
@@ -157,7 +185,8 @@ def gradient(loss: Callable[[Array], Any], x: Array, step: float = STEP) -> Arra
     for place in np.ndindex(x.shape):
         direction = np.zeros(x.shape)
         direction[place] = 1.0
-        result[place] = _slope(lambda moved: float(loss(moved)), x, direction, step)
+        slope = _slope(lambda moved: Loss(float(loss(moved)), []), x, direction, step, Loss(0.0, []))
+        result[place] = np.nan if slope is None else slope.value
     return result
 
 
@@ -212,11 +241,13 @@ def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float
     refused = sum(probe.numeric is None for probe in probes)
     worst = max(probes, key=lambda probe: probe.difference)
     largest = max([largest, *(abs(probe.numeric) for probe in probes if probe.numeric is not None)])
-    row = row._replace(checked=len(probes) - refused, refused=refused, largest=largest)
+    kinks = sum(probe.kink for probe in probes)
+    row = row._replace(checked=len(probes) - refused, refused=refused, largest=largest, kinks=kinks)
     if 2 * refused > len(probes):
+        would = ["change the ranking of the experts"] * (refused > kinks) + ["cross a kink"] * (kinks > 0)
         return row._replace(
-            problem=f"{refused} of {len(probes)} probes would change the ranking of the experts: "
-            "choose another point or a smaller step"
+            problem=f"{refused} of {len(probes)} probes would {' or '.join(would)}: choose another point or a smaller "
+            "step"
         )
     scale = max(largest, negligible)
     row = row._replace(error=worst.difference / scale if scale else 0.0)
@@ -228,15 +259,62 @@ def _judged(row: Row, probes: Sequence[Probe], largest: float, negligible: float
     return row
 
 
-def _slope(loss: Callable[[Array], float | None], leaf: Array, direction: Array, step: float) -> float | None:
-    """The derivative of the loss along a direction; None if the loss is None at a point, even with the nearer step."""
-    scale = min(_root_mean_square(leaf), 1.0)
-    for h in (step * scale, NEARER * step * scale):
-        values = [loss(leaf + distance * h * direction) for distance in (1, -1, 2, -2)]
-        terms = [weight * value for weight, value in zip((8, -8, -1, 1), values, strict=True) if value is not None]
-        if len(terms) == 4:
-            return sum(terms) / (12 * h)
-    return None
+def _probe(
+    loss: Callable[[Array], Loss | None],
+    leaf: Array,
+    direction: Array,
+    step: float,
+    centre: Loss,
+    place: str,
+    analytic: float,
+    tolerance: float,
+) -> Probe:
+    """Compares the derivative along a direction with the ``analytic`` one; ``centre`` is the loss at the point itself.
+
+    A difference beyond the ``tolerance`` is looked at with all steps of ``DISPUTED``. It counts if two of them give
+    slopes that can be trusted and agree, or one if the others change the ranking.
+    """
+    found = {}
+    for factor in (1.0, NEARER):
+        slope = found[factor] = _slope(loss, leaf, direction, factor * step, centre)
+        if slope is not None:
+            break
+    else:
+        return Probe(place, analytic, None)
+    if not abs(slope.value - analytic) > tolerance:  # a slope that is not finite is no kink
+        return Probe(place, analytic, slope.value)
+    for factor in DISPUTED:
+        if factor not in found:
+            found[factor] = _slope(loss, leaf, direction, factor * step, centre)
+    slopes = [slope for slope in found.values() if slope is not None]
+    for slope in slopes:
+        if abs(slope.value - analytic) <= tolerance:
+            return Probe(place, analytic, slope.value)
+    trusted = [slope.value for slope in slopes if slope.spread <= SMOOTH * abs(slope.value - analytic)]
+    apart = max(trusted, default=0.0) - min(trusted, default=0.0)
+    if len(trusted) < min(2, len(slopes)) or apart > SMOOTH * abs(trusted[0] - analytic):
+        return Probe(place, analytic, None, kink=True)
+    return Probe(place, analytic, trusted[0])
+
+
+def _slope(
+    loss: Callable[[Array], Loss | None], leaf: Array, direction: Array, step: float, centre: Loss
+) -> Slope | None:
+    """The derivative of the loss along a direction; None if the loss is None at one of the points."""
+    h = step * min(_root_mean_square(leaf), 1.0)
+    values = []
+    for distance in (1, -1, 2, -2):
+        value = loss(leaf + distance * h * direction)
+        if value is None:
+            return None
+        values.append(value)
+    one, minus_one, two, minus_two = (found.value for found in values)
+    sides = steps = 0.0  # squared and times 2h: a slope ahead less the one behind, and a slope over h less one over 2h
+    for at, a, b, c, d in zip(centre.terms, *(found.terms for found in values), strict=True):
+        sides += float(((4 * (a + b) - (c + d) - 6 * at) ** 2).sum())  # both sides are exact for a parabola
+        steps += float(((a - b - (c - d) / 2) ** 2).sum())
+    spread = max(sides, steps) ** 0.5 / (2 * h)
+    return Slope((8 * one - 8 * minus_one - two + minus_two) / (12 * h), spread)
 
 
 def _directions(rng: np.random.Generator, leaf: Array, entries: int, directions: int) -> list[tuple[str, Array]]:
@@ -295,10 +373,10 @@ def _random_weight(rng: np.random.Generator, y: Array) -> Array | None:
     return like(y, rng.standard_normal(y.shape))
 
 
-def _inner_product(y: Any, dy: Any) -> float:
-    """Σ dy ⊙ y over all floating-point leaves."""
-    terms = tree.map(lambda leaf, weight: None if weight is None else (leaf * weight).sum(), y, dy)
-    return float(sum(tree.leaves(terms)))
+def _loss(y: Any, dy: Any) -> Loss:
+    """L over all floating-point leaves."""
+    terms = tree.leaves(tree.map(lambda leaf, weight: None if weight is None else leaf * weight, y, dy))
+    return Loss(float(sum(term.sum() for term in terms)), terms)
 
 
 def _as_array(number: Any) -> Array:

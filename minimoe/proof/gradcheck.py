@@ -27,7 +27,7 @@ from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.proof.finite_differences import Ranked, check
-from minimoe.proof.results import Row, failed, table, to_json
+from minimoe.proof.results import Row, Rows, failed, table, to_json
 
 __all__ = ["Ranked", "Row", "check", "check_decoder", "failed", "run", "table", "to_json"]
 
@@ -44,7 +44,7 @@ CONFIG = ModelConfig(
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
 
 
-def run(seed: int = 0) -> list[Row]:
+def run(seed: int = 0) -> Rows:
     """Checks every component and the decoder at a point drawn from ``seed``. Returns a row per tensor of each case.
 
     Raises:
@@ -54,7 +54,7 @@ def run(seed: int = 0) -> list[Row]:
         raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     rng = np.random.default_rng(seed)
     windowed = dataclasses.replace(CONFIG, window=3, tied_embeddings=True)
-    return [
+    rows = [
         *_linear(rng),
         *_embedding(rng),
         *_rmsnorm(rng),
@@ -79,6 +79,7 @@ def run(seed: int = 0) -> list[Row]:
         *check_decoder("decoder, two shards, padding", CONFIG, rng, shards=2, padding=2),
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
     ]
+    return Rows(rows)
 
 
 def _linear(rng: np.random.Generator) -> list[Row]:

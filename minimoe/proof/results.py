@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from minimoe.core.summary import Listed
+
 
 class Row(NamedTuple):
     """The result for one tensor."""
@@ -17,14 +19,21 @@ class Row(NamedTuple):
     bound: float  # the largest error that passes
     margin: float | None  # smallest gap between a chosen logit and one that is not; None if nothing can flip
     checked: int = 0  # probes compared: single entries, and directions through the whole tensor
-    refused: int = 0  # probes that would have changed the ranking of the experts
+    refused: int = 0  # probes that would have changed the ranking of the experts or crossed a kink
     error: float = math.inf  # largest |numeric − analytic|, relative to the largest gradient
     largest: float = 0.0  # the largest gradient; if it is 0, a check proves little
     problem: str = ""  # a sentence if something is wrong
+    kinks: int = 0  # those of the refused probes that would have crossed a kink
 
     @property
     def passed(self) -> bool:
         return not self.problem
+
+
+class Rows(Listed[Row]):
+    """The results of many tensors."""
+
+    hint = "results of a gradient check; gradcheck.table shows them"
 
 
 def failed(rows: Iterable[Row]) -> list[Row]:
@@ -52,8 +61,12 @@ def _margin(row: Row) -> str:
 
 
 def _verdict(row: Row) -> str:
-    refused = f" ({row.refused} of {row.refused + row.checked} probes refused: too near a flip)" if row.refused else ""
-    return f"ok{refused}" if row.passed else f"FAILED: {row.problem}"
+    if not row.passed:
+        return f"FAILED: {row.problem}"
+    if not row.refused:
+        return "ok"
+    near = ["a flip"] * (row.refused > row.kinks) + ["a kink"] * (row.kinks > 0)
+    return f"ok ({row.refused} of {row.refused + row.checked} probes refused: too near {' or '.join(near)})"
 
 
 def to_json(rows: Iterable[Row]) -> str:

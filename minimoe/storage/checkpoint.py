@@ -32,16 +32,17 @@ from minimoe.core.arrays import Device, placeholder, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig, from_dict
 from minimoe.core.errors import UserError
 from minimoe.core.files import Tensors
+from minimoe.core.summary import brief
 from minimoe.cost import parameters
 from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
 from minimoe.storage import metrics
-from minimoe.text import tokenizer
-from minimoe.text.corpus import Source
+from minimoe.text import batches, tokenizer
+from minimoe.text.corpus import Corpus, Source
 from minimoe.text.tokenizer import Tokenizer
 
-CONFIG, MODEL, RESUME = "config.json", "model.safetensors", "resume.safetensors"
+CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
 FORMAT = 2
 KEYS = {"format", "model", "train", "tokenizer", "source"}
@@ -53,6 +54,7 @@ CHANGEABLE = ("steps", "evaluate_every", "save_every")
 """Settings that may change when a run is resumed; with any other change, it would not be the same run."""
 
 
+@brief
 class RunConfig(NamedTuple):
     """The contents of config.json."""
 
@@ -62,6 +64,7 @@ class RunConfig(NamedTuple):
     source: Source
 
 
+@brief
 class Model(NamedTuple):
     """A trained model, ready to evaluate or to generate."""
 
@@ -69,6 +72,7 @@ class Model(NamedTuple):
     config: ModelConfig
     tokenizer: Tokenizer
     run: RunConfig
+    step: int = 0  # how many steps it was trained for, which may be fewer than the run has taken since
 
     def to(self, device: Device) -> Model:
         """The same model on ``device``."""
@@ -85,6 +89,7 @@ class Model(NamedTuple):
         return not isinstance(self.params.norm.gain, np.ndarray)
 
 
+@brief
 class Progress(NamedTuple):
     """How far a run has come."""
 
@@ -113,7 +118,8 @@ def save_config(folder: Path, run: RunConfig) -> None:
 
 def load_config(folder: str | Path) -> RunConfig:
     """Reads config.json; raises ``UserError`` if the folder is not a run, or if the file is damaged or invalid."""
-    path = Path(folder) / CONFIG
+    folder = files.user_path(folder)
+    path = folder / CONFIG
     try:
         values = json.loads(files.read_text(path))
     except FileNotFoundError:
@@ -121,7 +127,7 @@ def load_config(folder: str | Path) -> RunConfig:
             f"{folder} is not a run: it has no {CONFIG}; give a folder that `minimoe train` wrote."
         ) from None
     except NotADirectoryError:
-        raise UserError(f"{folder} is a file: give the folder of a run, perhaps {Path(folder).parent}.") from None
+        raise UserError(f"{folder} is a file: give the folder of a run, perhaps {folder.parent}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file.") from None
     except (ValueError, RecursionError) as error:
@@ -175,8 +181,9 @@ def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, 
 
 def load_model(folder: str | Path) -> Model:
     """The trained model of a run, on the host; raises ``UserError`` if it is missing or damaged, or of another run."""
+    folder = files.user_path(folder)
     run = load_config(folder)
-    path = Path(folder) / MODEL
+    path = folder / MODEL
     if not path.exists():
         raise UserError(
             f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
@@ -185,7 +192,10 @@ def load_model(folder: str | Path) -> Model:
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_surplus(tensors, path)
     _refuse_other_settings(metadata, run, path)
-    return Model(params, run.config, run.tokenizer, run)
+    step = metadata.get("step", "")
+    if not (step.isdecimal() and step.isascii() and len(step) <= 10):
+        raise UserError(f"{path} says that it has taken {step!r:.40} steps, expected a number: restore it.")
+    return Model(params, run.config, run.tokenizer, run, int(step))
 
 
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
@@ -217,6 +227,19 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     return params, state, progress
 
 
+def with_moved_text(folder: str | Path, run: RunConfig, corpus: Corpus) -> RunConfig | None:
+    """The run with the new place of its text, if ``corpus`` is that text and is no longer where the run says.
+
+    The run remembers the place, unless its folder cannot be written or another process is training in it.
+    """
+    if not batches.has_moved(run.source, run.tokenizer, run.config.context, corpus):
+        return None
+    run = run._replace(source=batches.where_now(run.source, corpus))
+    with contextlib.suppress(UserError), locked(files.user_path(folder)):
+        save_config(files.user_path(folder), run)
+    return run
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Locks the folder for one training run; ``UserError`` if another run has the lock, which ends with its process."""
@@ -226,9 +249,9 @@ def locked(folder: Path) -> Iterator[None]:
         yield
         return
     try:
-        file = (folder / ".lock").open("a")  # "a" empties nothing, in case the name is a link to another file
+        file = files.open_regular(folder / LOCK, "ab")
     except OSError as error:
-        raise files.unwritable(folder, error) from None
+        raise files.unwritable(folder / LOCK, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,8 +1,8 @@
 """Models in the layout of Hugging Face's transformers: load a Mixtral or a Mistral, save a model for others to load.
 
-    config.json                          huggingface_config
+    config.json, generation_config.json  huggingface_config
     model.safetensors                    the weights; or several files, which model.safetensors.index.json lists
-    tokenizer.json                       huggingface_tokenizer
+    tokenizer.json and files beside it   huggingface_tokenizer
 
 The names and the orientation differ. A matrix is (outputs, inputs) there and (inputs, outputs) here, so every matrix is
 transposed; ``layout`` says, once for reading and writing, which tensor is which. RoPE pairs channels by halves in both.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,27 +27,30 @@ from minimoe.core.arrays import Array, Device, placeholder, to_device, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.files import unwritable, write_atomically
+from minimoe.core.summary import brief
 from minimoe.cost import parameters
 from minimoe.layers import attention, decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.storage import huggingface_config, safetensors_file
-from minimoe.storage.huggingface_config import CONFIG, is_folder
+from minimoe.storage.huggingface_config import CONFIG, GENERATION, is_folder
 from minimoe.storage.safetensors_file import Stored
 from minimoe.text import huggingface_tokenizer
-from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.text.tokenizer import Tokenizer
 
 __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 
 MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
+@brief
 class Pretrained(NamedTuple):
     """A model that was trained elsewhere, ready to generate."""
 
     params: Decoder
     config: ModelConfig
-    tokenizer: PretrainedTokenizer
+    tokenizer: PretrainedTokenizer | MissingTokenizer
     end_tokens: tuple[int, ...]  # ids that end a text
 
     def to(self, device: Device) -> Pretrained:
@@ -67,14 +70,18 @@ class Pretrained(NamedTuple):
 def load(folder: str | Path) -> Pretrained:
     """A model with its tokenizer, on the host in float32.
 
+    Without tokenizer.json, or without the library that reads it, the model is opened all the same. Its tokenizer is
+    then a ``MissingTokenizer``, which refuses every text and says why.
+
     Raises:
-        UserError: as for ``load_params``; or the tokenizer is missing or unreadable, or has more tokens than the model.
+        UserError: as for ``load_params``; or the tokenizer is unreadable, or plain text can give it a token that the
+            model does not have.
     """
     described = huggingface_config.read(folder)
-    tokenizer = huggingface_tokenizer.load(folder)
-    if tokenizer.vocab_size > described.config.vocab_size:
+    tokenizer = huggingface_tokenizer.find(folder).beside(GENERATION, _to_json(described.generation))
+    if isinstance(tokenizer, PretrainedTokenizer) and tokenizer.text_size > described.config.vocab_size:
         raise UserError(
-            f"{folder} has a tokenizer of {tokenizer.vocab_size} tokens and a model of {described.config.vocab_size}: "
+            f"{folder} has a tokenizer of {tokenizer.text_size} tokens and a model of {described.config.vocab_size}: "
             "the two do not belong together."
         )
     params, config = load_params(folder)
@@ -89,24 +96,36 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
 
     Raises:
         UserError: config.json is unreadable or describes something other than a Mixtral or a Mistral; a tensor is
-            missing, surplus, or of another shape or type; a file is damaged or is outside the folder; the model does
-            not fit into this machine's memory.
+            missing, of another shape or type, or surplus, unless it only repeats what the model has (``_repeats``); a
+            file is damaged or is outside the folder; the model does not fit into this machine's memory.
     """
     folder = Path(folder)
-    config, dense, _ = huggingface_config.read(folder)
+    described = huggingface_config.read(folder)
+    config, dense = described.config, described.dense
     stored = _describe(folder)
-    surplus = set(stored)
+    blank, used = {}, set()
     for name, place in layout(decoder.blank(config, placeholder), config, dense):
-        surplus.discard(_find(stored, name, place.shape, config.experts, folder).name)
-    if surplus:
-        raise UserError(
-            f"{folder} has a tensor {min(surplus)} that the model in its {CONFIG} has no place for: "
-            "the two do not belong together."
-        )
+        used.add(_find(stored, name, place.shape, config, folder).name)
+        blank[name] = place
+    repeated = {name: _repeats(stored[name], blank, config) for name in stored.keys() - used}
+    for name in sorted(repeated):
+        if not repeated[name]:
+            raise UserError(
+                f"{folder} has a tensor {name} that the model in its {CONFIG} has no place for: "
+                "the two do not belong together."
+            )
     _check_memory(config)
     params = decoder.blank(config, lambda shape: np.zeros(shape, np.float32))
-    for name, place in layout(params, config, dense):
-        safetensors_file.copy(_find(stored, name, place.shape, config.experts, folder), place)
+    places = dict(layout(params, config, dense))
+    for name, place in places.items():
+        safetensors_file.copy(_find(stored, name, place.shape, config, folder), place)
+    for name in sorted(repeated):
+        for part, of in repeated[name]:
+            if not (_is_implied(part, config) if of is None else safetensors_file.equals(part, places[of])):
+                raise UserError(
+                    f"{folder} has a tensor {name} that differs from {of or 'what follows from its ' + CONFIG}, but "
+                    "the model has no other place for it: the two do not belong together."
+                )
     return params, config
 
 
@@ -114,10 +133,13 @@ def save(
     folder: str | Path,
     params: Decoder,
     config: ModelConfig,
-    tokenizer: Tokenizer | PretrainedTokenizer | None = None,
+    tokenizer: Tokenizer | PretrainedTokenizer | MissingTokenizer | None = None,
     end_tokens: tuple[int, ...] = (),
 ) -> None:
     """Writes a folder that transformers and ``load`` can read, in float32. A folder with a config.json is complete.
+
+    A tokenizer that was read from a folder is written with all that was read there: the names of its special tokens,
+    its chat template and the settings of generation.
 
     The router's trainable noise is left out, because it is used only in training. A model with a single expert is saved
     as a Mistral.
@@ -126,7 +148,10 @@ def save(
         UserError: the folder is not empty or cannot be written, or the model cannot be written as a Mixtral.
     """
     folder = Path(folder)
-    values = huggingface_config.to_dict(config, end_tokens)
+    generation = None
+    if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer) and GENERATION in tokenizer.files:
+        generation = json.loads(tokenizer.files[GENERATION])
+    values = huggingface_config.to_dict(config, end_tokens, generation)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
@@ -137,7 +162,10 @@ def save(
     safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
     if tokenizer is not None:
         huggingface_tokenizer.write(folder, tokenizer)
-    write_atomically(folder / CONFIG, (json.dumps(values, indent=2) + "\n").encode())
+    if generation is not None:
+        generation = generation | {"eos_token_id": huggingface_config.one_or_more(end_tokens)}
+        write_atomically(folder / GENERATION, _to_json(generation).encode())
+    write_atomically(folder / CONFIG, _to_json(values).encode())  # last, because it is what makes a folder a model
 
 
 def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[str, Array]]:
@@ -148,7 +176,7 @@ def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[
     """
     router: Any = moe.router_of(config)
     experts: Any = moe.experts_of(config)
-    yield "model.embed_tokens.weight", params.embedding.table
+    yield TABLE, params.embedding.table
     for i, block in enumerate(params.blocks):
         inside = [
             ("input_layernorm.weight", block.attention_norm.gain),
@@ -161,7 +189,11 @@ def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[
             yield f"model.layers.{i}.{name}", tensor
     yield "model.norm.weight", params.norm.gain
     if params.head is not None:
-        yield "lm_head.weight", params.head.weight.T
+        yield HEAD, params.head.weight.T
+
+
+def _to_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
 
 
 def _describe(folder: Path) -> dict[str, Stored]:
@@ -180,14 +212,10 @@ def _describe(folder: Path) -> dict[str, Stored]:
                 f"{index} places the tensor {name} in {shard!r}, expected the plain name of a .safetensors file in "
                 "the same folder: do not use this folder."
             )
-    stored = {}
+    stored: dict[str, Stored] = {}
     for shard in sorted(set(shard_of.values())):
-        for name, tensor in safetensors_file.describe(folder / shard).items():
-            if shard_of.get(name) != shard:
-                raise UserError(
-                    f"{folder / shard} has a tensor {name} that {INDEX} does not place there: download both again."
-                )
-            stored[name] = tensor
+        # the index decides: what a shard holds besides belongs to another shard, or to no model
+        stored |= safetensors_file.describe(folder / shard, {name for name, of in shard_of.items() if of == shard})
     lost = shard_of.keys() - stored.keys()
     if lost:
         raise UserError(
@@ -196,10 +224,15 @@ def _describe(folder: Path) -> dict[str, Stored]:
     return stored
 
 
-def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], experts: int, folder: Path) -> Stored:
-    """The tensor ``name`` under its older or newer name, or as rows of a fused one; ``UserError`` if there is none."""
+def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], config: ModelConfig, folder: Path) -> Stored:
+    """The tensor ``name`` under its older or newer name, or as rows of a fused one; ``UserError`` if there is none.
+
+    A tied table may be stored under either of its two names.
+    """
     newer = name.replace(".block_sparse_moe.", ".mlp.")
     tensor = stored.get(name) or stored.get(newer)
+    if tensor is None and name == TABLE and config.tied_embeddings:
+        tensor = stored.get(HEAD)
     if tensor is not None:
         _check_shape(tensor, shape)
         return tensor
@@ -208,8 +241,56 @@ def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], experts:
         prefix, e, matrix = expert.groups()
         fused = stored.get(prefix + ("down_proj" if matrix == "w2" else "gate_up_proj"))
         if fused is not None:
-            return _rows_of_fused(fused, experts, int(e), matrix, shape)
+            return _rows_of_fused(fused, config.experts, int(e), matrix, shape)
     raise UserError(f"{folder} lacks the tensor {name} of the model in its {CONFIG}: download the missing file.")
+
+
+def _repeats(tensor: Stored, places: dict[str, Array], config: ModelConfig) -> list[tuple[Stored, str | None]]:
+    """What a surplus tensor may repeat: pairs of a part of it and the tensor of ``places`` that this part must equal.
+
+    Instead of a name, None stands for what follows from the config: the frequencies of RoPE, or a bias of zero. The
+    list is empty if the model says nothing about such a tensor.
+    """
+
+    def like(name: str, part: Stored) -> list[tuple[Stored, str | None]]:
+        return [(part, name)] if name in places and places[name].shape == part.shape else []
+
+    name = tensor.name
+    older = name.replace(".mlp.", ".block_sparse_moe.")
+    if name == HEAD and config.tied_embeddings:
+        return like(TABLE, tensor)
+    if older != name and older in places:
+        return like(older, tensor)
+    frequencies = re.fullmatch(r"model\.(?:layers\.(\d+)\.self_attn\.)?rotary_emb\.inv_freq", name)
+    if frequencies is not None:
+        fits = int(frequencies[1] or 0) < config.layers and tensor.shape == (config.head_width // 2,)
+        return [(tensor, None)] if fits else []
+    if name.endswith(".bias"):
+        of = places.get(name.removesuffix("bias") + "weight", places.get(older.removesuffix("bias") + "weight"))
+        return [(tensor, None)] if of is not None and tensor.shape == of.shape[:1] else []
+    fused = re.fullmatch(r"(model\.layers\.\d+\.block_sparse_moe\.experts\.)(gate_up_proj|down_proj)", older)
+    if fused is not None:
+        found: list[tuple[Stored, str | None]] = []
+        for e in range(config.experts):
+            for matrix in ("w2",) if fused[2] == "down_proj" else ("w1", "w3"):
+                single = f"{fused[1]}{e}.{matrix}.weight"
+                if single not in places:
+                    return []
+                found.append((_rows_of_fused(tensor, config.experts, e, matrix, places[single].shape), single))
+        return found
+    return []
+
+
+def _is_implied(tensor: Stored, config: ModelConfig) -> bool:
+    """Whether a tensor holds the frequencies of RoPE, or, if it is a bias, zeros."""
+    values = np.zeros(tensor.shape, np.float32)
+    safetensors_file.copy(tensor, values)
+    if tensor.name.endswith(".bias"):
+        return not values.any()
+    exact = config.rope_theta ** (-2.0 * np.arange(config.head_width // 2) / config.head_width)
+    # another program may round a power in the last digits of float32, and then to the type of the file
+    step = {"F32": 2.0**-20, "F16": 2.0**-10, "BF16": 2.0**-7}[tensor.dtype]
+    return bool((np.abs(values - exact) <= step * exact + (2.0**-24 if tensor.dtype == "F16" else 0)).all())
 
 
 def _rows_of_fused(fused: Stored, experts: int, e: int, matrix: str, shape: tuple[int, ...]) -> Stored:

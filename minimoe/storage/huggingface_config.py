@@ -1,4 +1,4 @@
-"""The config.json of a Hugging Face folder, and minimoe's names for its fields.
+"""The config.json and generation_config.json of a Hugging Face folder, and minimoe's names for their fields.
 
     hidden_size            width            num_local_experts       experts
     intermediate_size      expert_width     num_experts_per_tok     active_experts
@@ -8,12 +8,15 @@
     head_dim               head_width       tie_word_embeddings     tied_embeddings
 
 Two architectures can be read: Mixtral, and Mistral, which is a Mixtral with a single expert and no router. Any
-setting that would change the results and is not supported here is refused, never ignored.
+setting that would change the results and is not supported here is refused, never ignored. Because nobody can list all
+of them, a setting is ignored only if it is known to change nothing (``HARMLESS``), if it is switched off, or if it has
+the value that a Mixtral implies (``_implied``).
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,7 +26,30 @@ from minimoe.core.errors import UserError
 from minimoe.core.files import read_text
 from minimoe.layers import moe
 
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+READ = """
+    architectures bos_token_id eos_token_id head_dim hidden_act hidden_size intermediate_size max_position_embeddings
+    model_type num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    pad_token_id quantization_config rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window
+    tie_word_embeddings vocab_size
+"""
+"""The fields that are read."""
+
+HARMLESS = """
+    attn_implementation begin_suppress_tokens chunk_size_feed_forward diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size experts_implementation finetuning_task gradient_checkpointing id2label
+    initializer_range is_decoder label2id length_penalty max_length min_length model_max_length max_seq_len
+    max_sequence_length no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences
+    original_max_position_embeddings output_attentions output_hidden_states output_past output_router_logits
+    output_scores prefix problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate
+    router_jitter_noise suppress_tokens task_specific_params temperature tie_encoder_decoder tokenizer_class top_k
+    top_p torch_dtype torchscript typical_p unsloth_fixed use_bfloat16 use_cache use_flash_attn
+"""
+"""Fields that do not change what a model computes for a text, or that only training or sampling uses."""
+
+HARMLESS_ENDS = ("dropout", "pdrop", "loss_coef", "token_id", "_ids", "_version", "_path")
+"""Fields whose names end in one of these are harmless too, as are those that begin with an underscore."""
 
 
 class Architecture(NamedTuple):
@@ -47,7 +73,8 @@ class Description(NamedTuple):
 
     config: ModelConfig
     dense: bool
-    end_tokens: tuple[int, ...]  # ids that end a text
+    end_tokens: tuple[int, ...]  # ids that end a text, of config.json and of generation_config.json
+    generation: dict[str, Any]  # what generation_config.json says, or would say
 
 
 def is_folder(path: str | Path) -> bool:
@@ -60,17 +87,27 @@ def is_folder(path: str | Path) -> bool:
 
 
 def read(folder: str | Path) -> Description:
-    """Reads config.json.
+    """Reads config.json, and generation_config.json if there is one.
 
     Raises:
-        UserError: the file cannot be read, lacks a size, or describes something other than a Mixtral or a Mistral.
+        UserError: a file cannot be read, lacks a size, or describes something other than a Mixtral or a Mistral.
     """
-    path = Path(folder) / CONFIG
+    path, beside = Path(folder) / CONFIG, Path(folder) / GENERATION
     values = read_object(path)
+    generation = read_object(beside) if os.path.lexists(beside) else {}
     try:
-        return _describe(values)
+        config, dense = _describe(values)
+        end_tokens = _end_tokens(values.get("eos_token_id"))
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from None
+    try:
+        end_tokens = tuple(dict.fromkeys([*end_tokens, *_end_tokens(generation.get("eos_token_id"))]))
+    except UserError as error:
+        raise UserError(f"{beside} cannot be used: {error}") from None
+    inherited = {name: values[name] for name in ("bos_token_id", "pad_token_id") if values.get(name) is not None}
+    return Description(
+        config, dense, end_tokens, inherited | {name: value for name, value in generation.items() if value is not None}
+    )
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -86,8 +123,12 @@ def read_object(path: Path) -> dict[str, Any]:
     return values
 
 
-def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, Any]:
+def to_dict(
+    config: ModelConfig, end_tokens: tuple[int, ...] = (), generation: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The values of config.json for a model; a model with a single expert is written as a Mistral.
+
+    The ids of the tokens that begin and pad a text are those of ``generation``, as in a ``Description``.
 
     Raises:
         UserError: the model's router or experts are not Mixtral's, or the model does not renormalise the weights of the
@@ -120,8 +161,9 @@ def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, 
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": list(end_tokens) or None,
+        "bos_token_id": (generation or {}).get("bos_token_id"),
+        "eos_token_id": one_or_more(end_tokens),
+        "pad_token_id": (generation or {}).get("pad_token_id"),
         "torch_dtype": "float32",
     }
     if model_type == "mixtral":
@@ -129,15 +171,20 @@ def to_dict(config: ModelConfig, end_tokens: tuple[int, ...] = ()) -> dict[str, 
     return values
 
 
-def _describe(values: Mapping[str, Any]) -> Description:
-    """The description that the values of a config.json give."""
+def one_or_more(end_tokens: tuple[int, ...]) -> int | list[int] | None:
+    """``end_tokens`` as both files write them: a single id by itself, several as a list."""
+    return end_tokens[0] if len(end_tokens) == 1 else list(end_tokens) or None
+
+
+def _describe(values: Mapping[str, Any]) -> tuple[ModelConfig, bool]:
+    """The model that the values of a config.json describe, and whether it is dense."""
     model_type = values.get("model_type")
     architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     if architecture is None:
         raise UserError(f"model_type {model_type!r} is not supported, only {' and '.join(ARCHITECTURES)} are.")
     if values.get("architectures") not in (None, [architecture.name]):
         raise UserError(f"architectures {values['architectures']!r} is not supported, only [{architecture.name!r}] is.")
-    if values.get("hidden_act", "silu") != "silu":
+    if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise UserError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu' is.")
     if values.get("quantization_config") is not None:
         raise UserError("quantization_config says that the weights are quantised: use the model's original weights.")
@@ -145,14 +192,17 @@ def _describe(values: Mapping[str, Any]) -> Description:
     width, heads = _value(values, "hidden_size", int), _value(values, "num_attention_heads", int)
     if heads < 1:
         raise UserError(f"num_attention_heads {heads} is too small: it must be at least 1.")
+    kv_heads, head_width = _or_none(values, "num_key_value_heads", int), _or_none(values, "head_dim", int, None)
+    if kv_heads is not None and kv_heads < 1:
+        raise UserError(f"num_key_value_heads {kv_heads} is too small: it must be at least 1.")
     dense = architecture.dense
     config = ModelConfig(
         vocab_size=_value(values, "vocab_size", int),
         width=width,
         layers=_value(values, "num_hidden_layers", int),
         heads=heads,
-        kv_heads=_or_none(values, "num_key_value_heads", int) or heads,
-        head_width=_or_none(values, "head_dim", int, None) or width // heads,
+        kv_heads=heads if kv_heads is None else kv_heads,
+        head_width=width // heads if head_width is None else head_width,
         context=_value(values, "max_position_embeddings", int),
         window=_or_none(values, "sliding_window", int, architecture.sliding_window),
         experts=1 if dense else _value(values, "num_local_experts", int),
@@ -163,7 +213,55 @@ def _describe(values: Mapping[str, Any]) -> Description:
         rope_theta=_rope_theta(values, architecture.rope_theta),
         norm_eps=_value(values, "rms_norm_eps", float, architecture.rms_norm_eps),
     )
-    return Description(config, dense, _end_tokens(values.get("eos_token_id")))
+    _refuse_unsupported(values, config)
+    return config, dense
+
+
+def _refuse_unsupported(values: Mapping[str, Any], config: ModelConfig) -> None:
+    """Raises ``UserError`` for a field that may change the results and that nothing here takes account of."""
+    known, implied = {*READ.split(), *HARMLESS.split()}, _implied(config)
+    for name, value in values.items():
+        if name in known or name.startswith("_") or name.endswith(HARMLESS_ENDS) or value is None:
+            continue
+        if name in implied:
+            fits = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in implied[name])
+        else:
+            fits = value is False or value in ([], {}, "")  # a feature that is switched off
+        if not fits:
+            raise UserError(
+                f"{name} {value!r:.60} is not supported, because it may change what the model computes: use another "
+                f"model, or remove {name} if the model does without it."
+            )
+
+
+def _implied(config: ModelConfig) -> dict[str, tuple[Any, ...]]:
+    """Settings of other architectures, each with the values at which it changes nothing in this model."""
+    everywhere = "full_attention" if config.window is None else "sliding_attention"
+    of_one = (
+        "decoder_sparse_step embedding_multiplier logit_scale logits_scaling moe_layer_freq n_group "
+        "partial_rotary_factor pretraining_tp residual_multiplier rotary_pct routed_scaling_factor scale_emb topk_group"
+    )
+    of_none = (
+        "attn_logit_softcapping final_logit_softcapping first_k_dense_replace n_shared_experts num_shared_experts "
+        "num_nextn_predict_layers shared_expert_intermediate_size"
+    )
+    needed = "causal gated_mlp is_causal norm_topk_prob renormalize scale_attn_weights use_rmsnorm use_rope"
+    activations = dict.fromkeys(("activation_function", "hidden_activation", "mlp_hidden_act"), ("silu", "swish"))
+    return {
+        **dict.fromkeys(of_one.split(), (1,)),
+        **dict.fromkeys(of_none.split(), (0, False)),
+        **dict.fromkeys(needed.split(), (True,)),
+        **activations,
+        "layer_types": ([everywhere] * config.layers,),
+        "max_window_layers": (0,) if config.window is not None else tuple(range(config.layers + 1)),
+        "moe_intermediate_size": (config.expert_width,),
+        "num_experts": (config.experts,),
+        "n_routed_experts": (config.experts,),
+        "query_pre_attn_scalar": (config.head_width,),
+        "rotary_dim": (config.head_width,),
+        "scoring_func": ("softmax",),
+        "use_sliding_window": (True,) if config.window is not None else (True, False),
+    }
 
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
@@ -179,6 +277,8 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
         if kind != "default":
             raise UserError(f"{name} asks for RoPE of type {kind!r}, but only 'default' is supported.")
         unknown = settings.keys() - {"rope_type", "type", "rope_theta"}
+        if settings.get("partial_rotary_factor") == 1:  # all channels
+            unknown.discard("partial_rotary_factor")
         if unknown:
             raise UserError(f"{name} has a setting {min(unknown)!r}, which is not supported.")
         theta = _value(settings, "rope_theta", float, theta)

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minimoe.core.errors import UserError
-from minimoe.core.files import size_of_regular, unwritable
+from minimoe.core.files import open_regular, size_of_regular, unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The types that can be read, each with NumPy's name; a bfloat16 is read as its bits."""
@@ -48,8 +49,10 @@ class Stored(NamedTuple):
     start: int  # first byte, counted from the beginning of the file
 
 
-def describe(path: Path) -> dict[str, Stored]:
-    """Every tensor of a file by its name; no tensor is read.
+def describe(path: Path, only: Collection[str] | None = None) -> dict[str, Stored]:
+    """Every tensor of a file by its name, or those of the names in ``only``; no tensor is read.
+
+    Tensors that are left out may be of any type, but the file must be whole all the same.
 
     Raises:
         UserError: the file cannot be read, is cut short or too long, or holds a type other than float32, float16 and
@@ -57,7 +60,7 @@ def describe(path: Path) -> dict[str, Stored]:
     """
     try:
         size = size_of_regular(path)
-        with path.open("rb") as file:
+        with open_regular(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise UserError(f"{path} is cut short or not a safetensors file: its header is longer than the file.")
@@ -79,18 +82,24 @@ def describe(path: Path) -> dict[str, Stored]:
     header.pop("__metadata__", None)
 
     first = 8 + length
-    found = {name: _stored(path, name, claim, first) for name, claim in header.items()}
+    found, spans = {}, []
+    for name, claim in header.items():
+        tensor, stop = _stored(path, name, claim, first)
+        spans.append((tensor.start, stop, name))
+        if only is None or name in only:
+            _check_type(tensor, stop)
+            found[name] = tensor
     end = first
-    for tensor in sorted(found.values(), key=lambda tensor: tensor.start):
-        if tensor.start != end:
+    for start, stop, name in sorted(spans):  # each must begin where the one before it ends: no hole, no overlap
+        if start != end:
             raise UserError(
-                f"{path} places the tensor {tensor.name} at byte {tensor.start}, expected {end}, where the "
+                f"{path} places the tensor {name} at byte {start}, expected {end}, where the "
                 "previous one ends: the file is damaged; download it again."
             )
-        end += size_of(tensor)
+        end = stop
         if end > size:
             raise UserError(
-                f"{path} is cut short: the tensor {tensor.name} ends at byte {end}, but the file has {size}; "
+                f"{path} is cut short: the tensor {name} ends at byte {end}, but the file has {size}; "
                 "download it again."
             )
     if end != size:
@@ -98,24 +107,30 @@ def describe(path: Path) -> dict[str, Stored]:
     return found
 
 
-def _stored(path: Path, name: str, claim: Any, first: int) -> Stored:
-    """The tensor of a header entry; raises ``UserError`` if it is invalid. ``first`` is the first byte of the data."""
+def _stored(path: Path, name: str, claim: Any, first: int) -> tuple[Stored, int]:
+    """The tensor of a header entry, and the byte after it; ``first`` is the first byte of the data.
+
+    Raises:
+        UserError: the entry is invalid.
+    """
     match claim:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if (
             len(shape) <= 8 and all(type(n) is int and 0 <= n < LARGEST for n in shape) and 0 <= start <= stop < LARGEST
         ):
-            pass
-        case _:
-            raise UserError(f"{path} has an invalid header entry for the tensor {name}: download it again.")
+            return Stored(path, name, dtype, tuple(shape), first + start), first + stop
+    raise UserError(f"{path} has an invalid header entry for the tensor {name}: download it again.")
+
+
+def _check_type(tensor: Stored, stop: int) -> None:
+    """Raises ``UserError`` unless the tensor is of a type that can be read, and fills its bytes up to ``stop``."""
+    path, name, dtype, shape, start = tensor
     if dtype not in NUMBERS:
         raise UserError(f"{path} holds the tensor {name} as {dtype}, expected {', '.join(NUMBERS)}: convert it first.")
-    tensor = Stored(path, name, dtype, tuple(shape), first + start)
     if size_of(tensor) != stop - start:
         raise UserError(
-            f"{path} gives the tensor {name} {stop - start} bytes, but {dtype} {shape} takes {size_of(tensor)}: "
+            f"{path} gives the tensor {name} {stop - start} bytes, but {dtype} {list(shape)} takes {size_of(tensor)}: "
             "the file is damaged; download it again."
         )
-    return tensor
 
 
 def size_of(tensor: Stored) -> int:
@@ -125,10 +140,24 @@ def size_of(tensor: Stored) -> int:
 
 def copy(tensor: Stored, place: NDArray[Any]) -> None:
     """Reads a tensor into ``place``, an array or a view of the same shape, in the floating-point type that it has."""
+    for start, rows in _pieces(tensor):
+        place[start : start + ROWS] = rows
+
+
+def equals(tensor: Stored, values: NDArray[Any]) -> bool:
+    """Whether a tensor holds exactly ``values``, an array or a view of the same shape in float32, bit for bit."""
+    return all(
+        rows.astype(np.float32, order="C").tobytes() == values[start : start + ROWS].astype("<f4", order="C").tobytes()
+        for start, rows in _pieces(tensor)
+    )
+
+
+def _pieces(tensor: Stored) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The rows of a tensor, ``ROWS`` at a time, each piece with the number of its first row."""
     mapped = np.memmap(tensor.path, NUMBERS[tensor.dtype], "r", tensor.start, tensor.shape)
-    for start in range(0, len(place), ROWS):
+    for start in range(0, len(mapped), ROWS):
         rows = mapped[start : start + ROWS]
-        place[start : start + ROWS] = widen(rows) if tensor.dtype == "BF16" else rows
+        yield start, widen(rows) if tensor.dtype == "BF16" else rows
 
 
 def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -139,7 +168,9 @@ def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 
 
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Writes a file of float32 tensors, one at a time, so that no more than one transposed view is copied at once.
+    """Writes a new file of float32 tensors, one at a time, so that no more than one transposed view is copied at once.
+
+    The file is on the disk when this returns, so that a file that is written after it vouches for it.
 
     Raises:
         UserError: the file cannot be written.
@@ -152,10 +183,12 @@ def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)  # so that every number is at a multiple of its size
     try:
-        with path.open("wb") as file:
+        with path.open("xb") as file:
             file.write(len(encoded).to_bytes(8, "little"))
             file.write(encoded)
             for values in tensors.values():
                 file.write(np.ascontiguousarray(values, "<f4").data)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError as error:
         raise unwritable(path, error) from None

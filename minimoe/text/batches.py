@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
+from minimoe.core.summary import brief
 from minimoe.text import corpus as corpora
 from minimoe.text import tokenizer
 from minimoe.text.corpus import Corpus, Source
@@ -27,7 +28,13 @@ from minimoe.text.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
 
+ELSEWHERE = (
+    "restore the text, or start a new run; if it is in another place now, give that with --text (in Python, corpus=)"
+)
+"""What to do if the text of a run cannot be found."""
 
+
+@brief
 class Texts(NamedTuple):
     """The token ids of every document: its beginning for training, its last tenth for validation."""
 
@@ -92,21 +99,26 @@ def read_source(source: Source) -> Corpus:
     """The corpus that an earlier run names, as it is now; raises ``UserError`` if it is gone or is no longer a file."""
     # The user did not type these paths, so a device or a pipe, which may have no end, is not read.
     for path in source.paths:
-        if os.path.exists(path) and not os.path.isfile(path):
-            raise UserError(
-                f"{path}, which the run names as its text, is not a file: restore the text, or start a new run."
-            )
+        if not os.path.isfile(path):
+            problem = "is not a file" if os.path.lexists(path) else "does not exist"
+            raise UserError(f"{path}, which the run names as its text, {problem}: {ELSEWHERE}.")
     if not source.paths and source.corpus not in corpora.NAMES:
         raise UserError(f"the corpus {source.corpus!r} was made in Python: resume there, and pass it again as corpus=.")
     return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
 
 
 def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus | None = None) -> Texts:
-    """The texts of an earlier run; raises ``UserError`` if they are no longer the same."""
+    """The texts of an earlier run, which may be given as ``corpus``; ``UserError`` if they are no longer the same."""
     read = read_source(source) if corpus is None else _as_corpus(corpus)
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
-    changed = UserError(f"{named} has changed since this run began: restore the text, or start a new run.")
-    if corpus is None and not source.paths:
+    changed = UserError(f"{named} has changed since this run began: {ELSEWHERE}.")
+    if corpus is not None and corpus != source.corpus:
+        given = ", ".join(map(str, read.paths)) or f"the corpus {read.name!r}"
+        changed = UserError(
+            f"{given} has changed since this run began, or is another text: give the one that it began with, or start "
+            "a new run."
+        )
+    elif not source.paths:
         changed = UserError(
             f"{named} has changed since this run began, or the run used another one of that name, made in Python: "
             "pass that one again as corpus=, or start a new run."
@@ -118,6 +130,26 @@ def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus 
     if digest != source.sha256:
         raise changed
     return texts
+
+
+def where_now(source: Source, corpus: str | Corpus | None) -> Source:
+    """The source of a run whose text is this corpus, as ``reload`` has found: the same text, perhaps in other files."""
+    if not isinstance(corpus, Corpus) or not corpus.paths:
+        return source
+    return source._replace(corpus=corpus.name, paths=[str(path) for path in corpus.paths])
+
+
+def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) -> bool:
+    """Whether this corpus is the text of an earlier run, which is no longer where the run says."""
+    try:
+        reload(source, codec, context, corpus)
+    except UserError:
+        return False
+    try:
+        reload(source, codec, context)
+    except UserError:
+        return True
+    return False
 
 
 def _encode(corpus: Corpus, codec: Tokenizer, context: int) -> tuple[Texts, str]:

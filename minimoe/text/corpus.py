@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.core.errors import UserError
+from minimoe.core.files import user_path
 from minimoe.text import shakespeare
 
 DATA = ("fables", "dialogues", "contes", "sums")
@@ -73,7 +74,7 @@ class Source(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corpus:
     """Named documents, each of which is one domain.
 
@@ -101,6 +102,11 @@ class Corpus:
                 )
             if not text:
                 raise UserError(f"The document {document!r} of the corpus {self.name!r} is empty; give it a text.")
+
+    def __repr__(self) -> str:
+        sizes = [f"{name} ({len(text):,} characters)" for name, text in self.documents.items()]
+        more = len(sizes) - 8
+        return f"Corpus({self.name!r:.80}: {', '.join(sizes[:8])}{f' and {more} more' if more > 0 else ''})"
 
     @property
     def text(self) -> str:
@@ -139,14 +145,14 @@ def load(name: str) -> Corpus:
 def read_files(paths: Iterable[str | Path] | str | Path) -> Corpus:
     """A corpus of text files: one document per file, named after the file without its extension.
 
-    Windows line ends become ``\\n`` and a byte order mark is dropped. Documents that would share a name are numbered:
-    notes, notes-2.
+    The line ends of Windows and of old Macs become ``\\n``, and a byte order mark is dropped. Documents that would
+    share a name are numbered: notes, notes-2.
 
     Raises:
         UserError: no path is given, or a file is missing, a directory, unreadable, empty or not UTF-8.
     """
     documents: dict[str, str] = {}
-    files = [Path(path).absolute() for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    files = [user_path(path).absolute() for path in ([paths] if isinstance(paths, str | Path) else paths)]
     for path in files:
         numbered = (path.stem if n == 1 else f"{path.stem}-{n}" for n in count(1))
         documents[next(name for name in numbered if name not in documents)] = _read(path)
@@ -207,7 +213,7 @@ def _read(path: Path) -> str:
             f"The text {path} is not UTF-8: the byte at offset {error.start} is 0x{data[error.start]:02x}; save it as "
             "UTF-8 and try again."
         ) from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         raise UserError(f"The text {path} is empty; give a file with some text in it.")
     return text

@@ -1,37 +1,90 @@
 """The tokenizer of a Hugging Face folder, with the methods of ``minimoe.text.tokenizer``.
 
-tokenizer.json holds a whole tokenizer, including its vocabulary of word pieces and its rules. It is read by the
-``tokenizers`` library, an optional dependency: ``pip install "minimoe[hf]"``.
+    tokenizer.json                                     the vocabulary of word pieces, and the rules
+    tokenizer_config.json, special_tokens_map.json, …  FILES: what others need to know; kept, to be written again
+
+tokenizer.json is read by the ``tokenizers`` library, an optional dependency: ``pip install "minimoe[hf]"``. The library
+is only ever called through ``_ask``, which turns all its failures into a ``UserError``. The files come from a stranger,
+so the rules are examined before they are used: none may make a long text of a short one.
 """
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 
 from minimoe.core.errors import UserError
-from minimoe.core.files import write_atomically
+from minimoe.core.files import read_text, write_atomically
+from minimoe.core.ids import checked
 from minimoe.text.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
 
-FILE = "tokenizer.json"
+FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FILES = (SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja")
+"""The files that may stand beside tokenizer.json and say more about the tokenizer."""
+
+READS_UNCHANGED = {
+    "tokenizer_class": "PreTrainedTokenizerFast",  # not the class for a Mixtral, which adds a beginning-of-text token
+    "clean_up_tokenization_spaces": False,  # older versions remove the space before punctuation unless told not to
+    "model_input_names": ["input_ids", "attention_mask"],  # older versions add what a Mixtral does not accept
+}
+"""Settings of tokenizer_config.json with which every version of transformers follows tokenizer.json as it is."""
+
+GROWTH = 64
+"""How many times as long the rules of a tokenizer may make a text. Unicode's own normal forms reach 18."""
+
+LONGEST_PIECE = 10_000
+"""The largest number of letters of a token."""
+
+LONGEST_WORD = 10_000
+"""The largest ``max_input_chars_per_word``: WordPiece takes time in proportion to the square of a word's length."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PretrainedTokenizer:
     """A tokenizer of word pieces. Encoding adds the special tokens that the model expects; decoding leaves them out."""
 
     kind: ClassVar[str] = "pretrained"
     library: Any  # tokenizers.Tokenizer
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # by name: what was read
+
+    def __repr__(self) -> str:
+        return f"PretrainedTokenizer of {self.vocab_size:,} tokens"
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id; a model's V may be larger, and then its last rows are unused."""
-        return 1 + max(self.library.get_vocab(with_added_tokens=True).values(), default=-1)
+        return 1 + max(_ask(self.library, "get_vocab", with_added_tokens=True).values(), default=-1)
+
+    @property
+    def text_size(self) -> int:
+        """One more than the largest id that plain text can give.
+
+        A special token is only given by a text that names it, such as ``<pad>``. The exceptions are the special tokens
+        that are added to every text, and the one for unknown characters.
+        """
+        ids = set(_ask(self.library, "get_vocab", with_added_tokens=True).values()) - self._special
+        with contextlib.suppress(_LibraryError):
+            ids.update(_ask(self.library, "encode", "").ids)
+        model = self._rules.get("model") or {}
+        bytes_known = model.get("byte_fallback") and all(
+            _ask(self.library, "token_to_id", f"<0x{byte:02X}>") is not None for byte in range(256)
+        )
+        if not bytes_known:
+            unknown = model.get("unk_token")
+            ids.add(_ask(self.library, "token_to_id", unknown) if isinstance(unknown, str) else model.get("unk_id"))
+        return 1 + max((token for token in ids if token is not None), default=-1)
 
     def encode(self, text: str) -> Ids:
         """The ids of ``text`` as an int32 array, after a beginning-of-text token if the model expects one.
@@ -40,20 +93,30 @@ class PretrainedTokenizer:
             UserError: the tokenizer cannot encode this text.
         """
         try:
-            return np.array(self.library.encode(text).ids, dtype=np.int32)
-        except Exception as error:  # the library has no exception class of its own
-            raise UserError(f"The tokenizer cannot encode {text[:40]!r} ({error}): use other characters.") from None
+            return np.array(_ask(self.library, "encode", text).ids, dtype=np.int32)
+        except _LibraryError as error:
+            raise UserError(
+                f"The tokenizer cannot encode {text[:40]!r} ({error.reason}): use other characters."
+            ) from None
 
     def decode(self, ids: AnyIds) -> str:
         """The text of a one-dimensional array of ids, without special tokens.
 
         Raises:
-            UserError: ``ids`` is not one-dimensional, not integer, or holds a negative id.
+            UserError: ``ids`` is not one-dimensional, not integer, or holds a negative id; or the tokenizer cannot
+                decode them.
         """
-        array = np.asarray(ids, dtype=None if len(ids) else np.int32)
-        if array.ndim != 1 or array.dtype.kind not in "iu" or (array < 0).any():
-            raise UserError(f"Token ids to decode must be one row of whole numbers from 0 up, got {array!r:.80}.")
-        return str(self.library.decode(array.tolist()))
+        try:
+            array = checked(ids, 2**31, axes=(1,))
+        except UserError:
+            raise UserError(
+                f"Token ids to decode must be one row of whole numbers from 0 up, got {ids!r:.80}: pass what encode "
+                "returned."
+            ) from None
+        try:
+            return str(_ask(self.library, "decode", array.tolist()))
+        except _LibraryError as error:
+            raise UserError(f"The tokenizer cannot decode {ids!r:.80} ({error.reason}): download it again.") from None
 
     def stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield text as ids arrive, never half of a character. The joined pieces are what ``decode`` makes of all ids.
@@ -74,46 +137,274 @@ class PretrainedTokenizer:
 
     def bytes_of(self, ids: AnyIds) -> int:
         """The number of UTF-8 bytes that the ids, of any shape, stand for; of a cut character, those that are there."""
-        text = self.decode(np.asarray(ids).reshape(-1))
-        return len(text.replace("\ufffd", "?").encode())  # U+FFFD: one for each byte that is not part of a character
+        row = np.asarray(ids).reshape(-1)
+        text = self.decode(row)
+        size = len(text.encode())
+        if "\ufffd" in text:  # either the text has this character, or it stands for bytes that are not a character
+            pieces = [piece for token in row.tolist() if token not in self._special and (piece := self.name_of(token))]
+            size += sum(len(raw) - len(shown.encode()) for raw, shown in self._bytes_in(pieces))
+        return size
+
+    def name_of(self, token: int) -> str | None:
+        """How the vocabulary writes a token, such as ``▁the``, ``<0x0A>`` or ``<s>``; None for an unknown id."""
+        try:
+            name = _ask(self.library, "id_to_token", int(token))
+        except _LibraryError as error:
+            raise UserError(
+                f"The tokenizer has no token {token} ({error.reason}): use an id of its vocabulary."
+            ) from None
+        return None if name is None else str(name)
+
+    def beside(self, name: str, content: str) -> PretrainedTokenizer:
+        """The same tokenizer with one more file that was read."""
+        return dataclasses.replace(self, files={**self.files, name: content})
+
+    @cached_property
+    def _rules(self) -> dict[str, Any]:
+        """The object in tokenizer.json."""
+        rules: dict[str, Any] = json.loads(self.files.get(FILE) or _ask(self.library, "to_str"))
+        return rules
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        """The ids of the special tokens."""
+        return frozenset(token["id"] for token in self._rules.get("added_tokens") or () if token.get("special"))
+
+    def _bytes_in(self, pieces: list[str]) -> Iterator[tuple[bytes, str]]:
+        """The parts of a text that its pieces give as bytes: those bytes, and what the decoder shows for them."""
+        kinds = {rule.get("type") for rule in _steps(self._rules.get("decoder"))}
+        if "ByteLevel" in kinds:  # each letter stands for a byte
+            raw = b"".join(
+                bytes(BYTE_OF[letter] for letter in piece) if BYTE_OF.keys() >= set(piece) else piece.encode()
+                for piece in pieces
+            )
+            yield raw, raw.decode(errors="replace")
+        elif "ByteFallback" in kinds:  # some pieces stand for a byte; a run of them is shown whole, or byte by byte
+            for found, run in groupby(pieces, lambda piece: re.fullmatch(r"<0x[0-9A-Fa-f]{2}>", piece) is not None):
+                if found:
+                    raw = bytes(int(piece[3:5], 16) for piece in run)
+                    try:
+                        yield raw, raw.decode()
+                    except UnicodeDecodeError:
+                        yield raw, "\ufffd" * len(raw)
+
+
+@dataclass(frozen=True)
+class MissingTokenizer:
+    """In the place of a tokenizer that cannot be had: the model can be used with ids, and every text is refused."""
+
+    kind: ClassVar[str] = "missing"
+    reason: str
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # as for ``PretrainedTokenizer``
+
+    @property
+    def vocab_size(self) -> int:
+        """Unknown: raises ``UserError``, as does everything that needs a tokenizer."""
+        self._refuse()
+
+    def encode(self, text: str) -> Ids:
+        self._refuse()
+
+    def decode(self, ids: AnyIds) -> str:
+        self._refuse()
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        self._refuse()
+
+    def bytes_of(self, ids: AnyIds) -> int:
+        self._refuse()
+
+    def beside(self, name: str, content: str) -> MissingTokenizer:
+        """The same with one more file that was read."""
+        return dataclasses.replace(self, files={**self.files, name: content})
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(self.reason)
+
+
+class _NoTokenizerError(UserError):
+    """There is no tokenizer.json, or no library to read it."""
+
+
+class _LibraryError(UserError):
+    """The library could not do what it was asked to do; ``reason`` is what it said."""
+
+    def __init__(self, method: str, reason: str) -> None:
+        super().__init__(f"The tokenizers library fails in {method} ({reason}): download the tokenizer again.")
+        self.reason = reason
+
+
+def _ask(library: Any, method: str, *args: Any, **kwargs: Any) -> Any:
+    """Calls a method of the library; raises ``_LibraryError`` however the call fails, also if the library panics."""
+    try:
+        return getattr(library, method)(*args, **kwargs)
+    except BaseException as error:
+        # The library has no exception class of its own, and its panics are not even an Exception.
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise _LibraryError(method, " ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise
 
 
 def load(folder: str | Path) -> PretrainedTokenizer:
-    """Reads tokenizer.json.
+    """Reads tokenizer.json and the files beside it.
 
     Raises:
-        UserError: the ``tokenizers`` library is not installed, or the file is missing or damaged.
+        UserError: the ``tokenizers`` library is not installed; a file is missing or damaged; or the rules can make a
+            text more than ``GROWTH`` times as long.
     """
     path = Path(folder) / FILE
-    if not path.exists():
-        raise UserError(f"{path} does not exist: save the model's tokenizer there as a fast tokenizer of transformers.")
+    if not os.path.lexists(path):
+        raise _NoTokenizerError(
+            f"{path} does not exist: save the model's tokenizer there as a fast tokenizer of transformers."
+        )
     try:
         from tokenizers import Tokenizer as Library
-    except ImportError:
-        raise UserError(f'{path} needs the tokenizers library: run `pip install "minimoe[hf]"`.') from None
+    except ModuleNotFoundError:
+        raise _NoTokenizerError(f'{path} needs the tokenizers library: run `pip install "minimoe[hf]"`.') from None
+    except Exception as error:
+        raise _NoTokenizerError(
+            f"{path} needs the tokenizers library, which fails ({error!r:.200}): install it again."
+        ) from None
     try:
-        library = Library.from_file(str(path))
-    except Exception as error:  # the library has no exception class of its own
-        raise UserError(f"{path} is not a tokenizer ({error}): download it again.") from None
-    library.no_truncation()
-    library.no_padding()
-    return PretrainedTokenizer(library)
+        content = read_text(path)
+        rules = json.loads(content)
+        if not isinstance(rules, dict):
+            raise ValueError(f"it holds a {type(rules).__name__}, expected an object")
+        _check_rules(rules, path)
+        library = _ask(Library, "from_str", content)
+        _ask(library, "no_truncation")
+        _ask(library, "no_padding")
+        return PretrainedTokenizer(library, {FILE: content, **_read_beside(Path(folder))})
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError, KeyError) as error:
+        if isinstance(error, UserError) and not isinstance(error, _LibraryError):
+            raise
+        reason = error.reason if isinstance(error, _LibraryError) else error
+        raise UserError(f"{path} is not a tokenizer ({reason}): download it again.") from None
 
 
-def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer) -> None:
-    """Writes tokenizer.json, and tokenizer_config.json, which names the transformers class that reads it unchanged.
+def find(folder: str | Path) -> PretrainedTokenizer | MissingTokenizer:
+    """``load``, or a ``MissingTokenizer`` if there is no tokenizer.json, or no library to read it."""
+    try:
+        return load(folder)
+    except _NoTokenizerError as error:
+        return MissingTokenizer(str(error), _read_beside(Path(folder)))
 
-    Without that name, transformers uses its default class for a Mixtral, which adds a beginning-of-text token.
+
+def _read_beside(folder: Path) -> dict[str, str]:
+    """The contents of the ``FILES`` that exist; raises ``UserError`` if one cannot be read."""
+    contents = {}
+    for name in FILES:
+        path = folder / name
+        if os.path.lexists(path):
+            try:
+                contents[name] = read_text(path)
+                if path.suffix == ".json" and not isinstance(json.loads(contents[name]), dict):
+                    raise ValueError("it does not hold an object")
+            except (OSError, ValueError, RecursionError) as error:
+                raise UserError(f"{path} cannot be read ({error}): download it again, or remove it.") from None
+    return contents
+
+
+def _check_rules(rules: Mapping[str, Any], path: Path) -> None:
+    """Raises ``UserError`` if the rules can make a long text of a short one, or take a very long time for a word."""
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        growth = 1
+        for rule in _steps(rules.get(part)):
+            growth *= _growth(rule)
+            if growth > GROWTH:
+                raise UserError(
+                    f"{path} has a {part} that can make a text {growth:,} times as long, expected at most {GROWTH}: do "
+                    "not use this tokenizer."
+                )
+    model = rules.get("model") or {}
+    pieces = [piece if isinstance(piece, str) else str(piece[0]) for piece in model.get("vocab") or ()]
+    pieces += [str(token.get("content", "")) for token in rules.get("added_tokens") or ()]
+    if (longest := max(map(len, pieces), default=0)) > LONGEST_PIECE:
+        raise UserError(
+            f"{path} has a token of {longest:,} letters, expected at most {LONGEST_PIECE:,}: do not use this tokenizer."
+        )
+    most = model.get("max_input_chars_per_word", 0)
+    if isinstance(most, int) and most > LONGEST_WORD:
+        raise UserError(
+            f"{path} allows words of max_input_chars_per_word {most:,}, expected at most {LONGEST_WORD:,}: do not use "
+            "this tokenizer."
+        )
+
+
+def _steps(rule: Any) -> list[dict[str, Any]]:
+    """The rules that a rule consists of, in order: a sequence may contain sequences."""
+    if not isinstance(rule, dict):
+        return []
+    inside = [
+        step
+        for name in ("normalizers", "pretokenizers", "processors", "decoders")
+        for one in (rule[name] if isinstance(rule.get(name), list) else ())
+        for step in _steps(one)
+    ]
+    return [rule, *inside]
+
+
+def _growth(rule: Mapping[str, Any]) -> int:
+    """By which factor a rule can make a text longer, or more; too large rather than too small."""
+    kind = rule.get("type")
+    if kind == "Replace":
+        content, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
+        string = pattern.get("String") if isinstance(pattern, dict) else None
+        if isinstance(string, str) and string:
+            return max(1, -(-content // len(string)))
+        return 1 + content  # a regular expression may also match between two letters
+    if kind == "Prepend":
+        return max(1, len(str(rule.get("prepend", ""))))
+    if kind == "ByteLevel":
+        return 4  # letters for a character of four bytes
+    if kind == "Precompiled":  # a table of characters, then the texts that replace them
+        data = base64.b64decode(str(rule.get("precompiled_charsmap", "")))
+        texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
+        return max(1, *(len(text.decode(errors="replace")) for text in texts))
+    if kind == "TemplateProcessing":
+        pieces, special = rule.get("single") or [], rule.get("special_tokens") or {}
+        added = sum(len(token.get("ids") or ()) for token in special.values())
+        return max(1, sum("Sequence" in piece for piece in pieces) + max(len(pieces), added) // GROWTH)
+    if kind == "BPEDecoder":
+        return 1 if rule.get("suffix", "</w>") else 2  # an empty suffix becomes a space between any two letters
+    if kind in ("WordPiece", "CTC"):
+        return 1 if rule.get("prefix", "##") and rule.get("word_delimiter_token", "|") else 2
+    return 1
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for: a space, for example, is written Ġ.
+
+    A byte that is a visible Latin-1 character is written as this character; the others follow from U+0100 on.
+    """
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    return {chr(byte): byte for byte in visible} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_OF = _letters_of_bytes()
+
+
+def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer | MissingTokenizer) -> None:
+    """Writes tokenizer.json, tokenizer_config.json, and whatever else was read beside them.
+
+    What was read is written as it was. tokenizer_config.json is completed by ``READS_UNCHANGED``, without which some
+    versions of transformers do not follow tokenizer.json.
 
     Raises:
         UserError: a file cannot be written.
     """
-    if isinstance(tokenizer, PretrainedTokenizer):
-        content = tokenizer.library.to_str(pretty=True)
+    if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer):
+        contents = {name: tokenizer.files[name] for name in (FILE, *FILES) if name in tokenizer.files}
+        if isinstance(tokenizer, PretrainedTokenizer) and FILE not in contents:
+            contents[FILE] = _ask(tokenizer.library, "to_str", pretty=True)
     else:
-        content = json.dumps(_to_dict(tokenizer), indent=2, ensure_ascii=False)
-    write_atomically(path / FILE, content.encode())
-    write_atomically(path / "tokenizer_config.json", b'{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+        contents = {FILE: json.dumps(_to_dict(tokenizer), indent=2, ensure_ascii=False)}
+    if FILE in contents:
+        settings = READS_UNCHANGED | json.loads(contents.get(SETTINGS, "{}"))
+        contents[SETTINGS] = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    for name, content in contents.items():
+        write_atomically(path / name, content.encode(errors="backslashreplace"))
 
 
 def _to_dict(tokenizer: Tokenizer) -> dict[str, Any]:

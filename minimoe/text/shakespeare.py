@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from minimoe.core.errors import UserError
+from minimoe.core.files import open_regular, user_path
 
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -38,7 +39,7 @@ def download(
             arrived is not the expected one.
     """
     url = url or os.environ.get("MINIMOE_SHAKESPEARE_URL") or URL
-    folder = Path(cache_dir) if cache_dir is not None else _cache_folder()
+    folder = user_path(cache_dir) if cache_dir is not None else _cache_folder()
     target = folder / "shakespeare.txt"
     part = folder / "shakespeare.txt.part"
     try:
@@ -98,7 +99,9 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
             length = response.headers.get("Content-Length")
             total = None if length is None else start + int(length)
             bar = tqdm(desc=part.stem, initial=start, total=total, unit="B", unit_scale=True, disable=not progress)
-            with open(part, "ab" if start else "wb") as file, bar:
+            if not start:
+                part.unlink(missing_ok=True)
+            with open_regular(part, "ab") as file, bar:
                 # read1 returns what has arrived; read waits for a full block, and loses it if the connection breaks.
                 while chunk := response.read1(1 << 16):
                     file.write(chunk)
@@ -119,14 +122,15 @@ def _sha256(path: Path) -> str | None:
     import hashlib
 
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        with open_regular(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
     except FileNotFoundError:
         return None
 
 
 def _cache_folder() -> Path:
     if own := os.environ.get("MINIMOE_CACHE"):
-        return Path(own)
+        return user_path(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "minimoe"
+        return user_path(shared) / "minimoe"
     return Path.home() / ".cache" / "minimoe"

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from minimoe.core.errors import UserError
+from minimoe.core.ids import checked
 
 Ids: TypeAlias = npt.NDArray[np.int32]
 AnyIds: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
@@ -27,7 +28,7 @@ AnyIds: TypeAlias = npt.NDArray[np.integer[Any]] | Sequence[int]
 KINDS = ("char", "byte")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CharTokenizer:
     """One token for each character that the training text contains.
 
@@ -56,6 +57,10 @@ class CharTokenizer:
                 f"The text contains {_shown(halves)}, half of a surrogate pair, which is not a character and cannot be "
                 "written as UTF-8; read the text again as UTF-8."
             )
+
+    def __repr__(self) -> str:
+        shown = self.characters if len(self.characters) <= 300 else self.characters[:300] + "…"
+        return f"CharTokenizer(characters={shown!r})"
 
     @property
     def vocab_size(self) -> int:
@@ -108,7 +113,7 @@ class CharTokenizer:
             UserError: ``ids`` is not integer, or holds an id that is not in the vocabulary.
         """
         lengths = np.array([len(character.encode()) for character in self.characters], dtype=np.int64)
-        return int(lengths[_checked(ids, self.vocab_size)].sum())
+        return int(lengths[checked(ids, self.vocab_size)].sum())
 
     def to_dict(self) -> dict[str, str]:
         """A dictionary for JSON; ``from_dict`` makes the tokenizer again."""
@@ -159,7 +164,7 @@ class ByteTokenizer:
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for token in ids:
-            if piece := decoder.decode(_checked([token], self.vocab_size).astype(np.uint8).tobytes()):
+            if piece := decoder.decode(checked([token], self.vocab_size).astype(np.uint8).tobytes()):
                 yield piece
         if rest := decoder.decode(b"", final=True):
             yield rest
@@ -170,7 +175,7 @@ class ByteTokenizer:
         Raises:
             UserError: ``ids`` is not integer, or holds an id outside 0 … 255.
         """
-        return int(_checked(ids, self.vocab_size).size)
+        return int(checked(ids, self.vocab_size).size)
 
     def to_dict(self) -> dict[str, str]:
         """A dictionary for JSON; ``from_dict`` makes the tokenizer again."""
@@ -225,23 +230,5 @@ def _shown(characters: Iterable[str], at_most: int = 5) -> str:
     return ", ".join(map(repr, found[:at_most])) + (f" and {more} more" if more > 0 else "")
 
 
-def _checked(ids: AnyIds, vocab_size: int) -> npt.NDArray[np.integer[Any]]:
-    """The ids as an array; raises if one is not in the vocabulary, because NumPy would take -1 for the last token."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        return array.astype(np.int32)  # NumPy makes an empty list an array of floats
-    if array.dtype.kind not in "iu":
-        raise UserError(f"Token ids must be integers, got {array.dtype}; pass the ids that encode returned.")
-    outside = (array < 0) | (array >= vocab_size)
-    if outside.any():
-        raise UserError(
-            f"Token id {array[outside][0]} is not in a vocabulary of {vocab_size}; use ids from 0 to {vocab_size - 1}."
-        )
-    return array
-
-
 def _checked_row(ids: AnyIds, vocab_size: int) -> npt.NDArray[np.integer[Any]]:
-    array = _checked(ids, vocab_size)
-    if array.ndim != 1:
-        raise UserError(f"Token ids to decode must be one row, got shape {array.shape}; decode one row at a time.")
-    return array
+    return checked(ids, vocab_size, axes=(1,), what="Token ids to decode")

@@ -81,27 +81,18 @@ def _idle_cores(threads: int) -> str | None:
 
 
 def _withheld_cores() -> str | None:
-    cores, all_cores = resources.cores(), os.cpu_count() or 1
+    cores, all_cores = resources.allowed_cores(), os.cpu_count() or 1
     if cores < all_cores:
         return (
             f"This process may use {cores} of the machine's {all_cores} cores: taskset or a container sets this limit."
         )
-    allowed = _quota()
-    if allowed is not None and allowed < cores:
+    allowed = resources.cpu_quota()
+    if allowed is not None and allowed < resources.allowed_cores():
         return (
             f"A container's quota gives this process the time of {round(allowed, 1):g} of {cores} cores: raise its CPU "
             "limit."
         )
     return None
-
-
-def _quota(path: str = "/sys/fs/cgroup/cpu.max") -> float | None:
-    """The time that the control group allows, in cores; None without a limit."""
-    try:
-        limit, period = Path(path).read_text().split()
-        return float(limit) / float(period)
-    except (OSError, ValueError):  # no such file, or "max"
-        return None
 
 
 def _short_blas(threads: int) -> str | None:

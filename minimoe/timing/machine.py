@@ -37,16 +37,27 @@ def describe() -> str:
     forced = [f"{name}={os.environ[name]}" for name in ("OPENBLAS_CORETYPE",) if os.environ.get(name)]
     if forced:
         lines.append(f"note      {forced[0]} keeps BLAS from choosing this processor's own kernels: unset it for speed")
-    problem = gpu_problem() if _has_driver() else "No NVIDIA driver was found, so everything runs on the CPU."
+    problem = gpu_problem()
+    if problem is not None and problem.startswith("CuPy is not installed") and not _has_driver():
+        problem = "No NVIDIA driver was found, so everything runs on the CPU."
     if problem is None:
-        import cupy
-
-        name = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-        free, total = cupy.cuda.runtime.memGetInfo()
-        lines.append(f"GPU       {name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free, CuPy {cupy.__version__}")
+        lines.append(f"GPU       {_gpu()}")
     else:
         lines.append(f"GPU       none in use. {problem}")
     return "\n".join(lines)
+
+
+def _gpu() -> str:
+    """The GPU that computes, its memory, and CuPy's version, as far as they are told."""
+    import cupy
+
+    told = []
+    with contextlib.suppress(Exception):
+        told.append(cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
+    with contextlib.suppress(Exception):
+        free, total = cupy.cuda.runtime.memGetInfo()
+        told.append(f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+    return ", ".join([*told, f"CuPy {cupy.__version__}"])
 
 
 def _has_driver() -> bool:

@@ -14,6 +14,8 @@ from typing import Any
 from minimoe.analysis import microscope, microscope_page, routing_trace
 from minimoe.core import files
 from minimoe.core.arrays import Device
+from minimoe.core.console import Shown
+from minimoe.core.errors import UserError
 from minimoe.cost import parameters
 from minimoe.draw import plots
 from minimoe.inference import generation
@@ -38,21 +40,34 @@ class Bar:
         if "val_loss" in row:
             self._validation = f"{row['val_loss']:.3f}"
         fullest = max(max(layer) * len(layer) for layer in row["load"])
-        self._tqdm.set_postfix_str(
-            f"loss {row['loss']:.3f}, validation {self._validation}, {row['tokens_per_second']:,.0f} tokens/s, "
-            f"fullest expert {fullest:.1f}x",
-            refresh=False,
-        )
-        self._tqdm.update()
+        with contextlib.suppress(Exception):  # in a notebook, the bar is not a stream but a widget
+            self._tqdm.set_postfix_str(
+                f"loss {row['loss']:.3f}, validation {self._validation}, {row['tokens_per_second']:,.0f} tokens/s, "
+                f"fullest expert {fullest:.1f}x",
+                refresh=False,
+            )
+            self._tqdm.update()
 
 
 @contextmanager
 def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
-    """A bar from step ``first`` to ``steps``, for the terminal or, in a notebook, for the notebook."""
+    """A bar from step ``first`` to ``steps``, for the terminal or, in a notebook, for the notebook.
+
+    A bar that cannot be shown, or no longer, is no reason to stop.
+    """
+    from tqdm import tqdm as plain
     from tqdm.auto import tqdm
 
-    with tqdm(total=steps, initial=first, disable=not visible, unit="step", dynamic_ncols=True) as shown:
+    settings: dict[str, Any] = {"total": steps, "initial": first, "unit": "step", "file": Shown(sys.stderr)}
+    try:
+        shown = tqdm(disable=not visible, dynamic_ncols=True, **settings)
+    except Exception:
+        shown = plain(disable=True, **settings)
+    try:
         yield Bar(shown)
+    finally:
+        with contextlib.suppress(Exception):
+            shown.close()
 
 
 def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:
@@ -74,16 +89,23 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
     )
 
 
-def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]]) -> str:
-    """The sample, the validation loss and the paths of the files; of an interrupted run, how to resume it."""
-    step = metrics[-1]["step"] if metrics else 0
+def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]], step: int | None = None) -> str:
+    """The sample, the validation loss and the paths of the files; of an interrupted run, how to resume it.
+
+    ``step`` is how far the run has come, by default as far as its metrics.
+    """
+    if step is None:
+        step = metrics[-1]["step"] if metrics else 0
     if not finished:
         resume = f"{command()} train --resume {shlex.quote(str(folder))}"
         return f"\nInterrupted at step {step}; everything is saved. Continue with:\n  {resume}"
     paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE, PAGE) if (folder / name).exists())
     validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
+    written = ""
+    with contextlib.suppress(OSError, ValueError):  # there is no sample if it could not be written
+        written = f"\n{files.read_text(folder / SAMPLE)}\n"
     return (
-        f"\n{(folder / SAMPLE).read_text(encoding='utf-8')}\n"
+        f"{written}"
         f"Validation loss {validation} nats per token after {step:,} steps. Look at:\n{paths}\n"
         f"Generate text with:\n  {command()} generate {shlex.quote(str(folder))} --prompt 'Once upon a time'"
     )
@@ -101,7 +123,10 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
             domains = dict(zip(data.names, data.validation, strict=True))
             by_domain = routing_trace.load_by_domain(model.params, model.config, domains)
             plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
-            seen = microscope.look(model, {name: ids[:PAGE_TOKENS] for name, ids in domains.items()})
+            try:
+                seen = microscope.look(model, {name: ids[:PAGE_TOKENS] for name, ids in domains.items()})
+            except UserError:  # the model has too many experts for the page, or reads single tokens
+                return
             microscope_page.write(folder / PAGE, seen, f"Routing of {folder.resolve().name}")
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from minimoe.core import tree
 from minimoe.core.arrays import Array, like
 from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.summary import brief
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import LocalExchange
@@ -35,6 +36,7 @@ from minimoe.parallel.launch import launch
 from minimoe.parallel.processes import shared
 
 
+@brief
 class Workers(NamedTuple):
     """Workers that take steps together, and the arrays that they change."""
 

@@ -2,7 +2,7 @@
 
     trained = train("toy", corpus="data", out="runs/toy")
 
-The folder always holds the last checkpoint, complete. A run that was killed, interrupted or stopped by a NaN or
+The folder always holds the last complete checkpoint. A run that was killed, interrupted or stopped by a NaN or
 infinite loss continues with ``resume`` as if it had never stopped: with the same number of threads on the same machine,
 it ends with the same bits.  Lesson: lessons/11_training.ipynb
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -20,10 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe.core import presets, resources, tree
+from minimoe.core import console, files, presets, resources, tree
 from minimoe.core.arrays import Array, Device, select_device, to_device, to_host
-from minimoe.core.errors import UserError, printable
+from minimoe.core.errors import UserError
 from minimoe.core.presets import Preset
+from minimoe.core.summary import brief
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
 from minimoe.layers import decoder, moe
@@ -40,6 +43,7 @@ from minimoe.training import run_report
 from minimoe.training import step as steps
 
 
+@brief
 class Trained(NamedTuple):
     """A run that ended, or was interrupted and saved."""
 
@@ -47,6 +51,7 @@ class Trained(NamedTuple):
     folder: Path
     metrics: list[dict[str, Any]]
     finished: bool
+    problem: str | None = None  # why the sample, the figures or the page are missing; the model itself is saved
 
 
 def train(
@@ -98,14 +103,14 @@ def resume(
 ) -> Trained:
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
-    ``corpus`` is needed only if the run began with one made in Python. ``changes`` may hold new values of the settings
-    in ``checkpoint.CHANGEABLE``.
+    ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now, which
+    the run then remembers. ``changes`` may hold new values of the settings in ``checkpoint.CHANGEABLE``.
 
     Raises:
         UserError: another setting differs, ``steps`` is less than the steps already taken, or the run's text has
             changed or is gone.
     """
-    folder = Path(folder)
+    folder = files.user_path(folder)
     run = checkpoint.load_config(folder)
     stored = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     for name, value in (changes or {}).items():
@@ -117,7 +122,9 @@ def resume(
     changed = {name: value for name, value in (changes or {}).items() if name in checkpoint.CHANGEABLE}
     run = run._replace(recipe=dataclasses.replace(run.recipe, **changed))
     where, threads = select_device(device), resources.thread_count(threads)
+    memory.check_memory(run.config, run.recipe, 1 if where == "gpu" else min(threads, run.recipe.batch))
     data = batches.reload(run.source, run.tokenizer, run.config.context, corpus)
+    run = run._replace(source=batches.where_now(run.source, corpus))
     with checkpoint.locked(folder):
         return _loop(folder, run, data, where, threads, progress)
 
@@ -134,9 +141,9 @@ def train_dense_twin(
 ) -> Trained:
     """Trains a dense model with as many active parameters as the run in ``folder``, on its text and with its recipe.
 
-    ``corpus`` is needed only if the run began with one made in Python. ``changes`` may hold other settings, for example
-    of the recipe: the best recipe for a mixture need not be the best for a dense model. Without ``out``, the new run
-    has the name of the old one, followed by ``-dense``.
+    ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now.
+    ``changes`` may hold other settings, for example of the recipe: the best recipe for a mixture need not be the best
+    for a dense model. Without ``out``, the new run has the name of the old one, followed by ``-dense``.
 
     Raises:
         UserError: as for ``train``; or the run itself is dense, or its text has changed.
@@ -149,7 +156,7 @@ def train_dense_twin(
         presets.override(twin, changes or {}),
         corpus=read,
         out=out,
-        name=f"{Path(folder).resolve().name}-dense",
+        name=f"{files.user_path(folder).resolve().name}-dense",
         device=device,
         threads=threads,
         progress=progress,
@@ -202,7 +209,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     metrics.write(folder, metrics.read(folder, up_to=first))
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
-        print(printable(run_report.opening(folder, run, data, device, threads, first)))
+        console.show(run_report.opening(folder, run, data, device, threads, first))
 
     batches = data.batches(recipe.batch, run.config.context, recipe.seed, first)
     done = kept = first
@@ -237,13 +244,21 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
                 break
 
     finished = done == recipe.steps
-    rows = metrics.read(folder)  # read only now: a row takes more than 1 kB of memory, and there can be many
-    model = Model(tree.map(to_host, params), run.config, run.tokenizer, run)
-    if finished:
-        run_report.write(folder, model, data, rows)
+    model = Model(tree.map(to_host, params), run.config, run.tokenizer, run, done)
+    rows: list[dict[str, Any]] = []
+    problem = None
+    try:  # all is saved, so nothing that goes wrong from here on may lose the result
+        rows = metrics.read(folder)  # read only now: a row takes more than 1 kB of memory, and there can be many
+        if finished:
+            run_report.write(folder, model, data, rows)
+    except (Exception, KeyboardInterrupt) as error:
+        reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")
+        problem = f"the run is saved, but not everything about it could be read or drawn: {reason}"
     if progress:
-        print(printable(run_report.closing(folder, finished, rows)))
-    return Trained(model, folder, rows, finished)
+        console.show(run_report.closing(folder, finished, rows, done))
+        if problem:
+            console.show(f"minimoe: {problem}", sys.stderr)
+    return Trained(model, folder, rows, finished, problem)
 
 
 def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:
@@ -303,14 +318,16 @@ def _diverged(folder: Path, step: int, kept: int) -> str:
 def _new_folder(out: str | Path | None, name: str) -> Path:
     """``out``, or a new folder under runs/; it is created if it does not exist, and a file is written as a test."""
     if out is None:
+        if not name or name in (".", "..") or {"/", os.sep, "\0"} & set(name):
+            raise UserError(f"name {name!r:.80} is not the name of a folder in runs/: give one, or a path as out=.")
         numbered = (Path("runs", name if n == 1 else f"{name}-{n}") for n in range(1, 10**6))
         folder = next(path for path in numbered if not path.exists())
     else:
-        folder = Path(out)
+        folder = files.user_path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _refuse_a_run(folder)
-        (folder / ".lock").touch()
+        files.open_regular(folder / checkpoint.LOCK, "ab").close()
     except OSError as error:
         raise UserError(
             f"{folder} cannot be written ({error.strerror or error}): choose another folder with --out."

@@ -2,15 +2,19 @@
 
 import itertools
 import math
+import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from minimoe.analysis import routing_trace
+from minimoe.analysis import microscope, routing_trace
 from minimoe.analysis.routing_trace import Trace
 from minimoe.core import tree
+from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
+from minimoe.inference import reading
 from minimoe.layers import decoder
 from minimoe.layers.routing import by_token, experts_by_token
 
@@ -83,7 +87,7 @@ def test_rows_of_a_batch_do_not_see_each_other(params, small, rng):
 def test_few_or_many_tokens_at_once_give_the_same_trace(params, small, rng, monkeypatch):
     tokens = rng.integers(0, small.vocab_size, 40)
     whole = routing_trace.trace(params, small, tokens)
-    monkeypatch.setattr(routing_trace, "TOKENS_AT_ONCE", 2 * small.context)
+    monkeypatch.setattr(reading, "TOKENS", 2 * small.context)
     for field, other in zip(routing_trace.trace(params, small, tokens), whole, strict=True):
         assert_allclose(field, other)
 
@@ -91,9 +95,19 @@ def test_few_or_many_tokens_at_once_give_the_same_trace(params, small, rng, monk
 def test_a_context_longer_than_the_tokens_read_at_once_is_read_too(params, small, rng, monkeypatch):
     tokens = rng.integers(0, small.vocab_size, 2 * small.context + 3)
     whole = routing_trace.trace(params, small, tokens)
-    monkeypatch.setattr(routing_trace, "TOKENS_AT_ONCE", small.context - 1)
+    monkeypatch.setattr(reading, "TOKENS", small.context - 1)
     for field, other in zip(routing_trace.trace(params, small, tokens), whole, strict=True):
         assert_allclose(field, other)
+
+
+def test_the_routing_needs_no_logits_of_the_output_layer(params, small, rng):
+    """They are larger than everything else if the vocabulary is large."""
+    tokens = rng.integers(0, small.vocab_size, 20)
+    whole = routing_trace.trace(params, small, tokens)
+    without = params._replace(head=None)
+    for field, other in zip(routing_trace.trace(without, small, tokens), whole, strict=True):
+        assert_array_equal(field, other)
+    assert routing_trace.trace(params._replace(head="none"), small, tokens).experts.shape == whole.experts.shape
 
 
 def test_a_list_of_tokens_will_do(params, small):
@@ -108,9 +122,9 @@ def test_a_list_of_tokens_will_do(params, small):
     [
         (np.array([], int), r"shape \(0,\)"),
         (np.zeros((2, 2, 2), int), r"shape \(2, 2, 2\)"),
-        (np.array([0.5]), "type float64"),
-        (np.array([3, -1]), "Token -1"),
-        (np.array([3, 13]), "Token 13 is not in the model's vocabulary of 13"),
+        (np.array([0.5]), "got float64"),
+        (np.array([3, -1]), "Token id -1"),
+        (np.array([3, 13]), "Token id 13 is not in a vocabulary of 13"),
     ],
 )
 def test_tokens_that_make_no_sense_are_refused(params, small, tokens, complaint):
@@ -266,6 +280,27 @@ def test_co_activation_counts_tokens_that_go_to_both(example):
         both = [{i, j} <= set(chosen) for chosen in example.experts[layer]]
         assert_allclose(together[layer, i, j], np.mean(both), atol=1e-12)
     assert_allclose(np.trace(together, axis1=1, axis2=2), 2)  # every token goes to K = 2 experts
+
+
+def test_statistics_of_pairs_stay_small_or_are_refused_before_the_model_is_read():
+    most = routing_trace.MOST_EXPERTS
+    few = Trace(*(np.zeros(50, int),) * 2, np.zeros((1, 50, 2), int), np.ones((1, 50, 2)), np.zeros((1, 50, most)))
+    few.experts[..., 1] = np.arange(50) + 1
+    tracemalloc.start()
+    routing_trace.favourite_tokens(few, 0)
+    assert tracemalloc.get_traced_memory()[1] < 2**20, "no (N, E) and no (V, E) numbers"
+    assert routing_trace.co_activation(few)[0, 0, :3].tolist() == [1, 1 / 50, 1 / 50]
+    assert tracemalloc.get_traced_memory()[1] < 4 * 8 * most**2
+    tracemalloc.stop()
+
+    many = few._replace(logits=np.broadcast_to(0.0, (1, 50, 16_384)))
+    words = "16,384 experts per layer, which is 268,435,456 pairs .* up to 1,024, so look at a smaller model.$"
+    for statistic in (routing_trace.co_activation, lambda trace: routing_trace.favourite_tokens(trace, 0)):
+        with pytest.raises(UserError, match=words):
+            statistic(many)
+    model = SimpleNamespace(config=ModelConfig(experts=16_384), params=None, tokenizer=None)
+    with pytest.raises(UserError, match=words):
+        microscope.look(model, {"a": np.array([1, 2])})
 
 
 def test_favourite_tokens_follow_their_formula(example):

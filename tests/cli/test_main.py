@@ -157,6 +157,65 @@ def test_an_interrupted_training_ends_with_130(run: Path, monkeypatch: pytest.Mo
 # evaluate
 
 
+@pytest.fixture
+def moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path, str]:
+    """A run whose text has moved, the new place of the text, and what evaluate said before that."""
+    text, run = tmp_path / "pyramid.txt", tmp_path / "run"
+    text.write_text(small_runs.PYRAMID, encoding="utf-8")
+    assert main.main(["train", "--text", str(text), "--out", str(run), *options(steps=2)]) == 0
+    capsys.readouterr()
+    assert main.main(["evaluate", str(run)]) == 0
+    return run, text.rename(tmp_path / "elsewhere.txt"), capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["train", "--resume"], ["evaluate"], ["routing"], ["evaluate", "--suite", "--samples", "2"],
+              ["train", "--dense-twin"]], ids=" ".join
+)  # fmt: skip
+def test_a_text_that_has_moved_is_named_once_and_remembered(
+    moved: tuple[Path, Path, str],
+    words: list[str],
+    refused: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    run, text, before = moved
+    more = (
+        ["--steps", "3"]
+        if "--resume" in words
+        else ["--out", str(tmp_path / "twin")]
+        if "--dense-twin" in words
+        else []
+    )
+    sentence = refused(*words, run, *more)
+    assert "pyramid.txt, which the run names as its text, does not exist" in sentence and "--text" in sentence
+    other = tmp_path / "other.txt"
+    other.write_text(small_runs.PYRAMID.replace("stones", "stores"), encoding="utf-8")
+    if words != ["evaluate"] and words != ["routing"]:  # these two can look at any text
+        refused(*words, run, *more, "--text", other)
+    assert main.main([*words, str(run), *more, "--text", str(text)]) == 0
+    capsys.readouterr()
+    if "--dense-twin" not in words:
+        assert checkpoint.load_config(run).source.paths == [str(text)]
+        assert main.main(["evaluate", str(run)]) == 0
+        if "--resume" not in words:
+            assert capsys.readouterr().out == before
+    else:
+        assert checkpoint.load_config(tmp_path / "twin").source.paths == [str(text)]
+
+
+def test_a_text_that_is_still_in_its_place_is_another_text_when_it_is_given(
+    moved: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run, text, before = moved
+    shutil.copy(text, tmp_path / "pyramid.txt")
+    capsys.readouterr()
+    assert main.main(["evaluate", str(run), "--text", str(text)]) == 0
+    said, noted = capsys.readouterr()
+    assert json.loads(said)["tokens"] > json.loads(before)["tokens"] and not noted
+    assert checkpoint.load_config(run).source.paths == [str(tmp_path / "pyramid.txt")]
+
+
 def test_evaluate_prints_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["evaluate", str(finished())]) == 0
     said, complained = capsys.readouterr()
@@ -626,21 +685,125 @@ def test_a_page_is_written_through_a_link_and_into_no_folder_or_device(
         assert f"{place} {says}: give the name of a file" in refused("routing", run, "--html", place)
 
 
+@pytest.mark.parametrize("prompt", ["-5 + 3=", "-5+3=", "- ", "--> ", "-1"])
+def test_a_prompt_may_begin_with_a_minus(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "minimoe.inference.generation.stream", lambda model, prompt, *_, **__: asked.append(prompt) or []
+    )
+    for words in (["--prompt", prompt, "--tokens", "3"], ["--tokens", "3", "--prompt", prompt], [f"--prompt={prompt}"]):
+        assert main.main(["generate", str(finished()), *words]) == 0
+    assert asked == [prompt] * 3
+
+
+def test_a_value_that_looks_like_an_option_is_told_the_way_out(refused: Callable[..., str]) -> None:
+    assert "one that begins with - is written --out=…" in refused("train", "--out", "-x")
+    assert "is written --text=…" in refused("train", "--text", "-x.txt")
+    assert "is written --prompt=…" in refused("generate", "x", "--prompt", "--tokens", "3")
+
+
+def test_a_home_folder_is_understood_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    for words in (
+        ["train", "--text=~/pyramid.txt", "--out=~/run", *options(steps=1)],
+        ["train", "--resume=~/run", "--steps=2"],
+        ["train", "--dense-twin=~/run", "--out=~/twin"],
+        ["evaluate", "~/run", "--suite", "--against=~/twin", "--samples=1", "--questions=1", "--tokens=9"],
+        ["evaluate", "~/run", "--text=~/pyramid.txt"],
+        ["generate", "~/run", "--prompt=4", "--tokens=1"],
+        ["routing", "~/run", "--html=~/page.html"],
+        ["params", "~/run", "--figure=~/parts.png"],
+    ):
+        assert main.main(words) == 0, words
+    assert not list((tmp_path / "work").iterdir())
+    assert {"run", "twin", "page.html", "parts.png"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_command_in_a_notebook_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import matplotlib
+
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    before = (
+        sys.stdout,
+        sys.stderr,
+        dict(os.environ),
+        np.geterr(),
+        str(matplotlib.rcParams["backend"]),
+        sys.stdout.errors,
+    )
+    assert main.main(["params", "toy", "--figure", str(tmp_path / "parts.png")]) == 0
+    assert main.main(["evaluate", "/nowhere"]) == 2
+    with pytest.raises(SystemExit):
+        main.main(["trian"])
+    after = (
+        sys.stdout,
+        sys.stderr,
+        dict(os.environ),
+        np.geterr(),
+        str(matplotlib.rcParams["backend"]),
+        sys.stdout.errors,
+    )
+    assert after == before
+
+
+def test_the_advice_about_memory_names_options_that_the_command_has(
+    refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def starve(*_: Any, **__: Any) -> None:
+        np.empty(2**60, np.uint8)
+
+    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+        monkeypatch.setattr(f"minimoe.{module}", starve)
+    for command in main.MEMORY_ADVICE:
+        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"]}.get(command, [])
+        named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
+        assert named, command
+        for option in named:
+            main._parser().parse_args([command, *words, option, "1"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["train", "--out"], ["train", "--resume"], ["evaluate"], ["routing"], ["params"], ["train", "--text"],
+     ["evaluate", "x", "--text"], ["generate", "--prompt", "a"], ["params", "toy", "--figure"]], ids=" ".join,
+)  # fmt: skip
+def test_a_zero_byte_in_a_path_is_refused(refused: Callable[..., str], words: list[str]) -> None:
+    assert re.search("is not a valid path|is not a run", refused(*words, "a\0b"))
+
+
 # Real processes
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and closed descriptors are Linux's")
+@pytest.mark.parametrize("shell", ["<&- >&- 2>&-", "<&- 2>&-", ">&-"])
+def test_a_training_with_closed_descriptors_is_whole(tmp_path: Path, text: Path, shell: str) -> None:
+    words = [sys.executable, "-m", "minimoe", "train", "--text", text, "--out", tmp_path / "run", "--threads", "2"]
+    command = shlex.join(map(str, [*words, *options(steps=2, experts=1, active_experts=1, noisy_gating=False)]))
+    assert subprocess.run(["bash", "-c", f"{command} {shell}"], capture_output=True).returncode == 0
+    assert checkpoint.load_model(tmp_path / "run").step == 2
+    assert (tmp_path / "run" / ".lock").read_bytes() == b"", "no output went into a file of the run"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes break differently on Windows")
-def test_a_training_without_a_reader_stops_and_says_so(tmp_path: Path, text: Path) -> None:
-    words = ["train", "--text", text, "--out", tmp_path / "run", *options(steps=3)]
-    read, write = os.pipe()
-    os.close(read)
+@pytest.mark.parametrize("shown", ["2>&1 | head -c 20", ">/dev/full 2>&1", ">&- 2>&-"])
+def test_a_training_whose_output_cannot_be_shown_goes_on_to_its_end(tmp_path: Path, text: Path, shown: str) -> None:
+    words = ["-m", "minimoe", "train", "--text", text, "--out", tmp_path / "run", *options(steps=12, save_every=0)]
+    command = shlex.join(map(str, [sys.executable, *words]))
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = subprocess.run(
-        [sys.executable, "-m", "minimoe", *words], stdout=write, stderr=subprocess.PIPE, encoding="utf-8"
+        ["bash", "-c", f"set -o pipefail; {command} {shown}"], env=environment, capture_output=True, encoding="cp1252"
     )
-    os.close(write)
-    assert done.returncode == 130
-    assert "nothing reads the output any more, so the run stops: continue it with --resume" in done.stderr
-    assert checkpoint.load_progress(tmp_path / "run", checkpoint.load_config(tmp_path / "run")) is not None
+    assert done.returncode == 0, done.stderr
+    assert not re.search("Traceback|Exception ignored|stops", done.stdout + done.stderr)
+    assert checkpoint.load_model(tmp_path / "run").step == 12
+    assert (tmp_path / "run" / "experts.png").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="closes a stream as only a POSIX shell does")

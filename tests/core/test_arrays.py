@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -44,6 +45,34 @@ def test_without_cupy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     assert arrays.select_device("auto") == "cpu"
     with pytest.raises(UserError, match="CuPy is not installed.*or use --device cpu"):
         arrays.select_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("import numpy; numpy.no_longer_there", "cannot be imported (AttributeError: "),
+        ("raise ImportError('libcudart.so.12: cannot open\\nmore')", "(ImportError: libcudart.so.12: cannot open)"),
+        ("import a_part_that_is_missing", "(ModuleNotFoundError: No module named 'a_part_that_is_missing')"),
+        ("raise RuntimeError", "cannot be imported (RuntimeError: RuntimeError)"),
+        ("", "CuPy of no version is not a whole installation"),
+        ("__version__ = 'main'", "CuPy main is not a whole installation"),
+        ("__version__ = '13.6.0'", "CuPy 13.6.0 is too old"),
+        ("__version__ = '14.0.0rc1'", "no GPU or driver responds (module 'cupy' has no attribute 'cuda')"),
+    ],
+)
+def test_a_broken_cupy_falls_back_to_the_cpu_with_its_true_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, cause: str
+) -> None:
+    (tmp_path / "cupy.py").write_text(code)
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    said = str(arrays.gpu_problem())
+    assert cause in said and "\n" not in said and said.endswith("or use --device cpu.")
+    assert arrays.select_device("auto") == "cpu"
+    with pytest.raises(UserError) as caught:
+        arrays.select_device("gpu")
+    assert str(caught.value) == said
+    sys.modules.pop("cupy", None)
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,85 @@ def test_what_is_written_replaces_a_part_that_a_crash_left(tmp_path: Path) -> No
     (tmp_path / ".file.part").write_bytes(b"half of something, and longer")
     files.write_atomically(tmp_path / "file", b"whole")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"whole")]
+
+
+# Files of a stranger, and paths of the user
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes and devices among its files")
+@pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "folder"])
+def test_what_is_not_a_regular_file_is_neither_read_nor_written_nor_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "file"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    for mode in ("rb", "ab"):
+        with pytest.raises(OSError, match="not a regular file|it is a link"):
+            files.open_regular(path, mode)  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="not a regular file"):
+        files.read_text(path)
+    with pytest.raises(UserError, match="not a regular file"):
+        files.read_tensors(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only some people make links")
+def test_a_link_is_followed_to_be_read_and_never_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(b"content")
+    (tmp_path / "link").symlink_to("blob")
+    (tmp_path / "dangling").symlink_to("created")
+    with files.open_regular(tmp_path / "link", "rb") as file:
+        assert file.read() == b"content"
+    for name in ("link", "dangling"):
+        with pytest.raises(OSError, match="it is a link"):
+            files.open_regular(tmp_path / name, "ab")
+    assert (tmp_path / "blob").read_bytes() == b"content"
+    assert not (tmp_path / "created").exists()
+
+
+def test_a_file_never_takes_the_number_of_a_closed_standard_stream(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from minimoe.core import files\n"
+        "os.close(1)\n"
+        "file = files.open_regular(Path(sys.argv[1]), 'ab')\n"
+        "sys.exit(file.fileno())"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "file")], check=False).returncode > 2
+
+
+def test_a_path_of_the_user_is_taken_as_a_shell_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    assert files.user_path("~/run") == files.user_path(Path("~/run")) == Path("/home/me/run")
+    assert files.user_path("a/~/b") == Path("a/~/b")
+    assert files.user_path("./~") == Path("~")
+
+
+@pytest.mark.parametrize("wrong", ["", "a\0b", "\ud800", None, 7, b"bytes", ["a"]])
+def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any) -> None:
+    from minimoe.draw import figure_parts, plots
+    from minimoe.evaluate import suite
+    from minimoe.storage import checkpoint, metrics, open_model
+    from minimoe.text import corpus
+    from minimoe.training import trainer
+
+    uses: list[Any] = [
+        files.user_path,
+        files.chosen_place,
+        checkpoint.load_config,
+        checkpoint.load_model,
+        metrics.read,
+        open_model.load,
+        open_model.shape,
+        trainer.resume,
+        trainer.train_dense_twin,
+        suite.run,
+        lambda path: corpus.read_files([path]),
+        lambda path: plots.save(figure_parts.figure(1, 1), path),
+        lambda path: trainer.train("tiny", out=path) if path is not None else files.user_path(path),
+    ]
+    for use in uses:
+        with pytest.raises(UserError, match="is not a path|is not a valid path"):
+            use(wrong)

@@ -1,5 +1,6 @@
 """What a machine has to work with: cores and memory."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,55 @@ def test_every_core_is_used_unless_told_otherwise() -> None:
 def test_a_number_of_threads_that_makes_no_sense_is_refused(wish: int) -> None:
     with pytest.raises(UserError, match=f"threads {wish!r} makes no sense"):
         resources.thread_count(wish)
+
+
+V1, V2 = "3:cpu,cpuacct:/docker/ab\n2:memory:/docker/ab\n0::/\n", "0::/outer/inner\n"
+
+
+@pytest.mark.parametrize(
+    ("mine", "files", "cores", "quota", "limit"),
+    [
+        (V2, {}, 8, None, None),
+        (V2, {"outer/inner/cpu.max": "max 100000", "outer/inner/memory.max": "max"}, 8, None, None),
+        (V2, {"outer/inner/cpu.max": "150000 100000", "outer/inner/memory.max": "5000000"}, 2, 1.5, 5_000_000),
+        (V2, {"outer/inner/cpu.max": "300000 100000", "outer/cpu.max": "100000 100000"}, 1, 1.0, None),
+        (V2, {"cpu.max": "20000 100000", "memory.max": "7000000"}, 1, 0.2, 7_000_000),  # seen from inside
+        ("0::/\n", {"memory.max": "nonsense", "cpu.max": ""}, 8, None, None),
+        ("0::/\n", {"unified/cpu.max": "200000 100000"}, 2, 2.0, None),
+        (V1, {"cpu,cpuacct/docker/ab/cpu.cfs_quota_us": "-1", "cpu,cpuacct/docker/ab/cpu.cfs_period_us": "100000"}, 8,
+         None, None),
+        (V1, {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "50000"}, 2, 2.0, None),
+        (V1, {"cpu,cpuacct/docker/ab/cpu.cfs_quota_us": "5", "cpu,cpuacct/docker/ab/cpu.cfs_period_us": "0"}, 8, None,
+         None),
+        (V1, {"memory/docker/ab/memory.limit_in_bytes": "9223372036854771712"}, 8, None, None),
+        (V1, {"memory/docker/ab/memory.limit_in_bytes": "9223372036854771712",
+              "memory/memory.limit_in_bytes": "4000000"}, 8, None, 4_000_000),
+        ("nonsense\n", {"cpu.max": "100000 100000"}, 8, None, None),
+        (None, {"cpu.max": "100000 100000"}, 8, None, None),
+    ],
+)  # fmt: skip
+def test_the_limits_of_control_groups_of_both_versions_bound_cores_and_memory(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mine: str | None,
+    files: dict[str, str],
+    cores: int,
+    quota: float | None,
+    limit: int | None,
+) -> None:
+    if mine is not None:
+        (tmp_path / "mine").write_text(mine)
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(content + "\n")
+    monkeypatch.setattr(resources, "GROUPS", str(tmp_path / "groups"))
+    monkeypatch.setattr(resources, "MINE", str(tmp_path / "mine"))
+    monkeypatch.setattr(resources, "allowed_cores", lambda: 8)
+    assert (resources.cpu_quota(), resources.memory_limit()) == (quota, limit)
+    assert resources.thread_count(None) == resources.cores() == cores
+    assert resources.thread_count(5) == 5, "who asks for more workers gets them"
+    if limit is not None:
+        assert resources.memory_bytes() == limit
 
 
 def test_memory_is_told_in_bytes_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

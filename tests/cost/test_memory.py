@@ -1,5 +1,9 @@
 """The memory that training takes: what is foretold, and what is really held."""
 
+import contextlib
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,6 +90,34 @@ def test_a_model_or_a_step_that_cannot_fit_is_refused_with_its_size(monkeypatch:
     with pytest.raises(UserError, match="for a step of 524,288 tokens.* choose a smaller .*batch"):
         memory.check_memory(large.config, large.recipe)
     memory.check_memory(large.config, presets.override(large, {"accumulate": 256}).recipe)
+
+
+def test_a_container_that_has_too_little_memory_is_named_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = presets.preset("toy")
+    state, step = memory.training_bytes(toy.config, toy.recipe), memory.activation_bytes(toy.config, toy.recipe)
+    enough = state + step + memory.LIBRARIES + 30_000_000
+    monkeypatch.setattr(resources, "memory_in_use", lambda: 30_000_000)
+    for limit, refused in ((enough, False), (enough - 1, True)):
+        monkeypatch.setattr(resources, "memory_bytes", lambda limit=limit: limit)
+        monkeypatch.setattr(resources, "memory_limit", lambda limit=limit: limit)
+        says = "90 MB for Python.*the container may use 2\\d\\d MB: raise its memory limit"
+        with pytest.raises(UserError, match=says) if refused else contextlib.nullcontext():
+            memory.check_memory(toy.config, toy.recipe)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits and tells the address space")
+@pytest.mark.parametrize("megabytes", [200, 320])
+def test_a_run_that_cannot_have_its_address_space_says_so_before_it_starts(tmp_path: Path, megabytes: int) -> None:
+    code = (
+        "import resource, sys\n"
+        "from minimoe.cli.main import main\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({megabytes} * 10**6,) * 2)\n"
+        f"sys.exit(main(['train', '--threads', '2', '--out', {str(tmp_path / 'run')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.returncode == 2
+    assert "the limit on address space leaves" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_machine_that_does_not_tell_its_memory_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import small_runs
 
+from minimoe.core import files
 from minimoe.core.errors import UserError
 from minimoe.evaluate import intervals, suite, suite_table, sums, text_loss, well_formed
 from minimoe.evaluate.suite import Losses, Marks, Measured, Results, Settings
@@ -165,9 +167,20 @@ def test_another_seed_shares_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(seeds)) == 18
 
 
-def test_trained_tokens_are_those_of_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suite.metrics, "read", lambda folder: [{"tokens": 32}, {"tokens": 64}])
-    assert suite._trained_tokens(Path()) == 64
+def test_trained_tokens_are_those_of_the_models_own_file(runs: dict[str, Path], tmp_path: Path) -> None:
+    """A run that was killed has taken more steps, and written lines about them, than its model has seen."""
+    folder = shutil.copytree(runs["mixture"], tmp_path / "run")
+    model = checkpoint.load_model(folder)
+    seen = model.run.recipe.steps * model.run.recipe.batch * model.config.context
+    assert suite._trained_tokens(model) == seen > 0
+    (folder / "metrics.jsonl").unlink()
+    tensors, metadata = files.read_tensors(folder / "model.safetensors")
+    files.write_tensors(folder / "model.safetensors", tensors, {**metadata, "step": "0"})
+    assert suite._trained_tokens(checkpoint.load_model(folder)) == 0
+    for step in ("", "-1", "many", "9" * 5000):
+        files.write_tensors(folder / "model.safetensors", tensors, {**metadata, "step": step})
+        with pytest.raises(UserError, match="steps, expected a number"):
+            checkpoint.load_model(folder)
 
 
 def test_a_shuffled_text_keeps_its_brackets_and_quotes(runs: dict[str, Path], writes: Any) -> None:

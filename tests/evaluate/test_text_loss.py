@@ -1,6 +1,9 @@
 """Evaluation: every token once, the same number each time."""
 
+import dataclasses
 import math
+import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.evaluate import text_loss
+from minimoe.inference import reading
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.parallel import thread_pool
@@ -157,3 +161,54 @@ def test_a_uniform_model_needs_log2_of_its_vocabulary_a_token(kind: str) -> None
     assert bits == pytest.approx(math.log2(codec.vocab_size) * (len(ids) - 1) / size)
     if kind == "byte":
         assert bits == pytest.approx(8)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("window", [None, 3, 9])
+def test_slices_of_rows_and_pieces_of_long_sequences_change_nothing(
+    params: Decoder, config: ModelConfig, monkeypatch: pytest.MonkeyPatch, window: int | None
+) -> None:
+    config = dataclasses.replace(config, context=23, window=window)
+    ids = document(200)
+    whole, pieces = text_loss.evaluate(params, config, [ids]), text_loss.by_piece(params, config, ids)
+    for tokens, logits in ((2048, 11 * 30), (2048, 11 * 5), (2048, 1), (50, 2**22), (10, 11 * 4), (1, 11)):
+        monkeypatch.setattr(reading, "TOKENS", tokens)
+        monkeypatch.setattr(text_loss, "LOGITS", logits)
+        found = text_loss.evaluate(params, config, [ids])
+        assert found.loss == pytest.approx(whole.loss, rel=1e-12) and found.tokens == whole.tokens
+        np.testing.assert_array_equal(found.load, whole.load)
+        for one, other in zip(text_loss.by_piece(params, config, ids), pieces, strict=True):
+            np.testing.assert_array_equal(one.targets, other.targets)
+            assert one.nats == pytest.approx(other.nats, rel=1e-12)
+
+
+def test_the_memory_of_an_evaluation_is_bounded_for_any_vocabulary_and_any_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ModelConfig(
+        vocab_size=50_000, width=2, layers=1, heads=1, kv_heads=1, head_width=2, context=4096, experts=2,
+        active_experts=1, renormalize=False, expert_width=1,
+    )  # fmt: skip
+    params = decoder.init(np.random.default_rng(0), config)
+    ids = np.random.default_rng(1).integers(0, 50_000, 2001)
+    text_loss.evaluate(params, config, [ids[:3]])
+    tracemalloc.start()
+    text_loss.evaluate(params, config, [ids])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * text_loss.LOGITS + 8_000_000 < 2000 * 50_000 * 4 / 4
+
+    at_once: list[int] = []
+    hidden = decoder.hidden
+
+    def counted(params: Decoder, tokens: np.ndarray, *arguments: Any, **named: Any) -> decoder.Hidden:
+        at_once.append(tokens.size)
+        return hidden(params, tokens, *arguments, **named)
+
+    monkeypatch.setattr(decoder, "hidden", counted)
+    long = np.tile(np.arange(9), 2000)
+    small = dataclasses.replace(config, vocab_size=9, context=6000)
+    text_loss.evaluate(decoder.init(np.random.default_rng(0), small), small, [long])
+    assert max(at_once) <= reading.TOKENS and sum(at_once) == len(long) - 1

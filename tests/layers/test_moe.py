@@ -10,7 +10,7 @@ from small_models import EVERY_LOSS, drawn_mixture, mixture, mixtures
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.layers import moe
+from minimoe.layers import decoder, moe
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.routers import noisy_top_k
@@ -130,6 +130,21 @@ def test_settings_that_no_module_can_work_with_are_refused(settings: dict[str, A
         moe.check(ModelConfig(**settings))
     assert sentence in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_what_only_training_cannot_use_may_be_made_and_run(rng: np.random.Generator) -> None:
+    untrainable = ModelConfig(active_experts=1)
+    with pytest.raises(UserError, match="no gradient"):
+        moe.check(untrainable)
+    moe.check_forward(untrainable)
+    assert decoder.init(rng, untrainable).norm.gain.size == untrainable.width
+    for settings, sentence in (
+        ({"router": "noisy_top_j"}, "no router"),
+        ({"expert_kind": "swiglue"}, "no expert_kind"),
+        ({"router": "switch", "active_experts": 2}, "not possible with the router 'switch'"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            moe.check_forward(ModelConfig(**settings))
 
 
 def test_the_modules_named_by_the_config_are_the_ones_used(rng: np.random.Generator) -> None:

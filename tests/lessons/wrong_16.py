@@ -1,4 +1,4 @@
-"""Wrong answers to the exercises of lesson 16, each with words that its hint must hold."""
+"""Wrong answers to the exercises of lesson 16, each with words that its hint must hold, and unusual right ones."""
 
 import numpy as np
 
@@ -92,6 +92,71 @@ def overflowing(o1, lse1, o2, lse2):
         return (w1 * o1 + w2 * o2) / (w1 + w2), np.log(w1 + w2)
 
 
+def against_the_first(o1, lse1, o2, lse2):
+    with np.errstate(over="ignore", invalid="ignore"):
+        other = np.exp(lse2 - lse1)
+        return (o1 + other * o2) / (1 + other), lse1 + np.log1p(other)
+
+
+def exchanged(o1, lse1, o2, lse2):
+    lse = np.logaddexp(lse1, lse2)
+    return np.exp(lse2 - lse) * o1 + np.exp(lse1 - lse) * o2, lse
+
+
+def against_the_larger(o1, lse1, o2, lse2):
+    peak = np.maximum(lse1, lse2)
+    w1, w2 = np.exp(lse1 - peak), np.exp(lse2 - peak)
+    return (w1 * o1 + w2 * o2) / (w1 + w2), peak + np.log(w1 + w2)
+
+
+def as_a_row_of_two(o1, lse1, o2, lse2):
+    both = np.concatenate([lse1, lse2], axis=1)  # (T, 2)
+    weights = np.exp(both - both.max(1, keepdims=True))
+    share = weights / weights.sum(1, keepdims=True)
+    o = np.einsum("tn,ntc->tc", share, np.stack([o1, o2]))
+    return o, both.max(1, keepdims=True) + np.log(weights.sum(1, keepdims=True))
+
+
+def below_infinity(w, d, rate):
+    return np.where((d < np.inf).all(), w - rate * d, w)
+
+
+def by_the_largest(w, d, rate):
+    return np.where(np.abs(d).max() < np.inf, w - rate * d, w)
+
+
+def step_of_zero(w, d, rate):
+    healthy = np.isfinite(d).all()
+    return w - np.where(healthy, rate, 0) * np.where(healthy, d, 0)
+
+
+def one_by_one(token, dx_sorted, K):
+    dx = np.zeros((token.max() + 1, dx_sorted.shape[-1]))
+    for row, t in zip(dx_sorted, token, strict=True):
+        dx[t] += row
+    return dx
+
+
+def by_one_hot(token, dx_sorted, K):
+    return np.eye(len(token) // K)[token].T @ dx_sorted
+
+
+def token_by_token(operations, bandwidth, number, E, K):
+    bytes_of_an_expert, tokens = number, 1
+    seconds = bytes_of_an_expert / bandwidth
+    return tokens * seconds / (2 / operations) * (E / K)
+
+
+def as_a_fraction(operations, bandwidth, number, E, K):
+    return np.float64(operations * number * E) / (2 * K * bandwidth)
+
+
+RIGHT = {
+    check.tokens_to_be_busy: [token_by_token, as_a_fraction],
+    check.guarded_step: [by_the_largest, step_of_zero],
+    check.gather_backward: [one_by_one, by_one_hot],
+    check.merge_tiles: [against_the_larger, as_a_row_of_two],
+}
 WRONG = {
     check.tokens_to_be_busy: [
         (busy(share=lambda E, K: 1), "for one expert"),
@@ -105,6 +170,7 @@ WRONG = {
         (with_if, "would wait"),
         (multiplied, "do not multiply"),
         (always, "do not multiply"),
+        (below_infinity, "both infinities"),
         (entry_by_entry, "not that entry"),
         (row_by_row, "a row is left out"),
         (column_by_column, "a column is left out"),
@@ -127,6 +193,8 @@ WRONG = {
         (merge(weights=lambda a, b: (a / (a + b), b / (a + b))), "exponentiated"),
         (merge(lse=np.add), "do not add up"),
         (merge(lse=np.maximum), "larger of the two"),
-        (overflowing, "not finite"),
+        (overflowing, "before you exponentiate"),
+        (against_the_first, "before you exponentiate"),
+        (exchanged, "the first tile has the first weight"),
     ],
 }

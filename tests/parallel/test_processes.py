@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,43 @@ def test_workers_end_when_their_caller_is_killed() -> None:
     assert watchdog.is_alive()
     watchdog.cancel()
     caller.stdout.close()
+
+
+@NO_FORK
+def test_a_worker_that_somebody_else_has_waited_for_counts_as_ended() -> None:
+    """With SIGCHLD ignored, as some parents leave it, the system forgets a child at once."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        assert asked(3, lambda group, rank: group.all_gather(rank)) == [0, 1, 2]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@NO_FORK
+@pytest.mark.parametrize("where", ["the list of files", "a pipe"])
+def test_too_few_open_files_are_told_as_that(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A worker that cannot even begin says why before its first message comes."""
+
+    def too_many(*_: Any, **__: Any) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("os.listdir" if where == "the list of files" else "multiprocessing.Pipe", too_many)
+    says = r"no worker process can be started \(Too many open files\): give --threads 1, or"
+    gather = open_processes(2, lambda group, rank: group.all_gather(rank), {}, row_bytes=0)
+    with pytest.raises(UserError, match=says), gather as run:
+        time.sleep(0.2)  # the worker is gone by now
+        run(range(2))
+
+
+@NO_FORK
+def test_an_error_that_cannot_be_sent_is_named_all_the_same() -> None:
+    class LocalError(Exception):
+        pass
+
+    def work(group: Group, rank: int) -> Any:
+        if rank:
+            raise LocalError("cannot be pickled")
+        return group.all_gather(rank)
+
+    with pytest.raises(RuntimeError, match="LocalError: cannot be pickled"):
+        asked(2, work)

@@ -1,6 +1,7 @@
 """The checker checked: right gradients pass, wrong ones do not, and a flip of the routing is neither."""
 
 import json
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -300,6 +301,66 @@ def test_rounding_of_a_large_result_is_no_fault_of_a_small_gradient_but_a_wrong_
     assert row.passed == (factor == 1)
 
 
+# Kinks
+
+
+def relu_expert(params: Any, x: np.ndarray) -> tuple[Any, Any]:
+    z = x @ params[0]
+    return np.maximum(z, 0) @ params[1], (x, z)
+
+
+def relu_expert_backward(params: Any, cache: Any, dy: np.ndarray, factor: float = 1.0) -> tuple[Any, Any]:
+    x, z = cache
+    dz = dy @ params[1].T * (z > 0)
+    return factor * dz @ params[0].T, (x.T @ dz, np.maximum(z, 0).T @ dy)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_probes_across_a_kink_are_refused_and_an_error_of_a_thousandth_is_still_caught(seed: int) -> None:
+    """An expert 256 wide with ReLU has kinks everywhere; a token that is zero has all of them at once."""
+    rng = np.random.default_rng(seed)
+    params = rng.standard_normal((8, 256)), rng.standard_normal((256, 8))
+    x = rng.standard_normal((6, 8))
+    if seed % 2:
+        x[1] = 0
+    right = check("relu", relu_expert, relu_expert_backward, params, x, seed=seed)
+    assert failed(right) == []
+    assert right[0].kinks == right[0].refused >= 6 * (seed % 2)
+    wrong = check("relu", relu_expert, partial(relu_expert_backward, factor=1.001), params, x, seed=seed)
+    assert [row.passed for row in wrong] == [False, True, True]
+
+
+KINKED: dict[str, tuple[Any, Any]] = {
+    "abs": (np.abs, np.sign),
+    "relu": (lambda x: np.maximum(x, 0), lambda x: 1.0 * (x > 0)),
+    "a kink of the slope": (lambda x: np.maximum(x, 0) ** 2 / 2 + x, lambda x: np.maximum(x, 0) + 1),
+    "no kink": (np.sin, np.cos),
+}
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-9, 3e-5, 7e-5, 1.2e-4, -4e-5])
+@pytest.mark.parametrize("name", KINKED)
+def test_a_kink_anywhere_near_a_probe_is_no_wrong_gradient(name: str, distance: float) -> None:
+    function, slope = KINKED[name]
+    x = np.array([1.0, distance, -1.3, 0.8])
+    for factor in (1, 1.001):
+
+        def backward(params: None, x: np.ndarray, dy: np.ndarray, factor: float = factor) -> tuple[Any, None]:
+            return dy * factor * slope(x), None
+
+        (row,) = check(name, lambda _, x: (function(x), x), backward, None, x)
+        assert row.passed == (factor == 1), row.problem
+        assert row.refused == row.kinks <= (name != "no kink")
+
+
+def test_a_point_that_is_nothing_but_kinks_proves_nothing_and_is_said_to() -> None:
+    (row,) = check("relu", lambda _, x: (np.maximum(x, 0), x), lambda _, x, dy: (dy * (x > 0), None), None, np.zeros(5))
+    assert row.problem.startswith("5 of 5 probes would cross a kink: choose another point")
+    assert "5 of 5" in gradcheck.table([row])
+    both = gradcheck.table([row._replace(problem="", checked=9, kinks=2)])
+    assert "(5 of 14 probes refused: too near a flip or a kink)" in both
+
+
 # Routing: y = the largest of each row. Its derivative exists wherever the largest is no tie.
 
 
@@ -332,10 +393,10 @@ def test_probes_that_would_flip_the_routing_are_refused_not_failed() -> None:
     """Row 0 is nearly tied; rows 1 to 3 are not."""
     x = np.array([[1.0, 1.0 + 1e-9], [2.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
     (unaware,) = check("largest", largest_forward, largest_backward, None, x)
-    assert not unaware.passed, "without its ranking the kink looks like a wrong gradient"
+    assert (unaware.refused, unaware.kinks) == (2, 2), "without its ranking there is only a kink"
     (row,) = check("largest", largest_forward, largest_backward, None, x, routing=largest_routing)
     assert row.passed
-    assert (row.refused, row.checked) == (2, 6)
+    assert (row.refused, row.checked, row.kinks) == (2, 6, 0)
     assert row.margin == pytest.approx(1e-9, rel=1e-3)
     assert row.error < 1e-10
 

@@ -423,12 +423,18 @@ def test_a_file_system_without_locks_is_trusted(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows lets only some people make links")
-def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path: Path) -> None:
-    (tmp_path / "precious").write_text("mine")
-    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
-    with checkpoint.locked(tmp_path):
+@pytest.mark.parametrize("content", ["mine", None])
+def test_a_lock_that_is_a_link_is_refused_and_neither_empties_nor_creates_a_file(
+    tmp_path: Path, content: str | None
+) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    folder.mkdir()
+    if content is not None:
+        precious.write_text(content)
+    (folder / ".lock").symlink_to(precious)
+    with pytest.raises(UserError, match=r"\.lock cannot be written \(it is a link"), checkpoint.locked(folder):
         pass
-    assert (tmp_path / "precious").read_text() == "mine"
+    assert (precious.read_text() if precious.exists() else None) == content
 
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.losses import balance, cross_entropy
 from minimoe.storage import huggingface, huggingface_config
+from minimoe.text.tokenizer import build
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 EXPECTED = load_file(GOLDEN / "expected.safetensors")
@@ -39,6 +40,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied embeddings": {"tied_embeddings": True},
     "one expert": {"experts": 1, "active_experts": 1},
     "every expert": {"active_experts": 5},
+    "one active expert, which cannot be trained": {"active_experts": 1},
     "one key head": {"kv_heads": 1, "rope_theta": 123.5, "norm_eps": 0.01},
 }
 
@@ -192,8 +194,9 @@ def test_the_gate_of_a_mistral_is_its_gate(small: ModelConfig) -> None:
         np.testing.assert_array_equal(tensors[f"model.layers.0.mlp.{name}_proj.weight"], matrix[0].T)
 
 
-def test_every_token_that_ends_a_text_is_written() -> None:
-    assert huggingface_config.to_dict(ModelConfig(), (2, 7))["eos_token_id"] == [2, 7]
+@pytest.mark.parametrize(("ids", "written"), [((2, 7), [2, 7]), ((2,), 2), ((), None)])
+def test_every_token_that_ends_a_text_is_written(ids: tuple[int, ...], written: Any) -> None:
+    assert huggingface_config.to_dict(ModelConfig(), ids)["eos_token_id"] == written
 
 
 def test_half_precision_is_widened(tmp_path: Path, small: ModelConfig) -> None:
@@ -264,6 +267,33 @@ def test_tokens_that_end_a_text_are_known(tmp_path: Path, small: ModelConfig, va
     assert huggingface_config.read(folder).end_tokens == ids
 
 
+@pytest.mark.parametrize(
+    ("value", "generation", "ids"),
+    [
+        (7, {"eos_token_id": [7, 3]}, (7, 3)),
+        (2, {"eos_token_id": 5}, (2, 5)),
+        (None, {"eos_token_id": 3}, (3,)),
+        ([4, 2], {"eos_token_id": None, "temperature": 0.6}, (4, 2)),
+        (2, {}, (2,)),
+    ],
+)
+def test_tokens_that_end_a_text_may_stand_in_both_files(
+    tmp_path: Path, small: ModelConfig, value: Any, generation: Any, ids: Any
+) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, eos_token_id=value)
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert huggingface.load(folder).end_tokens == ids
+
+
+@pytest.mark.parametrize("content", ["", "[7]", '{"eos_token_id": "</s>"}', '{"eos_token_id": [true]}'])
+def test_damaged_settings_of_generation_are_refused(tmp_path: Path, small: ModelConfig, content: str) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"generation_config\.json"):
+        huggingface.load_params(folder)
+
+
 def test_a_folder_is_told_from_a_run(tmp_path: Path, small: ModelConfig) -> None:
     assert huggingface.is_folder(folder_of(tmp_path / "saved", small))
     assert huggingface.is_folder(str(GOLDEN / "mixtral"))
@@ -310,6 +340,55 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path, small: ModelConfig, c
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
+def frequencies(config: ModelConfig, dtype: Any = np.float32) -> Any:
+    """As other programs round them: first the power, then its inverse."""
+    power = np.float32(config.rope_theta) ** (np.arange(0, config.head_width, 2, dtype=np.float32) / config.head_width)
+    return (np.float32(1) / power.astype(np.float32)).astype(dtype)
+
+
+def repeating(small: ModelConfig, tensors: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Tensors that only repeat what a model of this config already has."""
+    gate = "model.layers.1.block_sparse_moe.gate.weight"
+    fused = {n: t for n, t in fuse(tensors, 1, small.experts).items() if t is not ... and "experts" in n}
+    return {
+        "the table as the head": {"lm_head.weight": tensors["model.embed_tokens.weight"]},
+        "the frequencies of RoPE": {"model.layers.1.self_attn.rotary_emb.inv_freq": frequencies(small)},
+        "the same in half precision": {"model.rotary_emb.inv_freq": frequencies(small, np.float16)},
+        "a newer name": {gate.replace("block_sparse_moe", "mlp"): tensors[gate]},
+        "both forms of experts": fused,
+        "a bias of zero": {"model.layers.0.self_attn.q_proj.bias": np.zeros(32, np.float32)},
+    }
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["the table as the head", "the frequencies of RoPE", "the same in half precision", "a newer name",
+     "both forms of experts", "a bias of zero"],
+)  # fmt: skip
+def test_a_surplus_tensor_may_repeat_the_model_but_not_differ(tmp_path: Path, small: ModelConfig, case: str) -> None:
+    params, config = model(small, tied_embeddings=True)
+    huggingface.save(tmp_path / "saved", params, config)
+    surplus = repeating(config, load_file(tmp_path / "saved/model.safetensors"))[case]
+    retensor(tmp_path / "saved", surplus)
+    assert_same(huggingface.load_params(tmp_path / "saved")[0], params)
+    name, values = list(surplus.items())[-1]
+    changed = values.copy()
+    changed.reshape(-1)[-1] = changed.reshape(-1)[-1] * values.dtype.type(1.01) + values.dtype.type(1e-3)
+    retensor(tmp_path / "saved", {name: changed})
+    with pytest.raises(UserError, match=f"tensor {name} that differs from"):
+        huggingface.load_params(tmp_path / "saved")
+    retensor(tmp_path / "saved", {name: np.ones((2, 2), np.float32)})
+    with pytest.raises(UserError, match=rf"{name} (that the model|with shape)"):
+        huggingface.load_params(tmp_path / "saved")
+
+
+def test_a_tied_table_may_be_stored_as_the_head_alone(tmp_path: Path, small: ModelConfig) -> None:
+    params, config = model(small, tied_embeddings=True)
+    huggingface.save(tmp_path / "saved", params, config)
+    retensor(tmp_path / "saved", {"model.embed_tokens.weight": ..., "lm_head.weight": params.embedding.table})
+    assert_same(huggingface.load_params(tmp_path / "saved")[0], params)
+
+
 @pytest.mark.parametrize("shape", [(4, 6, 6), (6, 6, 6), (5, 7, 6), (5, 6, 7), (5, 6), (180,)])
 def test_fused_experts_of_another_shape_are_refused(tmp_path: Path, small: ModelConfig, shape: tuple[int]) -> None:
     folder = folder_of(tmp_path / "saved", small)
@@ -337,6 +416,9 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "half a layer": ({"num_hidden_layers": 1.5}, "num_hidden_layers 1.5"),
     "no heads": ({"num_attention_heads": 0}, "num_attention_heads 0"),
     "heads that cannot be shared": ({"num_key_value_heads": 3}, "heads 4 .* kv_heads 3"),
+    "no key heads": ({"num_key_value_heads": 0}, "num_key_value_heads 0"),
+    "fewer key heads than none": ({"num_key_value_heads": -2}, "num_key_value_heads -2"),
+    "heads without width": ({"head_dim": 0}, "head_width 0"),
     "an end in words": ({"eos_token_id": "</s>"}, "eos_token_id '</s>'"),
     "θ in words": ({"rope_theta": "big"}, "rope_theta 'big'"),
     "tied perhaps": ({"tie_word_embeddings": 1}, "tie_word_embeddings 1"),
@@ -351,6 +433,60 @@ def test_settings_that_make_no_sense_are_named(tmp_path: Path, small: ModelConfi
     with pytest.raises(UserError, match=words) as error:
         huggingface.load_params(folder)
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+FOREIGN: dict[str, tuple[Any, Any]] = {  # a value that changes results, and one that does not (... for none)
+    "attention_bias": (True, False),
+    "mlp_bias": (True, False),
+    "use_qk_norm": (True, False),
+    "partial_rotary_factor": (0.5, 1.0),
+    "final_logit_softcapping": (30.0, None),
+    "attn_logit_softcapping": (50.0, 0),
+    "layer_types": (["sliding_attention", "full_attention"], ["full_attention", "full_attention"]),
+    "use_sliding_window": (3, False),
+    "norm_topk_prob": (False, True),
+    "is_causal": (False, True),
+    "logit_scale": (0.0625, 1),
+    "residual_multiplier": (True, 1.0),
+    "n_shared_experts": (1, 0),
+    "scoring_func": ("sigmoid", "softmax"),
+    "hidden_activation": ("gelu", "silu"),
+    "query_pre_attn_scalar": (256, 8),
+    "num_experts": (4, 5),
+    "pretraining_tp": (2, 1),
+    "quantization": ({"bits": 4}, {}),
+    "a_setting_of_tomorrow": (0.5, None),
+    "unsloth_version": (..., "2024.9"),
+    "router_jitter_noise": (..., 0.1),
+    "attention_dropout": (..., 0.1),
+    "_name_or_path": (..., "somewhere/else"),
+    "torch_dtype": (..., "bfloat16"),
+    "use_cache": (..., True),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_setting_that_changes_results_is_refused_and_no_other(tmp_path: Path, small: ModelConfig, name: str) -> None:
+    changes, harmless = FOREIGN[name]
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, **{name: harmless})
+    assert huggingface_config.read(folder).config.width == small.width
+    if changes is not ...:
+        reconfigure(folder, **{name: changes})
+        with pytest.raises(UserError, match=f"{name} .* is not supported") as error:
+            huggingface_config.read(folder)
+        assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_a_window_in_every_layer_is_no_setting_of_its_own(tmp_path: Path, small: ModelConfig) -> None:
+    folder = folder_of(tmp_path / "saved", small, window=3)
+    reconfigure(folder, layer_types=["sliding_attention"] * 2, use_sliding_window=True, max_window_layers=0)
+    assert huggingface_config.read(folder).config.window == 3
+    for changes in ({"layer_types": ["full_attention"] * 2}, {"use_sliding_window": False}, {"max_window_layers": 2}):
+        reconfigure(folder, **changes)
+        with pytest.raises(UserError, match=f"{next(iter(changes))} .* is not supported"):
+            huggingface_config.read(folder)
+        reconfigure(folder, **dict.fromkeys(changes, ...))
 
 
 @pytest.mark.parametrize("content", ["", "{", "3", "[" * 100_000])
@@ -406,6 +542,18 @@ def test_shards_are_read_like_one_file(tmp_path: Path, small: ModelConfig) -> No
     assert_same(params, model(small)[0])
 
 
+def test_the_index_decides_which_tensor_of_a_shard_counts(tmp_path: Path, small: ModelConfig) -> None:
+    folder = sharded(tmp_path / "saved", small)
+    for part in range(3):
+        shard = folder / f"part-{part}.safetensors"
+        own = load_file(shard)
+        others = [load_file(folder / f"part-{other}.safetensors") for other in range(3) if other != part]
+        wrong = {name: values + 1 for tensors in others for name, values in tensors.items()}
+        save_file(wrong | own | {"of no model": np.ones(3, np.int64)}, shard)
+    params, _ = huggingface.load_params(folder)
+    assert_same(params, model(small)[0])
+
+
 @pytest.mark.parametrize(
     "shard",
     ["../part-0.safetensors", "/etc/passwd", "/tmp/x.safetensors", "a/part-0.safetensors", "a\\part-0.safetensors",
@@ -431,7 +579,7 @@ def test_shards_and_index_must_agree(tmp_path: Path, small: ModelConfig) -> None
 
     refused(whole | {"model.norm.weight": "part-9.safetensors"}, r"part-9\.safetensors cannot be read|does not place")
     refused(whole | {"ghost": "part-1.safetensors"}, "tensor ghost in part-1")
-    refused({n: s for n, s in whole.items() if n != "model.norm.weight"}, "tensor model.norm.weight that")
+    refused({n: s for n, s in whole.items() if n != "model.norm.weight"}, "lacks the tensor model.norm.weight")
     refused({n: s for n, s in whole.items() if s != "part-2.safetensors"}, "lacks the tensor")
     refused(["part-0.safetensors"], "no weight_map")
     index.write_text(json.dumps({"weight_map": whole}))
@@ -468,6 +616,36 @@ def test_nothing_is_ever_overwritten(tmp_path: Path, small: ModelConfig) -> None
     with pytest.raises(UserError, match="cannot be written"):
         huggingface.save(tmp_path / "notes.txt", params, config)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_that_was_not_written_to_the_end_is_no_model(
+    tmp_path: Path, small: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write fails in turn; what is forced to the disk before config.json is whole by then."""
+    params, config = model(small)
+    real, forced, failing = os.fsync, [], 0
+
+    def fsync(descriptor: int) -> None:
+        forced.append(os.readlink(f"/proc/self/fd/{descriptor}") if Path("/proc/self/fd").exists() else "")
+        if len(forced) == failing:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    huggingface.save(tmp_path / "whole", params, config, build("byte", ""))
+    files = [Path(name).name for name in forced if not Path(name).is_dir()]
+    if forced[0]:
+        assert files[0] == "model.safetensors" and "config.json" in files[-1] and len(files) == 4
+    for failing in range(1, len(forced) + 1):  # noqa: B007 - fsync reads it
+        forced.clear()
+        folder = tmp_path / f"fails-{failing}"
+        try:
+            huggingface.save(folder, params, config, build("byte", ""))
+        except UserError as error:
+            assert "No space left" in str(error)
+            assert not huggingface.is_folder(folder)
+        else:  # that a folder itself is forced to the disk is only attempted
+            assert_same(huggingface.load_params(folder)[0], params)
 
 
 def test_a_model_that_is_no_mixtral_is_not_saved(tmp_path: Path, small: ModelConfig) -> None:

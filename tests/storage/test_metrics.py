@@ -3,13 +3,23 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minimoe.core.errors import UserError
 from minimoe.storage import metrics
 
-ROWS = [{"step": step, "loss": 4 / step, "load": [[0.25, 0.75]], "val_loss": 1e-9} for step in range(1, 7)]
+
+def row(step: int, **changes: Any) -> metrics.Row:
+    """A whole row, of one layer with two experts."""
+    numbers: dict[str, Any] = dict.fromkeys(metrics.NUMBERS, 4 / step) | {name: [0.0] for name in metrics.BY_LAYER}
+    auxiliary = {name: [0.5] for name in metrics.AUXILIARY}
+    others = {"tokens": 8 * step, "load": [[0.25, 0.75]], "auxiliary": auxiliary, "val_loss": 1e-9}
+    return {"step": step} | numbers | others | changes
+
+
+ROWS = [row(step) for step in range(1, 7)]
 
 
 @pytest.fixture
@@ -43,6 +53,45 @@ def test_a_line_is_in_the_file_as_soon_as_it_is_appended(tmp_path: Path) -> None
     metrics.append(tmp_path, {"step": 2})
     one, two = lines(tmp_path)
     assert one.startswith(b'{"step": 1, "crc32": "') and two.endswith(b'"}\n')
+
+
+OTHER_ROWS: dict[str, dict[str, Any]] = {
+    "no tokens": {"tokens": None},
+    "a word": {"loss": "abc"},
+    "more than a float holds": {"loss": 10**400},
+    "a negative count": {"tokens": -1},
+    "not a count": {"tokens": 56.0},
+    "true": {"loss": True},
+    "not finite": {"gradient_norm": float("nan")},
+    "an evaluation without a number": {"val_loss": [1.0]},
+    "no layer": {"load": []},
+    "layers of two widths": {"load": [[0.5, 0.5], [1.0]]},
+    "more layers than before": {
+        "load": [[0.5, 0.5]] * 2,
+        **{name: [0.0, 0.0] for name in metrics.BY_LAYER},
+        "auxiliary": {name: [0.5, 0.5] for name in metrics.AUXILIARY},
+    },
+    "more experts than before": {"load": [[0.5, 0.25, 0.25]]},
+    "another number of layers": {"router_entropy": [1.0, 1.0]},
+    "an auxiliary loss that is not there": {"auxiliary": {"balance": [1.0]}},
+    "a list of auxiliary losses": {"auxiliary": [1.0]},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_ROWS)
+def test_a_row_with_a_right_checksum_and_other_fields_is_refused(folder: Path, case: str) -> None:
+    metrics.append(folder, row(7, **OTHER_ROWS[case]))
+    with pytest.raises(
+        UserError, match=r"metrics\.jsonl was written by another version or by hand, because line 7 has"
+    ):
+        metrics.read(folder)
+
+
+def test_a_row_may_have_more_fields_and_no_evaluation(folder: Path) -> None:
+    new = row(7, new=1)
+    del new["val_loss"]
+    metrics.append(folder, new)
+    assert metrics.read(folder)[-1] == new
 
 
 def test_a_last_line_that_was_cut_short_anywhere_is_left_out(folder: Path) -> None:

@@ -110,6 +110,12 @@ NONSENSE = {
     "a size of 4000 digits": ({"x": claim([10**4000, 10**4000], 0, 4)}, b"1234", "tensor x"),
     "an offset of 4000 digits": ({"x": claim([1], 0, 10**4000)}, b"1234", "tensor x"),
     "two tensors in one place": ({"x": claim([1], 0, 4), "y": claim([1], 0, 4)}, b"1234", "tensor y"),
+    "an overlap and a hole of its size": (
+        {"x": claim([2], 0, 8), "y": claim([2], 4, 12), "z": claim([1], 16, 20)}, b"12345678901234567890", "tensor y"
+    ),
+    "an overlap at the end and a hole at the beginning": (
+        {"x": claim([2], 4, 12), "y": claim([1], 8, 12)}, b"123456789012", "tensor x"
+    ),
     "a hole": ({"x": claim([1], 0, 4), "y": claim([1], 8, 12)}, b"123456789012", "tensor y"),
     "a name twice": (b'{"x": %b, "x": %b}' % (TWICE, TWICE), b"12345678", "4 bytes"),
 }  # fmt: skip
@@ -121,6 +127,37 @@ def test_a_header_that_makes_no_sense_is_refused_in_one_sentence(tmp_path: Path,
     with pytest.raises(UserError, match=words) as error:
         safetensors_file.describe(file_of(tmp_path / "file", header, data))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+def test_tensors_that_are_left_out_may_be_of_any_type_but_must_have_a_place(tmp_path: Path) -> None:
+    header = {"whole": claim([1], 0, 8, "I64"), "none": claim([0], 8, 8), "x": claim([1], 8, 12)}
+    path = file_of(tmp_path / "file", header, b"123456789012")
+    assert list(safetensors_file.describe(path, {"x", "none", "ghost"})) == ["none", "x"]
+    with pytest.raises(UserError, match="whole as I64"):
+        safetensors_file.describe(path)
+    with pytest.raises(UserError, match="1 bytes after"):
+        safetensors_file.describe(file_of(path, header, b"1234567890123"), {"x"})
+    with pytest.raises(UserError, match="tensor none at byte"):
+        safetensors_file.describe(file_of(path, header | {"whole": claim([1], 0, 7, "I64")}, b"123456789012"), {"x"})
+
+
+def test_equal_means_equal_bits(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((300, 2)).astype(np.float32)
+    values[0] = np.nan, 0.0
+    save_file({"x": values}, tmp_path / "file")
+    stored = safetensors_file.describe(tmp_path / "file")["x"]
+    assert safetensors_file.equals(stored, np.asfortranarray(values))
+    for place in ((0, 1), (299, 1)):
+        other = values.copy()
+        other[place] = -other[place]
+        assert not safetensors_file.equals(stored, other)
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "file").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="cannot be written"):
+        safetensors_file.write(tmp_path / "file", {})
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_claim_takes_no_memory(tmp_path: Path) -> None:

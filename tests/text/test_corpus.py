@@ -293,3 +293,9 @@ def test_split_refuses_a_fraction_that_validates_on_nothing() -> None:
 def test_split_refuses_documents_that_are_too_short(length: int) -> None:
     with pytest.raises(UserError, match=f"Document 2 has {length} tokens, too few"):
         split([np.arange(10), np.arange(length)])
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_text_has_the_same_lines_whatever_system_wrote_it(tmp_path: Path, end: str) -> None:
+    (tmp_path / "lines.txt").write_bytes(f"\ufeffone{end}two{end}{end}three{end}".encode())
+    assert read_files([tmp_path / "lines.txt"]).text == "one\ntwo\n\nthree\n"

@@ -1,7 +1,6 @@
 """What `minimoe bench` says of a machine that is held back, and that it is silent about one that is not."""
 
 import os
-from pathlib import Path
 
 import pytest
 
@@ -9,7 +8,7 @@ from minimoe.core import resources
 from minimoe.timing import advice
 
 # before a fixture replaces them
-read_quota, read_kernel, read_avx2 = advice._quota, advice.kernel, advice._has_avx2
+read_kernel, read_avx2 = advice.kernel, advice._has_avx2
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +17,9 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (advice.FORCED_KERNEL, *advice.THREADS):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(resources, "cores", lambda: 4)
+    monkeypatch.setattr(resources, "allowed_cores", lambda: 4)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(advice, "_quota", lambda: None)
+    monkeypatch.setattr(resources, "cpu_quota", lambda: None)
     monkeypatch.setattr(advice, "kernel", lambda: "SkylakeX")
     monkeypatch.setattr(advice, "own_kernel", lambda: "SkylakeX")
     monkeypatch.setattr(advice, "_has_avx2", lambda: True)
@@ -68,17 +68,9 @@ def test_withheld_cores_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None
         "This process may use 4 of the machine's 8 cores: taskset or a container sets this limit."
     ]
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(advice, "_quota", lambda: 1.5)
+    monkeypatch.setattr(resources, "cpu_quota", lambda: 1.5)
     (sentence,) = advice.found(4)
     assert sentence.startswith("A container's quota gives this process the time of 1.5 of 4 cores")
-
-
-@pytest.mark.parametrize(("content", "cores"), [("150000 100000", 1.5), ("max 100000", None), ("", None), (None, None)])
-def test_the_quota_of_a_control_group_is_read(tmp_path: Path, content: str | None, cores: float | None) -> None:
-    path = tmp_path / "cpu.max"
-    if content is not None:
-        path.write_text(content)
-    assert read_quota(str(path)) == cores
 
 
 def test_a_blas_with_too_few_threads_is_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:

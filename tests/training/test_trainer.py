@@ -1,6 +1,7 @@
 """Training: the same gradient however a batch is cut, the same bits however often a run is interrupted."""
 
 import dataclasses
+import io
 import math
 import re
 import signal
@@ -15,11 +16,13 @@ import small_runs
 from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
 
+from minimoe.analysis import microscope
 from minimoe.core import presets, resources, tree
 from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
+from minimoe.inference import generation
 from minimoe.layers import decoder
 from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
@@ -592,3 +595,131 @@ def test_no_setting_that_changes_the_bits_may_change_on_the_way(tmp_path: Path) 
     for name, value in OTHER.items():
         with pytest.raises(UserError, match=f"{name} was .* and cannot become"):
             resume(folder, **{name: value})
+
+
+# What is only shown loses no run
+
+
+class Unwilling:
+    """A console that fails, as the one of an editor or a closed one does."""
+
+    encoding = "cp1252"
+
+    def write(self, text: str) -> int:
+        raise UnicodeEncodeError("charmap", text, 0, 1, "character maps to <undefined>")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+RUSSIAN = corpus.Corpus("ru", {"сказка": "Жил-был старик со старухой у самого синего моря. " * 12})
+
+
+@pytest.mark.parametrize("stream", [Unwilling(), None, object(), io.TextIOWrapper(io.BytesIO(), encoding="cp1252")])
+def test_a_console_that_cannot_show_a_run_loses_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: Any
+) -> None:
+    monkeypatch.setattr(run_report, "write", small_runs.WRITE)
+    monkeypatch.setattr("sys.stdout", stream)
+    monkeypatch.setattr("sys.stderr", stream)
+    done = trainer.train(SMALL, corpus=RUSSIAN, out=tmp_path / "run", device="cpu", threads=1, progress=True)
+    monkeypatch.undo()
+    assert done.finished and done.problem is None and len(done.metrics) == SMALL.recipe.steps
+    assert "старик" in (tmp_path / "run" / "sample.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no font"), UserError("loss.png cannot be written"), MemoryError(), KeyboardInterrupt()],
+    ids=repr,
+)
+def test_a_report_that_fails_is_told_and_loses_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: BaseException
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(run_report, "write", fail)
+    done = trainer.train(SMALL, corpus=CORPUS, out=tmp_path / "run", device="cpu", threads=1, progress=True)
+    assert done.finished and done.model.step == SMALL.recipe.steps
+    assert str(error) in str(done.problem) and str(done.problem).startswith("the run is saved, but")
+    assert str(done.problem) in capsys.readouterr().err
+    assert checkpoint.load_model(tmp_path / "run").step == SMALL.recipe.steps
+
+
+def test_metrics_that_vanish_during_a_run_lose_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    show = run_report.Bar.show
+
+    def damage(bar: Any, row: dict[str, Any]) -> None:
+        show(bar, row)
+        if row["step"] == SMALL.recipe.steps:
+            (tmp_path / "run" / "metrics.jsonl").write_bytes(b"{}\n")
+
+    monkeypatch.setattr(run_report.Bar, "show", damage)
+    done = train(tmp_path / "run")
+    assert done.finished and done.metrics == [] and "metrics.jsonl is damaged at line 1" in str(done.problem)
+
+
+@pytest.mark.parametrize("settings", [{}, {"router": "switch", "active_experts": 1, "optimizer": "adamw"}])
+def test_a_program_that_stops_at_underflow_is_not_stopped(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Weights far from the largest and squares of small gradients become 0, which is right."""
+    with np.errstate(all="raise"):
+        done = train(tmp_path / "run", **settings)
+        sharp = tree.map(lambda leaf: leaf * np.float32(50) if leaf.ndim > 1 else leaf, done.model.params)
+        ids = done.model.tokenizer.encode(small_runs.PYRAMID[:100])
+        goal = Objective(Coefficients(0.1, 0.1, 0.1, 0.1))
+        for params in (done.model.params, sharp):
+            text_loss.evaluate(params, done.model.config, [ids])
+            noise = decoder.draw_noise(np.random.default_rng(0), done.model.config, 1, 8, np.float32)
+            shard = Shard(ids[None, :8], ids[None, 1:9], noise)
+            _, gradient = objective.loss_and_gradient(params, [shard], done.model.config, goal)
+            tiny = tree.map(lambda leaf: leaf * np.float32(1e-25), gradient)
+            optimizer.update(params, tiny, optimizer.init(params, done.model.run.recipe), done.model.run.recipe, 0)
+            written = generation.generate(params, done.model.config, ids[:9], tokens=12, temperature=0.01, top_p=0.9)
+            assert len(list(written)) == 12
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "..", ".", "", "a\0b"])
+def test_a_name_cannot_lead_out_of_the_folder_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    if name:
+        with pytest.raises(UserError, match="is not the name of a folder in runs/"):
+            trainer.train(SMALL, corpus=CORPUS, name=name, device="cpu", threads=1, progress=False)
+        assert [path.name for path in tmp_path.rglob("*")] == ["work"]
+    else:
+        done = trainer.train(SMALL, corpus=CORPUS, name=name, device="cpu", threads=1, progress=False)
+        assert done.folder == Path("runs/run")
+
+
+def test_a_run_whose_text_has_moved_remembers_the_new_place(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(small_runs.PYRAMID, encoding="utf-8")
+    train(tmp_path / "run", corpus.read_files(text), steps=1)
+    new = text.rename(tmp_path / "new.txt")
+    with pytest.raises(UserError, match=r"does not exist: .* give that with --text \(in Python, corpus=\)"):
+        resume(tmp_path / "run", None)
+    resume(tmp_path / "run", corpus.read_files(new), steps=2)
+    assert checkpoint.load_config(tmp_path / "run").source.paths == [str(new)]
+    assert resume(tmp_path / "run", None, steps=3).finished
+
+
+def test_a_model_that_reads_single_tokens_is_trained_and_its_routing_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_report, "write", small_runs.WRITE)
+    done = train(tmp_path / "run", context=1)
+    assert done.problem is None
+    with pytest.raises(UserError, match="its context is 1"):
+        microscope.look(done.model, {"text": done.model.tokenizer.encode(small_runs.PYRAMID)})
+
+
+def test_a_resumed_run_that_cannot_have_its_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path / "run", steps=1)
+    before = lasting(tmp_path / "run")
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 1000)
+    with pytest.raises(UserError, match="but this machine has 0 MB"):
+        resume(tmp_path / "run", steps=2)
+    assert lasting(tmp_path / "run") == before

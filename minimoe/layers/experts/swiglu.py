@@ -17,17 +17,20 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core import tree
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
+from minimoe.core.summary import brief
 
 
 @tree.marks(matrices=("w_gate", "w_up", "w_down"))
+@brief
 class Experts(NamedTuple):
     w_gate: Array  # (E, D, F)
     w_up: Array  # (E, D, F)
     w_down: Array  # (E, F, D)
 
 
+@brief
 class Cache(NamedTuple):
     x: Array  # (M, D)  sorted by expert
     a: Array  # (M, F)
@@ -62,6 +65,7 @@ def active_parameters(config: ModelConfig) -> int:
     return config.active_experts * 3 * config.width * config.expert_width
 
 
+@underflow_is_right
 def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Cache]:
     """x (M, D), the first ``counts[0]`` rows for expert 0 and so on → y (M, D).
 
@@ -85,6 +89,7 @@ def forward(params: Experts, x: Array, counts: Sequence[int]) -> tuple[Array, Ca
     return y, Cache(x, a, b, segments)
 
 
+@underflow_is_right
 def backward(params: Experts, cache: Cache, dy: Array) -> tuple[Array, Experts]:
     """dy (M, D) → dx (M, D) and the gradient of every expert; zero for an expert without tokens.
 
@@ -154,6 +159,7 @@ def mixtral_tensors(params: Experts, dense: bool) -> Iterator[tuple[str, Array]]
         yield f"block_sparse_moe.experts.{e}.w3.weight", w_up[e].T
 
 
+@underflow_is_right
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(−x)), computed with tanh, which cannot overflow."""
     xp = array_module(x)

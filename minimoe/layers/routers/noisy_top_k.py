@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core import gaussian, tree
-from minimoe.core.arrays import Array, array_module, to_host
+from minimoe.core.arrays import Array, array_module, to_host, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
+from minimoe.core.summary import brief
 from minimoe.layers import capacity, routing
 from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.routers import scores
@@ -41,11 +42,13 @@ NOISE_FLOOR = 0.01
 
 
 @tree.marks(training_only=("w_noise",))
+@brief
 class Router(NamedTuple):
     w_gate: Array  # (D, E)
     w_noise: Array | None  # (D, E), or None for plain top-k
 
 
+@brief
 class LoadCache(NamedTuple):
     """What the backward pass needs from the estimate of the probability of being chosen."""
 
@@ -55,6 +58,7 @@ class LoadCache(NamedTuple):
     first_out: Array  # (N,)    the (K+1)-th expert
 
 
+@brief
 class GateCache(NamedTuple):
     x: Array  # (N, D)
     probability: Array  # (N, E)  softmax(c)
@@ -69,6 +73,7 @@ class GateCache(NamedTuple):
     renormalize: bool
 
 
+@brief
 class Cache(NamedTuple):
     gate: GateCache
     place: Array  # (N, K)  the index of each of a token's entries in the routing
@@ -84,6 +89,10 @@ def check(config: ModelConfig) -> None:
             "no gradient from the language-model loss: set renormalize to false (--no-renormalize), set active_experts "
             "to 2 or more, or choose the router 'switch'."
         )
+
+
+def check_forward(config: ModelConfig) -> None:
+    """Allows every config: one expert of weight 1 cannot be trained, but there are models of this kind elsewhere."""
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32, std: float = 0.02) -> Router:
@@ -160,6 +169,7 @@ def mixtral_tensors(params: Router) -> list[tuple[str, Array]]:
     return [("block_sparse_moe.gate.weight", params.w_gate.T)]
 
 
+@underflow_is_right
 def gate(
     params: Router,
     x: Array,
@@ -214,6 +224,7 @@ def gate(
     return Choice(chosen, weights), stats, cache
 
 
+@underflow_is_right
 def gate_backward(
     params: Router, cache: GateCache, dweights: Array, dstats: RouterStats | None
 ) -> tuple[Array, Router]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from minimoe.core.arrays import Array, array_module
+from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.layers.routing import RouterStats
 
 
@@ -28,6 +28,7 @@ def largest(z: Array, count: int) -> Array:
     return found
 
 
+@underflow_is_right
 def softmax(z: Array) -> tuple[Array, Array]:
     """z (N, E) → the softmax of each row, and log Σ exp(z) (N, 1), both without overflow for any finite z.
 
