@@ -183,7 +183,9 @@ NO_FIGURES = (
     "from minimoe.training import run_report; "
     "run_report.write = lambda *_: None; run_report.closing = lambda *_: 'done'"
 )
-SLOW_STEPS = "from minimoe.training import run_report; import time; run_report.Bar.show = lambda *_: time.sleep(0.05)"
+SLOW_STEPS = (
+    "import time; from minimoe.training import progress_bar; progress_bar.Bar.show = lambda *_: time.sleep(0.05)"
+)
 
 
 def reference(tmp_path: Path, text: Path, **settings: Any) -> dict[str, Any]:
@@ -475,7 +477,7 @@ def killed_after(steps: int, calls: int, of: tuple[str, ...] = ()) -> str:
     return f"""
 import os, signal, sys
 from minimoe.cli import main
-from minimoe.training import run_report
+from minimoe.training import progress_bar, run_report
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -498,7 +500,7 @@ def count_steps():
 
 steps = count_steps()
 next(steps)
-run_report.Bar.show = lambda *_: next(steps)
+progress_bar.Bar.show = lambda *_: next(steps)
 """
 
 

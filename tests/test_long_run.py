@@ -24,7 +24,7 @@ WATCHED = """
 import json, os, sys, time
 from pathlib import Path
 from minimoe.core import presets
-from minimoe.training import run_report, trainer
+from minimoe.training import progress_bar, trainer
 
 steps, every, out, threads, settings = json.loads(sys.argv[1])
 held, used = [], []
@@ -38,7 +38,7 @@ def show(bar, row):
         held.append(sum(pages) * os.sysconf("SC_PAGE_SIZE"))
         used.append(time.process_time() + sum(int(n) for pair in ticks for n in pair) / os.sysconf("SC_CLK_TCK"))
 
-run_report.Bar.show = show
+progress_bar.Bar.show = show
 preset = presets.override(presets.preset("tiny"), {"steps": steps, **settings})
 trainer.train(preset, out=out, device="cpu", threads=threads, progress=False)
 print(json.dumps([held, used]))

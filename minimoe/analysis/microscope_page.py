@@ -24,7 +24,7 @@ from minimoe.analysis import coloured_text, microscope
 from minimoe.analysis.microscope import Seen
 from minimoe.analysis.routing_trace import Trace
 from minimoe.core.arrays import Array
-from minimoe.core.files import write_atomically
+from minimoe.core.files import user_path, write_atomically
 from minimoe.draw import palette
 
 WEB = Path(__file__).with_name("web")
@@ -39,7 +39,7 @@ def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> No
     Raises:
         UserError: the file cannot be written.
     """
-    write_atomically(Path(path), page(seen, title).encode())
+    write_atomically(user_path(path), page(seen, title).encode())
 
 
 def page(seen: Seen, title: str = "Routing microscope") -> str:

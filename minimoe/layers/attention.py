@@ -25,7 +25,6 @@ from numpy.typing import DTypeLike
 from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
-from minimoe.core.summary import brief
 from minimoe.layers import linear, rope
 from minimoe.layers.linear import Linear
 from minimoe.layers.rope import Rotation
@@ -35,7 +34,6 @@ ROWS = 64
 
 
 @tree.marks(matrices=("query", "key", "value", "output"))
-@brief
 class Attention(NamedTuple):
     query: Linear  # (D, H·C)
     key: Linear  # (D, G·C)
@@ -43,7 +41,6 @@ class Attention(NamedTuple):
     output: Linear  # (H·C, D)
 
 
-@brief
 class KeyValues(NamedTuple):
     """The rotated keys and the values of the positions up to the newest one."""
 
@@ -62,7 +59,6 @@ class Past(Protocol):
     def append(self, keys: Array, values: Array) -> KeyValues: ...
 
 
-@brief
 class AttendCache(NamedTuple):
     q: Array  # (B, T, H, C)
     k: Array  # (B, S, G, C)
@@ -72,7 +68,6 @@ class AttendCache(NamedTuple):
     window: int | None
 
 
-@brief
 class Cache(NamedTuple):
     projected: linear.Cache  # one for query, key and value, which have the same input x
     attended: AttendCache

@@ -14,15 +14,12 @@ from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array, array_module
 from minimoe.core.ids import check_on_host
-from minimoe.core.summary import brief
 
 
-@brief
 class Embedding(NamedTuple):
     table: Array  # (V, D)
 
 
-@brief
 class Cache(NamedTuple):
     tokens: Array  # (...) integers
 

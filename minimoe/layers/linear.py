@@ -13,15 +13,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array
-from minimoe.core.summary import brief
 
 
-@brief
 class Linear(NamedTuple):
     weight: Array  # (D_in, D_out)
 
 
-@brief
 class Cache(NamedTuple):
     x: Array  # (..., D_in)
 

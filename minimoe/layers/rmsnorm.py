@@ -13,15 +13,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array, array_module
-from minimoe.core.summary import brief
 
 
-@brief
 class RMSNorm(NamedTuple):
     gain: Array  # (D,)
 
 
-@brief
 class Cache(NamedTuple):
     x_hat: Array  # (..., D)  x / rms(x)
     inv_rms: Array  # (..., 1)

@@ -17,10 +17,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array, array_module
-from minimoe.core.summary import brief
 
 
-@brief
 class Rotation(NamedTuple):
     """The angles of T positions. They are not parameters, and they are all that ``backward`` needs."""
 

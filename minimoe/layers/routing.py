@@ -13,10 +13,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from minimoe.core.arrays import Array, array_module, to_host
-from minimoe.core.summary import brief
 
 
-@brief
 class Choice(NamedTuple):
     """The decision of a router with K experts per token, before sorting."""
 
@@ -24,7 +22,6 @@ class Choice(NamedTuple):
     weights: Array  # (N, K)  in the same order
 
 
-@brief
 class Routing(NamedTuple):
     """The M entries of a routing, sorted by expert."""
 
@@ -35,7 +32,6 @@ class Routing(NamedTuple):
     dropped: Any = 0  # number of entries that were refused by a full expert
 
 
-@brief
 class RouterStats(NamedTuple):
     """Sums over tokens, from which the balancing losses are computed; or the gradient of a loss with respect to them.
 

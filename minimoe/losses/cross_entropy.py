@@ -12,10 +12,8 @@ from typing import NamedTuple
 
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.ids import check_on_host
-from minimoe.core.summary import brief
 
 
-@brief
 class Cache(NamedTuple):
     probabilities: Array  # (N, V)  softmax(z)
     targets: Array  # (N,)

@@ -36,7 +36,6 @@ class Objective(NamedTuple):
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None
     pooled_balance: bool = False  # the balance loss over all layers together: ``balance.pooled``
-    training: bool = True  # False for evaluation, in which routers behave as in generation
 
 
 @brief
@@ -89,7 +88,7 @@ def forward(
 ) -> Forward:
     """Phase 1 for one shard. Without ``keep``, only the sums are kept and no caches."""
     mode = Mode(
-        training=objective.training,
+        training=True,
         noise=shard.noise,
         capacity_factor=objective.capacity_factor,
         estimate_load=objective.coefficients.load > 0,

@@ -26,7 +26,7 @@ from minimoe.core import resources, tree
 from minimoe.core.arrays import Array, Device, placeholder, to_device, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.core.files import unwritable, write_atomically
+from minimoe.core.files import unwritable, user_path, write_atomically
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
 from minimoe.layers import attention, decoder, moe
@@ -77,6 +77,7 @@ def load(folder: str | Path) -> Pretrained:
         UserError: as for ``load_params``; or the tokenizer is unreadable, or plain text can give it a token that the
             model does not have.
     """
+    folder = user_path(folder)
     described = huggingface_config.read(folder)
     tokenizer = huggingface_tokenizer.find(folder).beside(GENERATION, _to_json(described.generation))
     if isinstance(tokenizer, PretrainedTokenizer) and tokenizer.text_size > described.config.vocab_size:
@@ -99,7 +100,7 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
             missing, of another shape or type, or surplus, unless it only repeats what the model has (``_repeats``); a
             file is damaged or is outside the folder; the model does not fit into this machine's memory.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     described = huggingface_config.read(folder)
     config, dense = described.config, described.dense
     stored = _describe(folder)
@@ -147,7 +148,7 @@ def save(
     Raises:
         UserError: the folder is not empty or cannot be written, or the model cannot be written as a Mixtral.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     generation = None
     if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer) and GENERATION in tokenizer.files:
         generation = json.loads(tokenizer.files[GENERATION])

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.core.files import read_text
+from minimoe.core.files import read_text, user_path
 from minimoe.layers import moe
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
@@ -80,7 +80,7 @@ class Description(NamedTuple):
 def is_folder(path: str | Path) -> bool:
     """Whether ``path`` is a folder in Hugging Face's layout; a run of minimoe is not."""
     try:
-        values = json.loads(read_text(Path(path) / CONFIG))
+        values = json.loads(read_text(user_path(path) / CONFIG))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(values, dict) and not {"model_type", "architectures"}.isdisjoint(values)
@@ -92,7 +92,7 @@ def read(folder: str | Path) -> Description:
     Raises:
         UserError: a file cannot be read, lacks a size, or describes something other than a Mixtral or a Mistral.
     """
-    path, beside = Path(folder) / CONFIG, Path(folder) / GENERATION
+    path, beside = user_path(folder) / CONFIG, user_path(folder) / GENERATION
     values = read_object(path)
     generation = read_object(beside) if os.path.lexists(beside) else {}
     try:

@@ -26,7 +26,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from minimoe.core.errors import UserError
-from minimoe.core.files import read_text, write_atomically
+from minimoe.core.files import read_text, user_path, write_atomically
 from minimoe.core.ids import checked
 from minimoe.text.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
 
@@ -252,7 +252,7 @@ def load(folder: str | Path) -> PretrainedTokenizer:
         UserError: the ``tokenizers`` library is not installed; a file is missing or damaged; or the rules can make a
             text more than ``GROWTH`` times as long.
     """
-    path = Path(folder) / FILE
+    path = user_path(folder) / FILE
     if not os.path.lexists(path):
         raise _NoTokenizerError(
             f"{path} does not exist: save the model's tokenizer there as a fast tokenizer of transformers."
@@ -274,7 +274,7 @@ def load(folder: str | Path) -> PretrainedTokenizer:
         library = _ask(Library, "from_str", content)
         _ask(library, "no_truncation")
         _ask(library, "no_padding")
-        return PretrainedTokenizer(library, {FILE: content, **_read_beside(Path(folder))})
+        return PretrainedTokenizer(library, {FILE: content, **_read_beside(path.parent)})
     except (OSError, ValueError, RecursionError, TypeError, AttributeError, KeyError) as error:
         if isinstance(error, UserError) and not isinstance(error, _LibraryError):
             raise
@@ -287,7 +287,7 @@ def find(folder: str | Path) -> PretrainedTokenizer | MissingTokenizer:
     try:
         return load(folder)
     except _NoTokenizerError as error:
-        return MissingTokenizer(str(error), _read_beside(Path(folder)))
+        return MissingTokenizer(str(error), _read_beside(user_path(folder)))
 
 
 def _read_beside(folder: Path) -> dict[str, str]:

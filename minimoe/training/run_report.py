@@ -1,4 +1,4 @@
-"""What the user sees during a training run: the opening, the progress bar, and at the end figures and a sample."""
+"""What the user sees of a training run: the opening, and at the end figures, a sample and a page."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minimoe.analysis import microscope, microscope_page, routing_trace
 from minimoe.core import files
 from minimoe.core.arrays import Device
-from minimoe.core.console import Shown
 from minimoe.core.errors import UserError
 from minimoe.cost import parameters
 from minimoe.draw import plots
@@ -26,48 +23,6 @@ LOSS, EXPERTS, SAMPLE, PAGE = "loss.png", "experts.png", "sample.txt", "routing.
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 40, 300, 0.7
 PAGE_TOKENS = 10_000
 """Tokens of each validation text that the page shows, at most: it is written in seconds."""
-
-
-class Bar:
-    """A progress bar that shows the numbers worth watching."""
-
-    def __init__(self, tqdm: Any) -> None:
-        self._tqdm = tqdm
-        self._validation = "-"
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Advances by one step; ``row`` is its line of the metrics."""
-        if "val_loss" in row:
-            self._validation = f"{row['val_loss']:.3f}"
-        fullest = max(max(layer) * len(layer) for layer in row["load"])
-        with contextlib.suppress(Exception):  # in a notebook, the bar is not a stream but a widget
-            self._tqdm.set_postfix_str(
-                f"loss {row['loss']:.3f}, validation {self._validation}, {row['tokens_per_second']:,.0f} tokens/s, "
-                f"fullest expert {fullest:.1f}x",
-                refresh=False,
-            )
-            self._tqdm.update()
-
-
-@contextmanager
-def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
-    """A bar from step ``first`` to ``steps``, for the terminal or, in a notebook, for the notebook.
-
-    A bar that cannot be shown, or no longer, is no reason to stop.
-    """
-    from tqdm import tqdm as plain
-    from tqdm.auto import tqdm
-
-    settings: dict[str, Any] = {"total": steps, "initial": first, "unit": "step", "file": Shown(sys.stderr)}
-    try:
-        shown = tqdm(disable=not visible, dynamic_ncols=True, **settings)
-    except Exception:
-        shown = plain(disable=True, **settings)
-    try:
-        yield Bar(shown)
-    finally:
-        with contextlib.suppress(Exception):
-            shown.close()
 
 
 def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:

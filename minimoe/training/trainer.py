@@ -39,7 +39,7 @@ from minimoe.storage.checkpoint import Model, Progress, RunConfig
 from minimoe.text import batches
 from minimoe.text.batches import Texts
 from minimoe.text.corpus import Corpus
-from minimoe.training import run_report
+from minimoe.training import progress_bar, run_report
 from minimoe.training import step as steps
 
 
@@ -217,7 +217,7 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
         thread_pool.pool(threads) as pool,
         steps.open_workers(params, moments, run.config, recipe, threads) as workers,
         interruptible() as interrupted,
-        run_report.bar(recipe.steps, first, progress) as bar,
+        progress_bar.bar(recipe.steps, first, progress) as bar,
     ):
         params, moments = workers.params, workers.moments
         for step in range(first, recipe.steps):

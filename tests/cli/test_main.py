@@ -18,7 +18,7 @@ import small_runs
 from small_runs import finished, metrics, options
 
 import minimoe
-from minimoe.cli import main
+from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
@@ -389,7 +389,7 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
     for line in lines:
         words = shlex.split(re.split(r" {3,}", line.rpartition("minimoe ")[2])[0])
         assert words[0] == command
-        main._parser().parse_args(words)
+        parser.build().parse_args(words)
 
 
 def test_help_names_every_corpus_and_every_published_model() -> None:
@@ -766,7 +766,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:
-            main._parser().parse_args([command, *words, option, "1"])
+            parser.build().parse_args([command, *words, option, "1"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from minimoe.core import files
+from minimoe.core.arrays import placeholder
+from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 
 # Tensors
@@ -211,8 +213,9 @@ def test_a_path_of_the_user_is_taken_as_a_shell_takes_it(monkeypatch: pytest.Mon
 def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any) -> None:
     from minimoe.draw import figure_parts, plots
     from minimoe.evaluate import suite
-    from minimoe.storage import checkpoint, metrics, open_model
-    from minimoe.text import corpus
+    from minimoe.layers import decoder
+    from minimoe.storage import checkpoint, huggingface, metrics, open_model
+    from minimoe.text import corpus, huggingface_tokenizer
     from minimoe.training import trainer
 
     uses: list[Any] = [
@@ -226,6 +229,10 @@ def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any)
         trainer.resume,
         trainer.train_dense_twin,
         suite.run,
+        huggingface.load,
+        huggingface.load_params,
+        lambda path: huggingface.save(path, decoder.blank(ModelConfig(), placeholder), ModelConfig(noisy_gating=False)),
+        huggingface_tokenizer.load,
         lambda path: corpus.read_files([path]),
         lambda path: plots.save(figure_parts.figure(1, 1), path),
         lambda path: trainer.train("tiny", out=path) if path is not None else files.user_path(path),

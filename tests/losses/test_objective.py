@@ -113,3 +113,16 @@ def test_capacity_belongs_to_the_objective_and_is_reported(rng: np.random.Genera
     config = dataclasses.replace(small, active_experts=small.experts)
     totals, _ = loss_and_gradient(params, [batch], config, Objective(capacity_factor=1.0))
     assert totals.dropped == [0, 0], "with every expert active each has its fair share"
+
+
+def test_routers_know_that_this_is_training() -> None:
+    """In training alone, Switch refuses what is more than a quarter above an expert's fair share."""
+    config = ModelConfig(
+        vocab_size=7, width=4, layers=1, heads=1, kv_heads=1, head_width=4, context=8, experts=4, active_experts=1,
+        expert_width=4, router="switch", noisy_gating=False,
+    )  # fmt: skip
+    params = decoder.init(np.random.default_rng(0), config)
+    params.blocks[0].moe.router.w_gate[...] = 0  # a tie in every token: all choose expert 0
+    tokens = np.arange(8)[None] % 7
+    done = objective.forward(params, Shard(tokens, tokens), config, Objective())
+    assert done.sums.dropped == [8 - 3]

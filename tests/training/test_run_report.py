@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_runs import CORPUS, SMALL, finished, metrics, resume, train
@@ -25,44 +24,6 @@ def model() -> Model:
 @pytest.fixture(scope="module")
 def data(model: Model) -> Texts:
     return batches.reload(model.run.source, model.tokenizer, model.config.context)
-
-
-class Line:
-    """Stands for tqdm's bar and keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.text, self.updates = "", 0
-
-    def set_postfix_str(self, text: str, refresh: bool) -> None:
-        self.text = text
-
-    def update(self) -> None:
-        self.updates += 1
-
-
-def test_the_bar_shows_loss_speed_balance_and_the_latest_validation_loss() -> None:
-    line = Line()
-    bar = run_report.Bar(line)
-    row: dict[str, Any] = {
-        "loss": 2.34567,
-        "tokens_per_second": 12_345.6,
-        "load": [[0.5, 0.25, 0.125, 0.125], [0.25] * 4],
-    }
-    bar.show(row)
-    assert line.text == "loss 2.346, validation -, 12,346 tokens/s, fullest expert 2.0x"
-    bar.show({**row, "val_loss": 2.5})
-    bar.show(row)
-    assert "validation 2.500" in line.text
-    assert line.updates == 3
-
-
-def test_the_bar_starts_where_the_run_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    with run_report.bar(steps=10, first=7, visible=True):
-        pass
-    assert "7/10" in capsys.readouterr().err
-    with run_report.bar(steps=10, first=7, visible=False):
-        pass
-    assert capsys.readouterr().err == ""
 
 
 def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> None:

@@ -32,7 +32,7 @@ from minimoe.storage import checkpoint
 from minimoe.storage import metrics as metrics_file
 from minimoe.storage.checkpoint import RunConfig
 from minimoe.text import batches, corpus
-from minimoe.training import run_report, step, trainer
+from minimoe.training import progress_bar, run_report, step, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -254,7 +254,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, ca
         (optimizer, "update_some", 4, 4),
         (text_loss, "evaluate", 1, 3),
         (metrics_file, "append", 2, 2),
-        (run_report.Bar, "show", 5, 5),
+        (progress_bar.Bar, "show", 5, 5),
         (checkpoint, "save", 2, 3),  # the first call is at step 0, the second at step 2
     ],
 )
@@ -345,7 +345,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_checkpoint(
 
     train(tmp_path / "whole")
     with monkeypatch.context() as fault, pytest.raises(Crash):
-        fault.setattr(run_report.Bar, "show", lambda _, row: crash() if row["step"] == 5 else None)
+        fault.setattr(progress_bar.Bar, "show", lambda _, row: crash() if row["step"] == 5 else None)
         train(tmp_path / "cut")
     assert len(metrics(tmp_path / "cut")) == 5
     assert lasting(tmp_path / "cut")["progress"]["step"] == 4
@@ -648,14 +648,14 @@ def test_a_report_that_fails_is_told_and_loses_no_run(
 
 
 def test_metrics_that_vanish_during_a_run_lose_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    show = run_report.Bar.show
+    show = progress_bar.Bar.show
 
     def damage(bar: Any, row: dict[str, Any]) -> None:
         show(bar, row)
         if row["step"] == SMALL.recipe.steps:
             (tmp_path / "run" / "metrics.jsonl").write_bytes(b"{}\n")
 
-    monkeypatch.setattr(run_report.Bar, "show", damage)
+    monkeypatch.setattr(progress_bar.Bar, "show", damage)
     done = train(tmp_path / "run")
     assert done.finished and done.metrics == [] and "metrics.jsonl is damaged at line 1" in str(done.problem)
 

@@ -19,18 +19,15 @@ from numpy.typing import DTypeLike
 from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
-from minimoe.core.summary import brief
 
 
 @tree.marks(matrices=("w_gate", "w_up", "w_down"))
-@brief
 class Experts(NamedTuple):
     w_gate: Array  # (E, D, F)
     w_up: Array  # (E, D, F)
     w_down: Array  # (E, F, D)
 
 
-@brief
 class Cache(NamedTuple):
     x: Array  # (M, D)  sorted by expert
     a: Array  # (M, F)

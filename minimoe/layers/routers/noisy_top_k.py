@@ -31,7 +31,6 @@ from minimoe.core import gaussian, tree
 from minimoe.core.arrays import Array, array_module, to_host, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.core.summary import brief
 from minimoe.layers import capacity, routing
 from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.routers import scores
@@ -42,13 +41,11 @@ NOISE_FLOOR = 0.01
 
 
 @tree.marks(training_only=("w_noise",))
-@brief
 class Router(NamedTuple):
     w_gate: Array  # (D, E)
     w_noise: Array | None  # (D, E), or None for plain top-k
 
 
-@brief
 class LoadCache(NamedTuple):
     """What the backward pass needs from the estimate of the probability of being chosen."""
 
@@ -58,7 +55,6 @@ class LoadCache(NamedTuple):
     first_out: Array  # (N,)    the (K+1)-th expert
 
 
-@brief
 class GateCache(NamedTuple):
     x: Array  # (N, D)
     probability: Array  # (N, E)  softmax(c)
@@ -73,7 +69,6 @@ class GateCache(NamedTuple):
     renormalize: bool
 
 
-@brief
 class Cache(NamedTuple):
     gate: GateCache
     place: Array  # (N, K)  the index of each of a token's entries in the routing

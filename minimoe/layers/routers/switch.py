@@ -22,7 +22,6 @@ from numpy.typing import DTypeLike
 from minimoe.core.arrays import Array, array_module, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.core.summary import brief
 from minimoe.layers import capacity, routing
 from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.routers import scores
@@ -35,12 +34,10 @@ CAPACITY_FACTOR = 1.25
 """The capacity factor of training if the recipe sets none."""
 
 
-@brief
 class Switch(NamedTuple):
     w_gate: Array  # (D, E)
 
 
-@brief
 class Cache(NamedTuple):
     x: Array  # (N, D)  with jitter
     jitter: Array | None  # (N, D)  ξ
