@@ -120,6 +120,12 @@ def test_every_link_of_a_lesson_leads_somewhere(path: Path):
 
 
 @every_lesson
+def test_a_lesson_introduces_its_symbols(path: Path):
+    opening = text(cells(path, "markdown")[0]["source"])
+    assert number(path) == 0 or re.search(r"^\*\*Symbols\*\* \S", opening, re.MULTILINE)
+
+
+@every_lesson
 def test_a_lesson_ends_with_links_to_its_neighbours(path: Path):
     footer = text(cells(path, "markdown")[-1]["source"])
     neighbours = [other.name for other in LESSONS if abs(number(other) - number(path)) == 1]
