@@ -52,6 +52,7 @@ def test_the_closing_shows_the_sample_and_where_to_look(tmp_path: Path, monkeypa
 
 
 def test_the_commands_it_names_work_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     beside = Path(sys.executable).with_name("minimoe")
     monkeypatch.setattr("shutil.which", lambda _: str(beside))
     assert run_report.command() == "minimoe"
@@ -59,7 +60,6 @@ def test_the_commands_it_names_work_as_printed(tmp_path: Path, monkeypatch: pyte
     assert run_report.command() == f"{sys.executable} -m minimoe"
     monkeypatch.setattr("shutil.which", lambda _: None)
     monkeypatch.setattr("sys.executable", str(tmp_path / "my env" / "python"))
-    monkeypatch.chdir(tmp_path)
     assert run_report.command() == "'my env/python' -m minimoe"
 
 
