@@ -512,7 +512,7 @@ def drawn_life(chance: random.Random) -> str:
         case 1:
             return killed_after(chance.randint(1, LIFE), chance.randrange(8000))  # a step takes some 8,000
         case _:
-            return killed_after(chance.randint(1, LIFE), chance.randrange(14), of=ON_DISK)  # of which 16 are these
+            return killed_after(chance.randint(1, LIFE), chance.randrange(16), of=ON_DISK)  # of which 18 are these
 
 
 @pytest.mark.slow

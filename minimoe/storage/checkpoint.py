@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -251,7 +252,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         file = files.open_regular(folder / LOCK, "ab")
     except OSError as error:
-        raise files.unwritable(folder / LOCK, error) from None
+        refused = folder if error.errno in (errno.EROFS, errno.EACCES) else folder / LOCK
+        raise files.unwritable(refused, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
