@@ -26,6 +26,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
+from minimoe.proof import of_beyond
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -78,6 +79,7 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder", CONFIG, rng),
         *check_decoder("decoder, two shards, padding", CONFIG, rng, shards=2, padding=2),
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
+        *of_beyond.rows(rng),
     ]
     return Rows(rows)
 

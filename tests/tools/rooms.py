@@ -25,6 +25,7 @@ ROOMS = (
     "cost",
     "draw",
     "inference",
+    "beyond",
     "proof",
     "storage",
     "evaluate",
