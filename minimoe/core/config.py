@@ -95,13 +95,16 @@ class TrainConfig:
     momentum: float = _setting(0.9, "Muon: decay rate of the mean gradient, Nesterov's form", least=0.0, most=0.999999)
     newton_schulz_steps: int = _setting(3, "Muon: steps of the orthogonalisation", least=1, most=20)
     clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
-    balance_loss: float = _setting(0.01, "coefficient of the Switch load-balancing loss, per layer", least=0.0)
+    balance_loss: float | None = _setting(
+        None, "coefficient of the Switch load-balancing loss, per layer; none: the router's own, mostly 0.01", least=0.0
+    )
     pooled_balance: bool = _setting(
         False, "compute that loss over all layers together, as transformers does, which hides the collapse of a layer"
     )
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
+    sequence_loss: float = _setting(0.0, "coefficient of the balance loss within each sequence, per layer", least=0.0)
     capacity_factor: float | None = _setting(
         None, "limit on tokens per expert in training, over the fair share; none: no limit", least=1e-6, most=65536
     )

@@ -39,8 +39,9 @@ def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
         @tree.marks(matrices=("w_gate", "w_up", "w_down"))
         class Experts(NamedTuple): ...
 
-    The marks in use are ``matrices`` (Muon updates them), ``training_only`` (a trained model works without them) and
-    ``by_expert`` (stacks of experts, of which each worker may own a part).
+    The marks in use are ``matrices`` (Muon updates them), ``training_only`` (a trained model works without them),
+    ``by_expert`` (stacks of experts, of which each worker may own a part) and ``state`` (learned without a gradient,
+    so the optimiser leaves it alone).
     """
 
     def add(kind: type[Kind]) -> type[Kind]:

@@ -268,4 +268,4 @@ def _softmax(z: Array) -> Array:
 def _stats(assignments: Array, probability: Array, tokens: int) -> RouterStats:
     """The sums that the balance loss is computed from, with zeros for all others."""
     zeros, zero = np.zeros_like(probability), np.zeros(())
-    return RouterStats(tokens, assignments, probability, zeros, zeros, zero, zero)
+    return RouterStats(tokens, assignments, probability, zeros, zeros, zero, zero, zero)

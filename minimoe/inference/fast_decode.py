@@ -14,6 +14,7 @@ from minimoe.inference.kv_cache import KVCache, LayerCache
 from minimoe.layers import decoder, moe, rope
 from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
@@ -30,7 +31,7 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
     x = params.embedding.table[token]  # (D,)
     for block, past in zip(params.blocks, cache.layers, strict=True):
         x = x + _attention(block.attention, _norm(block.attention_norm, x, config.norm_eps), rotation, past)
-        x = x + _moe(block.moe, _norm(block.moe_norm, x, config.norm_eps), config)
+        x = x + _moe(block.moe, _norm(block.moe_norm, x, config.norm_eps), config, token)
     cache.position += 1
     return _norm(params.norm, x, config.norm_eps) @ decoder.output_layer(params).weight
 
@@ -63,11 +64,11 @@ def _turned(x: Array, rotation: Rotation) -> Array:
     return x
 
 
-def _moe(params: MoE, x: Array, config: ModelConfig) -> Array:
-    """x (D,) → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
+def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
+    """x (D,) of a token → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
     choose, work = getattr(moe.router_of(config), "decode", None), getattr(moe.experts_of(config), "decode", None)
     if choose is None or work is None:
-        y: Array = moe.forward(params, x[None, None], config).y[0, 0]
+        y: Array = moe.forward(params, x[None, None], config, Mode(labels=array_module(x).full((1, 1), token))).y[0, 0]
         return y
     decoded: Array = work(params.experts, x, *choose(params.router, x, config))
     return decoded

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
 from minimoe.layers import block, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import Past
@@ -68,16 +69,42 @@ class Hidden(NamedTuple):
     norm: rmsnorm.Cache
 
 
-def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Decoder:
+def check(config: ModelConfig) -> None:
+    """Raises ``UserError`` for what a language model cannot be trained with: see ``moe.check``, ``check_causal``."""
+    moe.check(config)
+    check_causal(config)
+
+
+def check_causal(config: ModelConfig) -> None:
+    """Raises ``UserError`` if the router lets a later token change the routing of an earlier one.
+
+    Such a model would see, while it is trained, what it is asked to predict.
+    """
+    if getattr(moe.router_of(config), "LOOKS_AHEAD", False):
+        raise UserError(
+            f"router {config.router!r} looks at later tokens to route earlier ones, so a language model cannot use it: "
+            f"choose one of {', '.join(moe.causal_routers())}; for images and actions, call it through "
+            "minimoe.layers.moe."
+        )
+
+
+def init(
+    rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32, *, look_ahead: bool = False
+) -> Decoder:
     """Fresh parameters in the shapes of ``config``, drawn from ``rng``, on the host.
 
     The embedding starts large enough for the first blocks to add to a token and not to drown it. A table that is also
     the output layer starts as small as an output layer, so that the first predictions are nearly uniform.
 
+    ``look_ahead`` allows a router that is not causal, to show what goes wrong then.
+
     Raises:
-        UserError: the router or the kind of experts does not exist, or the router does not allow these settings.
+        UserError: the router or the kind of experts does not exist, the router does not allow these settings, or it
+            looks at later tokens.
     """
     moe.check_forward(config)
+    if not look_ahead:
+        check_causal(config)
     table_std = 0.02 if config.tied_embeddings else 0.5
     return Decoder(
         embedding=embedding.init(rng, config.vocab_size, config.width, std=table_std, dtype=dtype),
@@ -146,6 +173,7 @@ def hidden(
     positions = xp.arange(position, position + tokens.shape[1])
     rotation = rope.init(positions, config.head_width, config.rope_theta, dtype)
     x, embedded = embedding.forward(params.embedding, tokens)
+    mode = mode if mode.labels is not None else mode._replace(labels=tokens)
     routed, caches = Routed([], []), []
     for layer, block_params in enumerate(params.blocks):
         x, stats, dropped, cache = block.forward(

@@ -4,10 +4,21 @@ Besides its mathematics, a module states facts about itself, so a new module nee
 table. These facts are the shapes of its parameters, how many of them are active for one token, and the marks on their
 tuple (``tree.marks``), which say which parameters are matrices for Muon and which serve only training.
 
-Three more functions are optional and found by name. ``check_forward`` is ``check`` for a model that is not trained; a
-router needs it if ``check`` refuses settings only because they cannot be trained. ``decode`` is a faster form of
-``forward`` for a single token. ``mixtral_tensors`` gives the names of the parameters in Mixtral's layout; without it, a
-model cannot be written in that layout.
+More is optional, and found by name. Of any module:
+
+    decode            a faster form of ``forward`` for a single token
+    mixtral_tensors   the names of the parameters in Mixtral's layout; a model without it cannot be written in that way
+
+Of a router:
+
+    check_forward     ``check`` for a model that is not trained, if ``check`` refuses what only training cannot use
+    LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
+    BALANCE_LOSS      the coefficient of the balance loss if the recipe names none; 0 for a router that needs no loss
+    regulariser       ``(params, stats, config)`` → a loss of its own, from the sums of a layer, and the gradient with
+                      respect to the sums
+    next_state        ``(params, stats, config, recipe)``, both lists over the layers → the parameters with their new
+                      state: what the router learns without a gradient. The fields are marked ``state``; the optimiser
+                      leaves them alone, and their gradient is zero
 """
 
 from __future__ import annotations

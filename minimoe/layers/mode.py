@@ -18,7 +18,9 @@ class Mode(NamedTuple):
     noise: Array | None = None  # (L, B, T, ·) for the decoder, (B, T, ·) for a layer: from the router's draw_noise
     capacity_factor: float | None = None  # capacity divided by an expert's fair share; None leaves it to the router
     estimate_load: bool = True  # False skips the probability of being chosen, for when no loss uses it
+    balance_by_sequence: bool = False  # True also sums up the balance within each sequence, for when a loss uses it
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding
+    labels: Array | None = None  # (B, T) integers that routers may use beside x; the decoder gives the tokens
     exchange: Callable[[list[int]], Exchange] = LocalExchange  # called with the counts of a routing
 
     def at_layer(self, layer: int) -> Mode:

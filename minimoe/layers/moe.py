@@ -13,7 +13,7 @@ Gale et al. 2022, arXiv 2211.15841; Lepikhin et al. 2020, arXiv 2006.16668.  Les
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike
 
 from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module
-from minimoe.core.config import ModelConfig
+from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError, suggestion
 from minimoe.core.summary import brief
 from minimoe.layers.exchange import Exchange
@@ -89,6 +89,38 @@ def check_forward(config: ModelConfig) -> None:
     experts_of(config)
     router: Any = router_of(config)
     getattr(router, "check_forward", router.check)(config)
+
+
+def causal_routers() -> list[str]:
+    """The names of the routers that a language model can use: those that never look at a later token."""
+    return [name for name, module in ROUTERS.items() if not getattr(module, "LOOKS_AHEAD", False)]
+
+
+def balance_coefficient(config: ModelConfig) -> float:
+    """The coefficient of the balance loss for a recipe that names none: 0.01, or what the router states."""
+    coefficient: float = getattr(router_of(config), "BALANCE_LOSS", 0.01)
+    return coefficient
+
+
+def regulariser(params: MoE, stats: RouterStats, config: ModelConfig) -> tuple[Any, RouterStats] | None:
+    """A loss that the router brings itself, and its gradient with respect to the sums; None if it brings none."""
+    of_router: Any = getattr(router_of(config), "regulariser", None)
+    found: tuple[Any, RouterStats] | None = None if of_router is None else of_router(params.router, stats, config)
+    return found
+
+
+def update_state(
+    layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig
+) -> None:
+    """Changes, in place, what the routers of all layers learn without a gradient, from the sums of a whole step."""
+    update: Any = getattr(router_of(config), "next_state", None)
+    if update is None:
+        return
+    routers = [layer.router for layer in layers]
+    new = [dict(tree.named_leaves(router)) for router in update(routers, stats, config, recipe)]
+    for router, after in zip(routers, new, strict=True):
+        for name, leaf in tree.named_leaves(router):
+            leaf[...] = after[name]
 
 
 def init(

@@ -44,6 +44,7 @@ class RouterStats(NamedTuple):
     importance: Array  # (E,)  Σ_t w_t, with weight 0 for an expert that was not chosen
     load: Array  # (E,)  Σ_t P(t, ·), the probability of being chosen; if not estimated, the assignments
     squared_lse: Array  # ()    Σ_t (log Σ_e exp c_te)²
+    by_sequence: Array  # ()    Σ over sequences of E Σ_e f_e Σ_t p_te, f the shares of the sequence's own assignments
     entropy: Array  # ()    Σ_t −Σ_e p log p of softmax(c_t), in nats; reported, not trained
 
 

@@ -4,6 +4,7 @@
     importance   CV²(Σ_t w_t)    how unevenly the weights are spread over the experts     0 at perfect balance
     load         CV²(Σ_t P_t)    how unevenly the probability of being chosen is spread   0 at perfect balance
     z            Σ_t lse_t² / N  how large the logits are                                 keeps them small
+    sequence     the balance loss of each sequence by itself, averaged over the tokens    1 at perfect balance
 
 They are computed for each layer separately. If the layers' sums were pooled, layers that collapse in different ways
 would hide each other: four layers that each use only two of 8 experts, every layer a different pair, look perfectly
@@ -31,15 +32,17 @@ class Coefficients(NamedTuple):
     importance: float = 0.0
     load: float = 0.0
     z: float = 0.0
+    sequence: float = 0.0
 
 
 class Losses(NamedTuple):
-    """The four losses of one layer, not yet multiplied by their coefficients."""
+    """The losses of one layer, not yet multiplied by their coefficients."""
 
     balance: Array  # ()
     importance: Array  # ()
     load: Array  # ()
     z: Array  # ()
+    sequence: Array  # ()  0 if its coefficient is 0, because then nobody sums it up
 
 
 def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, RouterStats]:
@@ -49,6 +52,8 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
     constant, so the balance loss has a gradient only through p̄ = Σp/N:
 
         ∂/∂Σp_e = α E f_e / N,    ∂/∂Σlse² = c / N
+
+    The balance within each sequence is summed up by the router, so its gradient too is its coefficient over N.
     """
     xp = array_module(stats.probability)
     experts = stats.probability.shape[0]
@@ -61,6 +66,7 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
         importance=importance,
         load=load,
         z=stats.squared_lse / tokens,
+        sequence=stats.by_sequence / tokens,
     )
     gradient = RouterStats(
         tokens=0,
@@ -69,6 +75,7 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
         importance=coefficients.importance * dimportance,
         load=coefficients.load * dload,
         squared_lse=coefficients.z / tokens,
+        by_sequence=coefficients.sequence / tokens,
         entropy=xp.zeros_like(stats.entropy),
     )
     return losses, gradient
@@ -98,7 +105,7 @@ def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, Rou
 
 
 def weighted(losses: Losses, coefficients: Coefficients) -> Array:
-    """What the four losses add to the training loss."""
+    """What these losses add to the training loss."""
     total = losses.balance * coefficients.balance
     for value, coefficient in zip(losses[1:], coefficients[1:], strict=True):
         total = total + value * coefficient

@@ -1,6 +1,6 @@
 """The training objective and its gradient, for a batch that is split into any number of shards.
 
-    loss = mean cross-entropy + Σ_layers Σ_losses coefficient · auxiliary loss
+    loss = mean cross-entropy + Σ_layers (Σ_losses coefficient · auxiliary loss + the router's own loss)
 
 Both kinds of term are functions of sums over tokens, so a step has two phases:
 
@@ -19,7 +19,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.summary import brief
-from minimoe.layers import decoder
+from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import Exchange, LocalExchange
 from minimoe.layers.mode import Mode
@@ -92,6 +92,7 @@ def forward(
         noise=shard.noise,
         capacity_factor=objective.capacity_factor,
         estimate_load=objective.coefficients.load > 0,
+        balance_by_sequence=objective.coefficients.sequence > 0,
         mask=shard.mask,
         exchange=exchange,
     )
@@ -100,7 +101,9 @@ def forward(
     return Forward(Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None)
 
 
-def add_up(forwards: Sequence[Forward], objective: Objective, group: Group = ALONE) -> Totals:
+def add_up(
+    params: Decoder, forwards: Sequence[Forward], config: ModelConfig, objective: Objective, group: Group = ALONE
+) -> Totals:
     """Between the phases: sums of all shards of a group → losses, and the gradient with respect to each sum."""
     loss, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
     tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
@@ -112,10 +115,14 @@ def add_up(forwards: Sequence[Forward], objective: Objective, group: Group = ALO
         total = total + value * coefficients.balance
         coefficients = coefficients._replace(balance=0.0)
     auxiliary, dstats = [], []
-    for layer in stats:
+    for block, layer in zip(params.blocks, stats, strict=True):
         losses, dlayer = balance.loss(layer, coefficients)
         total = total + balance.weighted(losses, coefficients)
         auxiliary.append(losses)
+        own = moe.regulariser(block.moe, layer, config)
+        if own is not None:
+            total = total + own[0]
+            dlayer = tree.add(dlayer, own[1])
         dstats.append(dlayer if dpooled is None else tree.add(dlayer, dpooled))
     return Totals(mean, total, auxiliary, stats, dropped, 1 / tokens, dstats)
 
@@ -146,7 +153,7 @@ def loss_and_gradient(
     shards, and each gets the complete gradient of its own experts and none for the others.
     """
     forwards = [forward(params, shard, config, objective, keep=not recompute, exchange=exchange) for shard in shards]
-    totals = add_up(forwards, objective, group)
+    totals = add_up(params, forwards, config, objective, group)
     gradients = (
         backward(params, forward(params, shard, config, objective, exchange=exchange) if recompute else done, totals)
         for shard, done in zip(shards, forwards, strict=True)

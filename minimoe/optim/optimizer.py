@@ -39,11 +39,13 @@ State = dict[str, Moments]
 
 
 def init(params: Any, recipe: TrainConfig) -> State:
-    """The state before the first step, for a tree of parameters."""
+    """The state before the first step, for a tree of parameters; none for those that are marked ``state``."""
+    without_gradient = set(tree.marked(params, "state"))
     by_muon = set(tree.marked(params, "matrices")) if recipe.optimizer == "muon" else set()
     return {
         name: Moments(tree.zeros_like(leaf), None if name in by_muon else tree.zeros_like(leaf))
         for name, leaf in tree.named_leaves(params)
+        if name not in without_gradient
     }
 
 
@@ -59,9 +61,11 @@ def update(params: Any, gradient: Any, state: State, recipe: TrainConfig, step: 
 def update_some(
     params: Mapping[str, Array], gradient: Mapping[str, Array], state: State, recipe: TrainConfig, step: int
 ) -> None:
-    """``update`` for only the parameters that ``gradient`` names."""
+    """``update`` for only the parameters that ``gradient`` names and for which ``state`` has moments."""
     rate = learning_rate(step, recipe)
     for name, d in gradient.items():
+        if name not in state:  # learned without a gradient
+            continue
         leaf = params[name]
         for rows in _pieces(leaf):
             moments = tree.map(itemgetter(rows), state[name])

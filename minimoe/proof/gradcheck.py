@@ -35,7 +35,7 @@ __all__ = ["Ranked", "Row", "check", "check_decoder", "failed", "run", "table", 
 Compared = list[tuple[Array, int]]
 """Scores (N, ·), and how many of the largest scores of each row were chosen."""
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 
 CONFIG = ModelConfig(
     vocab_size=11, width=8, layers=2, heads=4, kv_heads=2, head_width=4, context=6, experts=4, expert_width=5
@@ -140,7 +140,9 @@ def _gate(
     mask = np.array([1, 1, 0, 1, 1, 1])
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
-        choice, stats, cache = noisy_top_k.gate(params, x, top_k, renormalize=renormalize, noise=noise, mask=mask)
+        choice, stats, cache = noisy_top_k.gate(
+            params, x, top_k, renormalize=renormalize, noise=noise, mask=mask, sequences=2
+        )
         return choice.weights, stats, noisy_top_k.Cache(cache, choice.experts, top_k, x.shape)
 
     def backward(params: Any, cache: Any, dy: Array, dstats: RouterStats) -> tuple[Array, Any]:
@@ -157,7 +159,7 @@ def _router(
     router = moe.router_of(config)
     noise = router.draw_noise(rng, config, (2, 6), np.float64)
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
+    mode = Mode(True, noise, capacity_factor, balance_by_sequence=True, mask=mask)
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         routing, stats, cache = router.forward(params, x, config, mode)
@@ -177,6 +179,7 @@ def _balance(rng: np.random.Generator) -> list[Row]:
         importance=rng.uniform(0.5, 3, 4),
         load=rng.uniform(0.5, 3, 4),
         squared_lse=rng.uniform(1, 3, ()),
+        by_sequence=rng.uniform(1, 3, ()),
         entropy=np.array(0),
     )
 
@@ -281,7 +284,7 @@ def check_decoder(
 
     def forward(params: Any, x: None) -> tuple[Array, Any]:
         forwards = [objective.forward(params, shard, config, goal) for shard in batch]
-        return objective.add_up(forwards, goal).total, forwards
+        return objective.add_up(params, forwards, config, goal).total, forwards
 
     def backward(params: Any, forwards: Any, dy: Array) -> tuple[None, Any]:
         _, gradient = objective.loss_and_gradient(params, batch, config, goal)

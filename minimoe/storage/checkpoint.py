@@ -35,7 +35,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.files import Tensors
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
 from minimoe.storage import metrics
@@ -155,7 +155,7 @@ def load_config(folder: str | Path) -> RunConfig:
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
         )
-        moe.check(run.config)
+        decoder.check(run.config)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's config ({error}): restore it, or train again.") from None
     if run.config.vocab_size != run.tokenizer.vocab_size:

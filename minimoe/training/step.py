@@ -22,7 +22,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array, like
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.summary import brief
-from minimoe.layers import decoder
+from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import LocalExchange
 from minimoe.losses import objective
@@ -130,6 +130,8 @@ def train_step(
             my_params |= tree.map(own, exchange.split(my_params, by_expert)[0])
             my_moments |= tree.map(own, exchange.split(my_moments, by_expert)[0])
         optimizer.update_some(my_params, my_gradient, my_moments, recipe, number)
+        if group.rank == 0:  # the totals are the same for all, so one of them writes
+            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
     group.barrier()
     return totals, norm
 
@@ -141,11 +143,7 @@ def gradient(
 
     If workers own different experts, a worker's share of every stack of experts is the experts that it owns.
     """
-    goal = Objective(
-        Coefficients(recipe.balance_loss, recipe.importance_loss, recipe.load_loss, recipe.z_loss),
-        recipe.capacity_factor,
-        recipe.pooled_balance,
-    )
+    goal = objective_of(config, recipe)
     owned = worth_exchanging(config, recipe, group.size)
     totals, through_mine = objective.loss_and_gradient(
         params,
@@ -161,6 +159,22 @@ def gradient(
     if owned:  # the owner of an expert has already seen all tokens of that expert, so its gradient is whole
         whole, to_add_up = exchange.split(to_add_up, set(tree.marked(params, "by_expert")))
     return totals, whole | group.reduce_scatter(to_add_up, group.share(to_add_up))
+
+
+def objective_of(config: ModelConfig, recipe: TrainConfig) -> Objective:
+    """What a recipe minimises. If it names no coefficient of the balance loss, the router's own is used."""
+    balance = recipe.balance_loss
+    return Objective(
+        Coefficients(
+            moe.balance_coefficient(config) if balance is None else balance,
+            recipe.importance_loss,
+            recipe.load_loss,
+            recipe.z_loss,
+            recipe.sequence_loss,
+        ),
+        recipe.capacity_factor,
+        recipe.pooled_balance,
+    )
 
 
 def is_finite(totals: Totals, norm: float) -> bool:

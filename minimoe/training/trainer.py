@@ -29,8 +29,9 @@ from minimoe.core.presets import Preset
 from minimoe.core.summary import brief
 from minimoe.cost import memory
 from minimoe.evaluate import text_loss
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.losses.balance import Losses
 from minimoe.losses.objective import Totals
 from minimoe.optim import optimizer, schedule
 from minimoe.parallel import thread_pool
@@ -76,7 +77,7 @@ def train(
     chosen = presets.preset(preset) if isinstance(preset, str) else preset
     if not isinstance(chosen, Preset):
         raise UserError(f"{chosen!r:.60} is not a preset: give the name of one, or a minimoe.core.presets.Preset.")
-    moe.check(chosen.config)
+    decoder.check(chosen.config)
     where, threads = select_device(device), resources.thread_count(threads)
     at_work = 1 if where == "gpu" else min(threads, chosen.recipe.batch)
     memory.check_memory(chosen.config, chosen.recipe, at_work)
@@ -272,13 +273,14 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
         "total": float(totals.total),
         "auxiliary": {
             name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
-            for name in ("balance", "importance", "load", "z")
+            for name in Losses._fields
         },
         "learning_rate": schedule.learning_rate(step - 1, run.recipe),
         "gradient_norm": norm,
         "tokens_per_second": round(tokens / elapsed, 1),
         "seconds": round(seconds, 4),
-        "load": [(counts / counts.sum()).round(5).tolist() for counts in assignments],
+        "load": [(counts / max(counts.sum(), 1)).round(5).tolist() for counts in assignments],
+        "active_experts": [round(counts.sum() / tokens, 4) for counts in assignments],
         "dropped": [count / (tokens * run.config.active_experts) for count in totals.dropped],
         "router_entropy": [round(float(layer.entropy / layer.tokens), 5) for layer in totals.stats],
     }

@@ -105,6 +105,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     seen: list[presets.Preset] = []
     monkeypatch.setattr(trainer, "train", lambda preset, **_: (seen.append(preset), trainer.Trained(*[True] * 4))[1])
     other = {"tokenizer": "byte", "optimizer": "adamw", "dtype": "float64", "window": 3, "capacity_factor": 1.25}
+    other["balance_loss"] = 0.5
     other["schedule"] = "linear"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):

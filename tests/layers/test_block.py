@@ -16,7 +16,7 @@ from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients
 from minimoe.proof.gradcheck import Ranked, check, failed
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 
 
 def drawn(rng: np.random.Generator, config: ModelConfig) -> Block:

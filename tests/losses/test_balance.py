@@ -18,7 +18,7 @@ EACH = [Coefficients(**{name: 1.0}) for name in Coefficients._fields]
 
 def stats_of(assignments: Any, probability: Any, tokens: int, squared_lse: float = 0.0) -> RouterStats:
     counts, p = np.asarray(assignments, float), np.asarray(probability, float)
-    return RouterStats(tokens, counts, p, p, counts, np.asarray(squared_lse), np.zeros(()))
+    return RouterStats(tokens, counts, p, p, counts, np.asarray(squared_lse), np.zeros(()), np.zeros(()))
 
 
 def uniform(tokens: int, experts: int, top_k: int) -> RouterStats:
@@ -101,6 +101,7 @@ def test_gradient_of_each_loss_by_each_sum_is_right(coefficients: Coefficients, 
         importance=rng.uniform(0.1, 2, experts),
         load=rng.uniform(0.1, 2, experts),
         squared_lse=rng.uniform(0, 9, ()),
+        by_sequence=rng.uniform(0, 9, ()),
         entropy=np.array(0),
     )
 
@@ -113,7 +114,7 @@ def test_gradient_of_each_loss_by_each_sum_is_right(coefficients: Coefficients, 
 
     rows = check("balance", forward, backward, None, stats)
     assert failed(rows) == []
-    assert [row.tensor for row in rows] == ["x.probability", "x.importance", "x.load", "x.squared_lse"]
+    assert [row.tensor for row in rows] == ["x.probability", "x.importance", "x.load", "x.squared_lse", "x.by_sequence"]
 
 
 @given(v=st.lists(st.floats(0.01, 100), min_size=1, max_size=8), scale=st.sampled_from([1e-3, 1e3]))
@@ -126,17 +127,17 @@ def test_squared_variation_knows_shape_but_not_size(v: list[float], scale: float
 
 
 def test_sums_of_zero_tokens_give_zero_and_no_warning() -> None:
-    losses, gradient = balance.loss(stats_of(np.zeros(4), np.zeros(4), 0), Coefficients(1, 1, 1, 1))
-    assert [float(loss) for loss in losses] == [0, 0, 0, 0]
+    losses, gradient = balance.loss(stats_of(np.zeros(4), np.zeros(4), 0), Coefficients(1, 1, 1, 1, 1))
+    assert [float(loss) for loss in losses] == [0, 0, 0, 0, 0]
     assert not gradient.probability.any()
     assert not gradient.importance.any()
     assert not gradient.load.any()
-    assert np.isfinite(gradient.squared_lse)
+    assert np.isfinite([gradient.squared_lse, gradient.by_sequence]).all()
 
 
 def test_weighted_adds_each_loss_with_its_own_coefficient() -> None:
-    losses = balance.Losses(*(np.asarray(value) for value in (1.0, 10.0, 100.0, 1000.0)))
-    assert balance.weighted(losses, Coefficients(balance=1, importance=2, load=3, z=4)) == 4321
+    losses = balance.Losses(*(np.asarray(value) for value in (1.0, 10.0, 100.0, 1000.0, 10_000.0)))
+    assert balance.weighted(losses, Coefficients(balance=1, importance=2, load=3, z=4, sequence=5)) == 54321
     assert balance.weighted(losses, Coefficients()) == 0
 
 

@@ -78,7 +78,7 @@ def test_the_losses_are_those_of_the_summed_counts(rng: np.random.Generator, sma
     params, batch = drawn(rng, small), batch_of(rng, small)
     goal = Objective(EVERY_LOSS)
     forwards = [objective.forward(params, shard, small, goal, keep=False) for shard in split(batch, [4, 2])]
-    totals = objective.add_up(forwards, goal)
+    totals = objective.add_up(params, forwards, small, goal)
     assert all(forward.caches is None for forward in forwards)
     for layer in range(small.layers):
         stats = tree.add(*(forward.sums.stats[layer] for forward in forwards))

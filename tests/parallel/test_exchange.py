@@ -27,7 +27,7 @@ NO_FORK = pytest.mark.skipif(not can_fork(), reason="workers are threads on this
 KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
 
 CONFIG = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
-EVERY_LOSS = Objective(Coefficients(0.3, 0.2, 0.1, 0.05))
+EVERY_LOSS = Objective(Coefficients(0.3, 0.2, 0.1, 0.05, 0.15))
 
 
 def exchanged(counts: Sequence[Sequence[int]]) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:

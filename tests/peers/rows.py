@@ -59,7 +59,7 @@ class Plan(NamedTuple):
 
 
 def recipe(batch: int) -> TrainConfig:
-    return dataclasses.replace(presets.preset("toy").recipe, optimizer="adamw", batch=batch)
+    return dataclasses.replace(presets.preset("toy").recipe, optimizer="adamw", batch=batch, balance_loss=0.01)
 
 
 class Measured(NamedTuple):

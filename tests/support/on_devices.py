@@ -30,7 +30,7 @@ from minimoe.optim import clipping, optimizer
 from minimoe.training import trainer
 from minimoe.training.trainer import Trained
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 CONFIG = ModelConfig(
     vocab_size=13, width=6, layers=2, heads=4, kv_heads=2, head_width=8, context=70, experts=5, expert_width=3
 )

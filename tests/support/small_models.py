@@ -17,7 +17,7 @@ from minimoe.parallel import exchange
 from minimoe.parallel.group import Group
 from minimoe.parallel.launch import launch
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 SEQUENCES = 6
 
 

@@ -67,6 +67,7 @@ class GateCache(NamedTuple):
     load: LoadCache | None
     mask: Array | None  # (N, 1)
     renormalize: bool
+    shares: Array | None  # (B, E)  of each sequence, if its balance is summed up
 
 
 class Cache(NamedTuple):
@@ -125,6 +126,7 @@ def forward(
         noise=None if mode.noise is None else mode.noise.reshape(B * T, -1),
         estimate_load=mode.estimate_load,
         mask=mode.mask,
+        sequences=B if mode.balance_by_sequence else None,
     )
     made = capacity.limit(choice, B, config.experts, mode.capacity_factor, mode.mask)
     return made, stats, Cache(gate_cache, made.place, config.active_experts, x.shape)
@@ -174,12 +176,13 @@ def gate(
     noise: Array | None = None,
     estimate_load: bool = True,
     mask: Array | None = None,
+    sequences: int | None = None,
 ) -> tuple[Choice, RouterStats, GateCache]:
     """x (N, D) → the choice of each of its N tokens and the sums over them.
 
     ``noise`` (N, E) is ξ, drawn from N(0, 1) by the caller. Without it, or without W_noise, the clean logits decide.
     ``mask`` (N,) of 0 and 1 leaves padding out of the sums. ``estimate_load=False`` skips the estimate of P(t, i), for
-    when no loss uses it.
+    when no loss uses it. ``sequences``, how many the tokens come from, is given when a loss uses the balance of each.
     """
     xp = array_module(x)
     experts = params.w_gate.shape[1]
@@ -214,8 +217,11 @@ def gate(
     if sigma is not None and estimate_load and top_k < experts:
         counted, load_cache = _probability_of_being_chosen(clean, noisy, sigma, ranking, one_hot > 0)
 
-    stats = scores.sums(clean, probability, lse, one_hot, gated, counted, mask)
-    cache = GateCache(x, probability, lse, ranking, gate, noise, noise_logits, sigma, load_cache, mask, renormalize)
+    shares = None if sequences is None else scores.shares_by_sequence(one_hot, sequences, mask)
+    stats = scores.sums(clean, probability, lse, one_hot, gated, counted, mask, shares)
+    cache = GateCache(
+        x, probability, lse, ranking, gate, noise, noise_logits, sigma, load_cache, mask, renormalize, shares
+    )
     return Choice(chosen, weights), stats, cache
 
 
@@ -255,7 +261,7 @@ def gate_backward(
     dsigma = xp.zeros_like(probability)
     if dstats is not None:
         # 4  The clean logits: Σp feeds the balance loss, Σ lse² the z-loss.
-        dclean += scores.sums_backward(probability, cache.lse, dstats, cache.mask)
+        dclean += scores.sums_backward(probability, cache.lse, dstats, cache.mask, cache.shares)
         if load is not None and sigma is not None:
             # 2  The load: P = Φ((c − τ)/σ) depends on c and on σ ...
             q = scores.once_per_token(dstats.load * gaussian.density(load.z) / sigma, cache.mask)

@@ -46,13 +46,20 @@ def softmax(z: Array) -> tuple[Array, Array]:
 
 
 def sums(
-    logits: Array, probability: Array, lse: Array, chosen: Array, gated: Array, counted: Array, mask: Array | None
+    logits: Array,
+    probability: Array,
+    lse: Array,
+    chosen: Array,
+    gated: Array,
+    counted: Array,
+    mask: Array | None,
+    shares: Array | None = None,
 ) -> RouterStats:
     """The sums over tokens from which the balancing losses are computed.
 
     The following are (N, E): the ``logits``, their softmax ``probability``, ``chosen`` (1 for a chosen expert, else 0),
     the weights ``gated`` (0 for an expert that is not chosen), and ``counted``, which is summed up as the load. ``lse``
-    and ``mask`` are (N, 1).
+    and ``mask`` are (N, 1). ``shares`` (B, E), from ``shares_by_sequence``, is given if a loss uses ``by_sequence``.
     """
     xp = array_module(logits)
     # The sum over tokens is a product with ones, which is faster than sum(0), or with the mask, which omits padding.
@@ -64,21 +71,47 @@ def sums(
         importance=present @ gated,
         load=present @ counted,
         squared_lse=present @ xp.square(lse[:, 0]),
+        by_sequence=xp.zeros((), logits.dtype)
+        if shares is None
+        else present @ (probability * _by_token(shares, len(logits))).sum(1),
         entropy=present @ (lse[:, 0] - (probability * logits).sum(1)),  # −Σ p log p, since log p = logits − lse
     )
 
 
-def sums_backward(probability: Array, lse: Array, dstats: RouterStats, mask: Array | None) -> Array:
-    """The gradient with respect to Σp and Σ lse² → the gradient of the logits (N, E), through their full softmax p.
+def shares_by_sequence(chosen: Array, batch: int, mask: Array | None) -> Array:
+    """chosen (N, E), the choices of ``batch`` sequences → (B, E): E times each expert's share of its assignments."""
+    xp = array_module(chosen)
+    present = chosen if mask is None else chosen * mask
+    counts = present.reshape(batch, -1, chosen.shape[1]).sum(1)
+    return chosen.shape[1] * counts / xp.maximum(counts.sum(1, keepdims=True), 1)
 
-    Let u be the gradient with respect to Σp, which is the same for every token that is not padding:
 
-        dc = p ⊙ (u − Σ p u) + 2 lse · p · dΣlse²
+def sums_backward(
+    probability: Array, lse: Array, dstats: RouterStats, mask: Array | None, shares: Array | None = None
+) -> Array:
+    """The gradient with respect to Σp, Σ lse² and ``by_sequence`` → that of the logits (N, E), through their softmax p.
+
+    Let u be the gradient with respect to p_t, the same for every token of a sequence that is not padding:
+
+        u = dΣp + E f · dby_sequence,    dc = p ⊙ (u − Σ p u) + 2 lse · p · dΣlse²
+
+    f, the sequence's own shares, comes from counts and is constant.
     """
-    u = once_per_token(dstats.probability[None], mask)
+    u = once_per_token(probability_backward(dstats, shares, len(probability)), mask)
     dlogits = probability * (u - (probability * u).sum(1, keepdims=True))
     dlogits += once_per_token(2 * dstats.squared_lse * lse, mask) * probability
     return dlogits
+
+
+def probability_backward(dstats: RouterStats, shares: Array | None, tokens: int) -> Array:
+    """The gradient with respect to Σp and ``by_sequence`` → with respect to p: (N, E), or (1, E) for equal rows."""
+    u: Array = dstats.probability[None]
+    return u if shares is None else u + dstats.by_sequence * _by_token(shares, tokens)
+
+
+def _by_token(shares: Array, tokens: int) -> Array:
+    """(B, E), a row per sequence → (N, E), a row per token."""
+    return shares.repeat(tokens // len(shares), axis=0)
 
 
 def once_per_token(gradient: Array, mask: Array | None) -> Array:

@@ -45,6 +45,7 @@ class Cache(NamedTuple):
     lse: Array  # (N, 1)
     chosen: Array  # (N, 1)
     mask: Array | None  # (N, 1)
+    shares: Array | None  # (B, E)  of each sequence, if its balance is summed up
     place: Array  # (N, 1)  the index of each token's entry in the routing
     shape: tuple[int, ...]  # (B, T, D)
 
@@ -96,8 +97,9 @@ def forward(
 
     one_hot = xp.zeros_like(probability)
     xp.put_along_axis(one_hot, chosen, 1, axis=1)
-    stats = scores.sums(logits, probability, lse, one_hot, one_hot * probability, one_hot, mask)
-    return made, stats, Cache(rows, jitter, probability, lse, chosen, mask, made.place, x.shape)
+    shares = scores.shares_by_sequence(one_hot, B, mask) if mode.balance_by_sequence else None
+    stats = scores.sums(logits, probability, lse, one_hot, one_hot * probability, one_hot, mask, shares)
+    return made, stats, Cache(rows, jitter, probability, lse, chosen, mask, shares, made.place, x.shape)
 
 
 def backward(params: Switch, cache: Cache, dweight: Array, dstats: RouterStats | None) -> tuple[Array, Switch]:
@@ -117,7 +119,7 @@ def backward(params: Switch, cache: Cache, dweight: Array, dstats: RouterStats |
     dlogits = -p * (xp.take_along_axis(p, cache.chosen, axis=1) * dweights)
     dlogits[xp.arange(len(p)), cache.chosen[:, 0]] += (xp.take_along_axis(p, cache.chosen, axis=1) * dweights)[:, 0]
     if dstats is not None:
-        dlogits += scores.sums_backward(p, cache.lse, dstats, cache.mask)
+        dlogits += scores.sums_backward(p, cache.lse, dstats, cache.mask, cache.shares)
     dx = dlogits @ params.w_gate.T
     if cache.jitter is not None:
         dx *= cache.jitter

@@ -19,7 +19,7 @@ from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients
 from minimoe.proof.gradcheck import Ranked, check, failed
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 
 
 def drawn(rng: np.random.Generator, width: int = 4, experts: int = 5, noisy: bool = True) -> Router:
@@ -45,6 +45,7 @@ def check_router(
     **options: Any,
 ) -> list[Any]:
     """Checks the chosen weights (times ``weigh``) together with the auxiliary losses."""
+    options = {"sequences": 1} | options
 
     def forward(params: Router, x: np.ndarray) -> tuple[Any, Any]:
         routing, stats, cache = noisy_top_k.gate(params, x, top_k, **options)
@@ -291,7 +292,7 @@ def test_without_renormalisation_experts_that_were_not_chosen_get_gradient_too(r
 def test_padding_changes_no_sum_and_no_gradient(rng: np.random.Generator) -> None:
     params, x, noise = drawn(rng), rng.standard_normal((5, 4)), rng.standard_normal((5, 5))
     padding = rng.standard_normal((3, 4)), rng.standard_normal((3, 5))
-    dstats = RouterStats(0, np.zeros(5), *rng.standard_normal((3, 5)), rng.standard_normal(()), np.zeros(()))
+    dstats = RouterStats(0, np.zeros(5), *rng.standard_normal((3, 5)), *rng.standard_normal((2, 1)), np.zeros(()))
     _, stats, cache = noisy_top_k.gate(params, x, 2, noise=noise)
     dx, grads = noisy_top_k.gate_backward(params, cache, np.zeros((5, 2)), dstats)
     _, padded_stats, cache = noisy_top_k.gate(

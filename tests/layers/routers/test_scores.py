@@ -109,24 +109,43 @@ def test_the_sums_follow_the_dtype(dtype: Any, rng: np.random.Generator) -> None
 def test_the_way_back_through_the_sums_is_right(
     tokens: int, experts: int, masked: bool, scale: float, seed: int
 ) -> None:
-    """By finite differences, for any gradient with respect to Σp and Σ lse²."""
+    """By finite differences, for any gradient with respect to Σp, Σ lse² and the balance within sequences."""
     rng = np.random.default_rng(seed)
     mask = rng.integers(2, size=(tokens, 1)).astype(float) if masked else None
     nothing = np.zeros((tokens, experts))
+    shares = rng.random((1, experts))
 
     def forward(params: None, logits: np.ndarray) -> tuple[Any, Any]:
         probability, lse = scores.softmax(logits)
-        stats = scores.sums(logits, probability, lse, nothing, nothing, nothing, mask)
-        return (stats.probability, stats.squared_lse), (probability, lse)
+        stats = scores.sums(logits, probability, lse, nothing, nothing, nothing, mask, shares)
+        return (stats.probability, stats.squared_lse, stats.by_sequence), (probability, lse)
 
     def backward(params: None, cache: Any, dy: Any) -> tuple[Any, Any]:
         zero = np.zeros(experts)
-        dstats = RouterStats(0, zero, dy[0], zero, zero, dy[1], np.zeros(()))
-        return scores.sums_backward(*cache, dstats, mask), None
+        dstats = RouterStats(0, zero, dy[0], zero, zero, dy[1], dy[2], np.zeros(()))
+        return scores.sums_backward(*cache, dstats, mask, shares), None
 
     logits = scale * rng.standard_normal((tokens, experts))
     rows = check("sums", forward, backward, None, logits, entries=25, directions=2)
     assert failed(rows) == []
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_balance_within_a_sequence_uses_its_own_shares(masked: bool, rng: np.random.Generator) -> None:
+    given_ = drawn(rng, tokens=6)
+    mask = np.array([1.0, 0, 1, 1, 1, 0])[:, None] if masked else None
+    shares = scores.shares_by_sequence(given_["chosen"], 2, mask)
+    expected = 0.0
+    for sequence in ([0, 1, 2], [3, 4, 5]):
+        real = [t for t in sequence if mask is None or mask[t, 0]]
+        counts = sum(given_["chosen"][t] for t in real)
+        expected += 5 * sum(counts / counts.sum() * sum(given_["probability"][t] for t in real))
+    assert scores.sums(**given_, mask=mask, shares=shares).by_sequence == pytest.approx(expected)
+    assert scores.sums(**given_, mask=mask).by_sequence == 0
+
+
+def test_a_sequence_that_chose_nothing_has_no_shares_and_no_warning() -> None:
+    assert (scores.shares_by_sequence(np.zeros((4, 3)), 2, None) == 0).all()
 
 
 @pytest.mark.parametrize("which", ["probability", "squared_lse"])

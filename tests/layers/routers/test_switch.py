@@ -23,7 +23,7 @@ from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.proof.gradcheck import Ranked, check, failed
 
-EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2)
+EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 
 
 def config_of(**changes: Any) -> ModelConfig:
@@ -69,7 +69,7 @@ def test_every_gradient_is_right(
     params, x = Switch(rng.standard_normal((4, experts))), rng.standard_normal((batch, context, 4))
     mask = (rng.random((batch, context)) < 0.7).astype(float) if masked else None
     noise = rng.uniform(0.5, 1.5, x.shape) if jitter else None  # far more than 1 %, so that a forgotten factor shows
-    rows = check_switch(params, x, config, Mode(True, noise, factor, mask=mask))
+    rows = check_switch(params, x, config, Mode(True, noise, factor, balance_by_sequence=True, mask=mask))
     assert all(row.passed or 2 * row.refused > row.refused + row.checked for row in rows), failed(rows)
 
 
@@ -98,7 +98,7 @@ def test_it_agrees_with_a_loop_over_tokens(rng: np.random.Generator) -> None:
             entropy -= sum(one * math.log(one) for one in p)
         else:
             assert experts[t] == [-1], "padding goes nowhere"
-    expected = RouterStats(10, assignments, probability, importance, assignments, squared_lse, entropy)
+    expected = RouterStats(10, assignments, probability, importance, assignments, squared_lse, np.zeros(()), entropy)
     for name, mine, theirs in zip(RouterStats._fields, stats, expected, strict=True):
         np.testing.assert_allclose(mine, theirs, rtol=1e-12, err_msg=name)
 
