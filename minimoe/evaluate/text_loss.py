@@ -74,7 +74,7 @@ def evaluate(
         )
     stats = tree.add(*(of_shard for _, of_shard in done))
     assignments = np.stack([to_host(layer.assignments) for layer in stats])
-    load = assignments / assignments.sum(1, keepdims=True, dtype=np.float64)
+    load = assignments / np.maximum(assignments.sum(1, keepdims=True, dtype=np.float64), 1)
     return Evaluation(loss, count, load)
 
 

@@ -1,0 +1,81 @@
+"""Small training runs in memory, for comparisons: no folder, no progress bar, any part of the model frozen.
+
+    data, _, codec = batches.prepare("data", recipe, config.context)
+    found = [learn(config, recipe, data, seed) for seed in range(3)]
+
+A run with the same seed reads the same batches whatever the model is, so runs of equal seed can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.summary import brief
+from minimoe.evaluate import text_loss
+from minimoe.layers import decoder, moe
+from minimoe.layers.decoder import Decoder
+from minimoe.losses import objective
+from minimoe.optim import clipping, optimizer
+from minimoe.text.batches import Texts
+from minimoe.training import step as steps
+
+
+@brief
+class Learned(NamedTuple):
+    """A model after its run."""
+
+    params: Decoder
+    loss: float  # nats per token of the validation text
+    load: NDArray[np.float64]  # (L, E)  each expert's share of a layer's assignments, on the validation text
+    active: float  # experts per token in the last tenth of the training, averaged over the layers
+    seconds: float  # of a training step, the median
+
+
+def learn(
+    config: ModelConfig,
+    recipe: TrainConfig,
+    data: Texts,
+    seed: int,
+    *,
+    frozen: Callable[[str], bool] = lambda name: False,
+    look_ahead: bool = False,
+) -> Learned:
+    """Trains a new model with one worker. Parameters whose name is ``frozen`` keep their initial values.
+
+    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``.
+    """
+    rng = np.random.default_rng(seed)
+    params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)
+    moments = optimizer.init(params, recipe)
+    named = dict(tree.named_leaves(params))
+    goal = steps.objective_of(config, recipe)
+    batches = data.batches(recipe.batch, config.context, seed)
+    noise, times, active = np.random.default_rng(seed), [], []
+    for number in range(recipe.steps):
+        started = time.perf_counter()
+        shards = steps.shard_batch(noise, params, *next(batches), config, recipe, 1)
+        totals, gradient = objective.loss_and_gradient(params, shards, config, goal)
+        moving = {name: d for name, d in tree.named_leaves(gradient) if not frozen(name)}
+        clipping.clip(list(moving.values()), recipe.clip)
+        optimizer.update_some(named, moving, moments, recipe, number)
+        moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+        times.append(time.perf_counter() - started)
+        active.append(np.mean([layer.assignments.sum() / layer.tokens for layer in totals.stats]))
+    result = text_loss.evaluate(params, config, data.validation)
+    last = active[-max(len(active) // 10, 1) :]
+    return Learned(params, result.loss, result.load, float(np.mean(last)), float(np.median(times)))
+
+
+def max_violation(load: NDArray[np.float64]) -> float:
+    """load (L, E) → MaxVio: by how much the busiest expert exceeds its fair share, averaged over the layers.
+
+    0 is perfect balance, E − 1 a collapse on one expert (Wang et al. 2024, arXiv 2408.15664).
+    """
+    return float((load.max(1) / load.mean(1)).mean() - 1)

@@ -1,0 +1,62 @@
+"""Runs in memory: the same steps as a run in a folder, frozen parts that stay, and the measure of balance."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_runs
+
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
+from minimoe.layers import decoder
+from minimoe.text import batches
+from minimoe.text.batches import Texts
+from minimoe.training import experiment
+
+RECIPE = dataclasses.replace(small_runs.RECIPE, evaluate_every=0, save_every=0)
+
+
+@pytest.fixture(scope="module")
+def prepared() -> tuple[ModelConfig, Texts]:
+    data, _, codec = batches.prepare(small_runs.CORPUS, RECIPE, small_runs.CONFIG.context)
+    return dataclasses.replace(small_runs.CONFIG, vocab_size=codec.vocab_size), data
+
+
+def test_it_reaches_the_loss_of_a_run_in_a_folder(prepared: tuple[ModelConfig, Texts], tmp_path: Path) -> None:
+    """With the parameters drawn alike; a run draws its noise from the generator that drew its parameters."""
+    config, data = prepared
+    quiet = dataclasses.replace(config, noisy_gating=False)
+    learned = experiment.learn(quiet, RECIPE, data, seed=RECIPE.seed)
+    run = small_runs.train(tmp_path / "run", noisy_gating=False)
+    assert learned.loss == pytest.approx(run.metrics[-1]["val_loss"], rel=1e-6)
+    assert learned.load.sum(1) == pytest.approx(1)
+    assert learned.active == config.active_experts
+    assert learned.seconds > 0
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    learned = experiment.learn(config, RECIPE, data, 1, frozen=lambda name: ".router." in name)
+    fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    for (name, before), after in zip(tree.named_leaves(fresh), tree.leaves(learned.params), strict=True):
+        assert (before == after).all() == (".router." in name), name
+
+
+def test_seeds_differ_and_repeat(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    losses = [experiment.learn(config, RECIPE, data, seed).loss for seed in (1, 1, 2)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_name_that_no_router_has_is_refused(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    with pytest.raises(UserError, match="there is no router"):
+        experiment.learn(dataclasses.replace(config, router="nobody"), TrainConfig(), data, 0)
+
+
+def test_the_busiest_expert_is_measured_against_its_fair_share() -> None:
+    assert experiment.max_violation(np.full((2, 4), 0.25)) == 0
+    assert experiment.max_violation(np.array([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]])) == pytest.approx((3 + 0) / 2)
+    assert experiment.max_violation(np.array([[0.5, 0.2, 0.3]])) == pytest.approx(0.5)
