@@ -16,6 +16,7 @@ from __future__ import annotations
 import html
 import unicodedata
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -136,7 +137,7 @@ class ColouredText:
                     lines.append([])
                     columns = 0
                 if i == 0 or piece:
-                    marks = [str(e) if i == 0 else "" for e in experts_of_token]
+                    marks = [(str(e) if e >= 0 else "-") if i == 0 else "" for e in experts_of_token]
                     padded = piece + " " * (width - _columns(piece))
                     lines[-1].append([padded, *(f"{mark:<{width}}" for mark in marks)])
                     columns += width
@@ -158,7 +159,7 @@ class ColouredText:
             pairs = zip(experts[: self.limit].tolist(), weights[: self.limit].tolist(), strict=True)
             lines.append(
                 [
-                    f"L{layer}: " + " ".join(f"{e} {w:.0%}" for e, w in zip(chosen, weight, strict=True))
+                    f"L{layer}: " + (" ".join(f"{e} {w:.0%}" for e, w in _taken(chosen, weight)) or "none")
                     for chosen, weight in pairs
                 ]
             )
@@ -229,8 +230,18 @@ def _colour_rule(name: str, expert: int, layers: int) -> str:
     return f"{tokens}#{name} .e{expert}{{background:{background};color:{palette.ink(background)}{decoration}}}"
 
 
+def _taken(experts: list[int], weights: list[float]) -> Iterator[tuple[int, float]]:
+    """The experts of a token, each with its weight, without the places of a trace that are empty."""
+    return ((e, w) for e, w in zip(experts, weights, strict=True) if e >= 0)
+
+
 def _in_colour(text: str, expert: int) -> str:
-    """``text`` between escape codes that colour it; the colour ends before each newline, or it would fill the line."""
+    """``text`` between escape codes that colour it; the colour ends before each newline, or it would fill the line.
+
+    Without an expert (−1), the text keeps the colour of the terminal.
+    """
+    if expert < 0:
+        return text
     place = expert % len(palette.COLOURS)
     ink = 16 if palette.ink(palette.COLOURS[place]) == "#000000" else 231
     mark = TERMINAL_MARKS[expert // len(palette.COLOURS) % len(TERMINAL_MARKS)]

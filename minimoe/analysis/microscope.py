@@ -90,8 +90,13 @@ class Seen:
 
     @property
     def active(self) -> int:
-        """K"""
-        return int(next(iter(self.traces.values())).experts.shape[2])
+        """K, or the most experts that a token has"""
+        return max(int(trace.experts.shape[2]) for trace in self.traces.values())
+
+    @property
+    def mean_active(self) -> float:
+        """Experts per token, averaged over tokens and layers."""
+        return float(np.concatenate([(trace.experts >= 0).sum(2) for trace in self.traces.values()], axis=1).mean())
 
     def __repr__(self) -> str:
         names = ", ".join(map(visible, self.traces))
@@ -139,7 +144,8 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map)
     traces = dict(zip(tokens, traced, strict=True))
     known = np.unique(np.concatenate([trace.tokens for trace in traces.values()])).tolist()
     shown = dict(zip(known, map(visible, token_texts(model.tokenizer, known)), strict=True))
-    choices: tuple[Choice, ...] = ("first", "second", "either") if model.config.active_experts > 1 else ("first",)
+    several = max(trace.experts.shape[2] for trace in traces.values()) > 1
+    choices: tuple[Choice, ...] = ("first", "second", "either") if several else ("first",)
     repetition = {choice: np.stack([_rates(trace, choice) for trace in traces.values()], 1) for choice in choices}
     layers = [
         _look_at(
@@ -198,6 +204,7 @@ def to_dict(seen: Seen) -> dict[str, Any]:
         "layers": len(seen.layers),
         "experts": seen.experts,
         "active_experts": seen.active,
+        "mean_active_experts": seen.mean_active,
         "context": seen.context,
         "texts": {name: {"tokens": len(trace.tokens)} for name, trace in seen.traces.items()},
         "by_layer": [
@@ -236,7 +243,8 @@ def to_json(seen: Seen) -> str:
 def table(seen: Seen) -> str:
     """The statistics in columns, layer by layer, without characters that could control a terminal."""
     lengths = ", ".join(f"{_in_line(visible(name))} {len(trace.tokens):,}" for name, trace in seen.traces.items())
-    head = f"{len(seen.layers)} layers, {seen.active} of {seen.experts} experts per token. Tokens: {lengths}."
+    mean = f"{seen.mean_active:.2f}".removesuffix(".00")
+    head = f"{len(seen.layers)} layers, {mean} of {seen.experts} experts per token. Tokens: {lengths}."
     return "\n".join([head, *(line for layer in range(len(seen.layers)) for line in _layer_table(seen, layer))])
 
 

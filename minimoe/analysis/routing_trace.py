@@ -41,9 +41,9 @@ class Trace(NamedTuple):
 
     tokens: Array  # (N,)
     window: Array  # (N,)  the number of the window that the token was read in
-    experts: Array  # (L, N, K)  best first
+    experts: Array  # (L, N, K)  the one with the largest weight first; −1 where a token has fewer than K
     weights: Array  # (L, N, K)
-    logits: Array  # (L, N, E)  the routers' clean logits
+    logits: Array  # (L, N, E)  the routers' clean logits, or what they compare instead; 0 if they compare nothing
 
 
 @brief
@@ -80,7 +80,8 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
         raise UserError(f"Tokens to trace have shape {ids.shape}, expected at least one token: give a longer text.")
     rows = np.atleast_2d(ids)
     passes = [_trace_windows(params, config, windows) for windows in _batches(rows, config.context)]
-    experts, weights, logits = (np.concatenate(parts, axis=1) for parts in zip(*passes, strict=True))
+    of_kind = zip(zip(*passes, strict=True), FILL, strict=True)
+    experts, weights, logits = (_joined(parts, 1, fill) for parts, fill in of_kind)
     if not np.isfinite(logits).all():
         raise UserError(
             "a router gives logits that are not finite: the model has diverged or is damaged, so use an earlier "
@@ -112,18 +113,35 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
     for _, found in reading.read(params, config, like(params.norm.gain, windows), keep):
         experts, weights, logits = [], [], []
         for block_params, (routing, router_cache) in zip(params.blocks, found.blocks, strict=True):
-            (scores, _), *_ = router.compared(block_params.moe.router, router_cache)
-            experts.append(to_host(experts_by_token(routing)))
-            weights.append(to_host(by_token(routing.weight, routing.place)))
-            logits.append(to_host(scores))
-        parts.append([np.stack(of_layers) for of_layers in (experts, weights, logits)])
+            shape = (len(routing.place), config.experts)
+            compared = (scores for scores, _ in router.compared(block_params.moe.router, router_cache))
+            of_token, weight = to_host(experts_by_token(routing)), to_host(by_token(routing.weight, routing.place))
+            order = np.argsort(np.where(of_token < 0, np.inf, -weight), axis=1, kind="stable")
+            experts.append(np.take_along_axis(of_token, order, axis=1)[None])
+            weights.append(np.take_along_axis(weight, order, axis=1)[None])
+            logits.append(to_host(next((s for s in compared if s.shape == shape), np.zeros(shape)))[None])
+        parts.append([_joined(kind, 0, fill) for kind, fill in zip((experts, weights, logits), FILL, strict=True)])
     if len(parts) == 1:
         return tuple(parts[0])
     joined = []
-    for of_kind in zip(*parts, strict=True):
+    for of_kind, fill in zip(zip(*parts, strict=True), FILL, strict=True):
         by_row = [piece.reshape(len(piece), batch, -1, piece.shape[-1]) for piece in of_kind]
-        joined.append(np.concatenate(by_row, axis=2).reshape(len(params.blocks), batch * length, -1))
+        joined.append(_joined(by_row, 2, fill).reshape(len(params.blocks), batch * length, -1))
     return tuple(joined)
+
+
+FILL = (-1, 0, 0)
+"""What stands in the experts, weights and logits of a trace where a token has fewer experts than another."""
+
+
+def _joined(parts: Sequence[Array], axis: int, fill: int) -> Array:
+    """``concatenate``; the last axis of the parts may be of unequal length and is filled up."""
+    longest = max(part.shape[-1] for part in parts)
+    padded = [
+        np.pad(part, [(0, 0)] * (part.ndim - 1) + [(0, longest - part.shape[-1])], constant_values=fill)
+        for part in parts
+    ]
+    return np.concatenate(padded, axis=axis)
 
 
 def load(trace: Trace, choice: Choice = "either") -> Array:
@@ -132,8 +150,8 @@ def load(trace: Trace, choice: Choice = "either") -> Array:
     Figure 7 of the Mixtral paper shows ``"either"``; its Figure 9 shows the first and the second choice separately.
     """
     experts = trace.logits.shape[2]
-    counts = np.stack([np.bincount(layer.reshape(-1), minlength=experts) for layer in _chosen(trace, choice)])
-    shares: Array = counts / counts.sum(1, keepdims=True)
+    counts = np.stack([np.bincount(layer[layer >= 0], minlength=experts) for layer in _chosen(trace, choice)])
+    shares: Array = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     return shares
 
 
@@ -180,7 +198,8 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
     (the paper's "first or second choice"). Pairs across the edge of a window do not count. The observed rate is
     compared with three levels of chance, each stricter than the one before; k is the number of choices that count:
 
-        uniform     1 − C(E−k, k)/C(E, k): 1/E for k = 1, and 46.4 % for 2 of 8
+        uniform     1 − C(E−k, k)/C(E, k): 1/E for k = 1, and 46.4 % for 2 of 8. If k differs between tokens, the mean
+                    over all pairs and layers
         load        Σ p_S p_S' over all pairs of sets that share an expert, with p as observed: Σ p² for k = 1. An
                     uneven load makes neighbours share an expert, whatever the order of the text.
         shuffled    the mean rate over ``shuffles`` random orders within each window, drawn by ``seed``. A window keeps
@@ -190,7 +209,7 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
         UserError: the trace has no two consecutive tokens, or ``shuffles`` or ``seed`` is out of range.
     """
     chosen = _chosen(trace, choice)  # (L, N, k)
-    k, experts = chosen.shape[2], trace.logits.shape[2]
+    experts = trace.logits.shape[2]
     together = trace.window[1:] == trace.window[:-1]
     if not together.any():
         raise UserError("The trace has no two tokens in a row; trace a text of at least two tokens.")
@@ -210,15 +229,24 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
     orders = (np.argsort(trace.window + rng.random(len(trace.window))) for _ in range(shuffles))
     return Repetition(
         observed=rate(np.arange(len(trace.window))),
-        uniform=1 - math.comb(experts - k, k) / math.comb(experts, k),
+        uniform=_chance_of_uniform_sets((chosen >= 0).sum(2), experts),
         load=np.array([_chance_of_meeting(layer) for layer in chosen]),
         shuffled=np.mean([rate(order) for order in orders], axis=0),
     )
 
 
+def _chance_of_uniform_sets(sizes: Array, experts: int) -> float:
+    """sizes of sets of experts → the chance that two of them meet if all sets of a size are equally likely."""
+    share = np.bincount(sizes.reshape(-1)) / sizes.size
+    return sum(
+        float(share[a] * share[b]) * (1 - math.comb(experts - a, b) / math.comb(experts, b))
+        for a, b in itertools.product(range(len(share)), repeat=2)
+    )
+
+
 def _meet(one: Array, other: Array) -> Array:
     """Sets of experts, one (…, k) and other (…, k) → whether they have an expert in common, (…) bool."""
-    common: Array = (one[..., :, None] == other[..., None, :]).any((-2, -1))
+    common: Array = ((one[..., :, None] == other[..., None, :]) & (one[..., :, None] >= 0)).any((-2, -1))
     return common
 
 
@@ -241,15 +269,15 @@ def entropy(trace: Trace) -> Array:
 
 
 def margin(trace: Trace) -> Array:
-    """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite if K = E.
+    """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite if there is none.
 
-    If the margin is small, even a tiny change of the weights sends the token to other experts.
+    If the margin is small, even a tiny change of the weights sends the token to other experts. It is negative if a
+    router chooses by something else than its logits, for example after a capacity has refused an expert.
     """
-    k = trace.experts.shape[2]
-    if k == trace.logits.shape[2]:
-        return np.full(trace.logits.shape[:2], np.inf)
-    ranked = np.sort(trace.logits, axis=-1)[..., ::-1]
-    gap: Array = ranked[..., k - 1] - ranked[..., k]
+    chosen = (trace.experts[..., None] == np.arange(trace.logits.shape[2])).any(2)  # (L, N, E)
+    worst_in = np.where(chosen, trace.logits, np.inf).min(-1)
+    best_out = np.where(chosen, -np.inf, trace.logits).max(-1)
+    gap: Array = worst_in - best_out
     return gap
 
 
@@ -266,7 +294,8 @@ def co_activation(trace: Trace) -> Array:
     counts = []
     for chosen in trace.experts:  # (N, K)
         pairs = chosen[:, :, None] * experts + chosen[:, None, :]  # (N, K, K)
-        counts.append(np.bincount(pairs.reshape(-1), minlength=experts**2).reshape(experts, experts))
+        there = (chosen[:, :, None] >= 0) & (chosen[:, None, :] >= 0)
+        counts.append(np.bincount(pairs[there], minlength=experts**2).reshape(experts, experts))
     together: Array = np.stack(counts) / len(trace.tokens)
     return together
 

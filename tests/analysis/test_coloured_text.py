@@ -289,3 +289,12 @@ def test_ink_in_the_terminal_is_legible_and_a_text_of_just_the_limit_is_whole():
         ((ink, ground),) = re.findall(r"38;5;(\d+);48;5;(\d+)", coloured_text._in_colour("x", expert))
         assert {"16": "#000000", "231": "#FFFFFF"}[ink] == palette.ink(palette.COLOURS[expert]).upper()
     assert "(4 tokens;" in repr(coloured("word", limit=4))
+
+
+def test_a_token_without_an_expert_has_no_colour_and_says_so() -> None:
+    shown = coloured("ab", layers=1)
+    shown.trace.experts[0, 0] = -1
+    shown.trace.weights[0, 0] = 0
+    assert 'title="L0: none"' in shown.to_html()
+    assert shown.to_terminal().splitlines()[1].startswith("a\x1b[")
+    assert shown.to_text().splitlines()[1].split()[2].startswith("-")

@@ -336,3 +336,46 @@ def test_a_layer_that_does_not_exist_is_refused(example):
     for layer in (-1, 3):
         with pytest.raises(UserError, match=f"no layer {layer}; choose one from 0 to 2"):
             routing_trace.favourite_tokens(example, layer)
+
+
+# Tokens with fewer experts than others, or with none
+
+
+@pytest.fixture
+def uneven():
+    """Five tokens with 2, 0, 1, 3 and 0 of 4 experts, the heaviest first."""
+    experts = np.array([[[2, 0, -1], [-1, -1, -1], [2, -1, -1], [0, 1, 2], [-1, -1, -1]]])
+    weights = np.array([[[0.9, 0.2, 0], [0, 0, 0], [0.7, 0, 0], [0.6, 0.5, 0.1], [0, 0, 0]]])
+    logits = [[0.2, -1, 0.9, -2], [-1, -2, -3, -4], [-1, -1, 0.7, -1], [0.6, 0.5, 0.1, -1], [-1, -1, -1, -9]]
+    return Trace(np.array([5, 6, 5, 6, 6]), np.zeros(5, int), experts, weights, np.array([logits]))
+
+
+def test_tokens_without_an_expert_are_no_assignments(uneven):
+    assert_allclose(routing_trace.load(uneven), [[2 / 6, 1 / 6, 3 / 6, 0]])
+    assert_allclose(routing_trace.load(uneven, "first"), [[1 / 3, 0, 2 / 3, 0]])
+    together = 5 * routing_trace.co_activation(uneven)[0]
+    assert_allclose(together, [[2, 1, 2, 0], [1, 1, 1, 0], [2, 1, 3, 0], [0, 0, 0, 0]])
+    favourites = routing_trace.favourite_tokens(uneven, 0, prior=0.1)
+    assert favourites[2][0].token == 5
+    assert favourites[3] == []
+
+
+def test_two_tokens_without_an_expert_do_not_share_one(uneven):
+    found = routing_trace.repetition(uneven, "either", shuffles=1)
+    assert found.observed == [1 / 4]  # of the four pairs only the third and the fourth token meet, in expert 2
+    sizes = [2, 0, 1, 3, 0]
+    chance = [1 - math.comb(4 - a, b) / math.comb(4, b) for a, b in itertools.product(sizes, repeat=2)]
+    assert found.uniform == pytest.approx(np.mean(chance))
+
+
+def test_the_margin_is_between_the_worst_expert_of_a_token_and_the_best_of_the_others(uneven):
+    assert_allclose(routing_trace.margin(uneven), [[0.2 + 1, np.inf, 0.7 + 1, 0.1 + 1, np.inf]])
+
+
+def test_texts_with_unequal_numbers_of_experts_are_joined():
+    """Two windows whose routings have one and three places for each token."""
+    short, long = np.full((2, 3, 1), 4), np.arange(18).reshape(2, 3, 3)
+    joined = routing_trace._joined([short, long], 1, -1)
+    assert joined.shape == (2, 6, 3)
+    assert_array_equal(joined[:, :3], [[[4, -1, -1]] * 3] * 2)
+    assert_array_equal(joined[:, 3:], long)

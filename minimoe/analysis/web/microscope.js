@@ -75,8 +75,9 @@ function drawToken(token, text) {
   const chosen = [];
   for (let choice = first; choice <= last; choice++)
     chosen.push(column.experts[at(column, state.layer, choice, token)]);
+  while (chosen.at(-1) === data.experts) chosen.pop(); // the number of no expert
   const span = make("span", { role: "option", "data-token": token, tabindex: -1, "data-expert": chosen.join("\n") });
-  span.className = `e${chosen[0]}` + (chosen.length > 1 ? ` also${chosen[1]}` : "");
+  span.className = (chosen.length ? `e${chosen[0]}` : "") + (chosen.length > 1 ? ` also${chosen[1]}` : "");
   if (state.expert !== null && !chosen.includes(state.expert)) span.className = "away";
   span.textContent = text;
   return span;
@@ -105,13 +106,13 @@ function describe(token) {
       const [expert, weight] = [column.experts[place], column.weights[place]];
       const bar = make("i", { class: `e${expert}` });
       bar.style.width = `${weight / 25}rem`;
-      return make("div", { class: "weight" }, chip(expert), bar, `${weight}%`);
-    });
+      return expert === data.experts ? null : make("div", { class: "weight" }, chip(expert), bar, `${weight}%`);
+    }).filter((cell) => cell !== null);
     return make(
       "tr",
       layer === state.layer ? { class: "now" } : {},
       make("th", { scope: "row" }, String(layer)),
-      make("td", {}, ...cells),
+      make("td", {}, ...(cells.length ? cells : ["none"])),
     );
   });
   const head = make("tr", {}, make("th", { scope: "col" }, "layer"), make("th", { scope: "col" }, "expert and weight"));
@@ -242,7 +243,7 @@ function begin() {
   $("differences").hidden = data.names.length < 2;
   const total = data.tokens.reduce((sum, text) => sum + text.total, 0).toLocaleString("en");
   $("facts").textContent =
-    `${data.layers} layers, ${data.active_experts} of ${data.experts} experts per token; ` +
+    `${data.layers} layers, ${Number(data.mean_active_experts.toFixed(2))} of ${data.experts} experts per token; ` +
     `${total} tokens in ${data.names.length} ${data.names.length > 1 ? "texts" : "text"}, read in windows of ${data.context} tokens.`;
 
   const bar = () => document.documentElement.style.setProperty("--bar", `${$("controls").offsetHeight}px`);
