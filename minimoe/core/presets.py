@@ -83,10 +83,16 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
     """``chosen`` with new values for some fields of its config and of its recipe.
 
     Raises:
-        UserError: a value is invalid.
-        TypeError: a name is not a field of either.
+        UserError: a name is not a field of either, or a value is invalid.
     """
     of_model = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = [*of_model, *(field.name for field in dataclasses.fields(TrainConfig))]
+    for name in settings:
+        if name not in known:
+            raise UserError(
+                f"there is no setting {name!r:.40}{suggestion(str(name), known)}: give the name of a field of "
+                "ModelConfig or of TrainConfig."
+            )
     return dataclasses.replace(
         chosen,
         config=dataclasses.replace(chosen.config, **{k: v for k, v in settings.items() if k in of_model}),

@@ -35,7 +35,8 @@ def direction(d: Array, mean: Array, recipe: TrainConfig) -> Array:
         mean ← μ mean + (1 − μ) d,    ahead = μ mean + (1 − μ) d
 
     ``mean`` is updated in place. ``ahead`` looks one step further (Nesterov) and is the matrix that is orthogonalised.
-    The factor gives the direction the same root mean square as that of AdamW, so that one learning rate suits both.
+    The factor gives the direction a root mean square of about 0.2, near that of AdamW's direction on noise, 0.23. So
+    learning rates of the same order suit both; in lesson 11, the best ones of Muon are two to four times AdamW's.
     """
     fresh = (1 - recipe.momentum) * d
     mean *= recipe.momentum

@@ -44,8 +44,18 @@ class Texts(NamedTuple):
     spans: list[slice]  # for each document, the slice of ``starts`` that is its own
     validation: list[Ids]
 
+    @property
+    def longest(self) -> int:
+        """The length of a sequence for which every place in ``starts`` has room: the context of ``prepare``."""
+        return len(self.train) - 1 - int(self.starts[-1])
+
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
-        """``count`` random sequences: tokens and targets, both (count, length); a target is the next token."""
+        """``count`` random sequences: tokens and targets, both (count, length); a target is the next token.
+
+        Raises:
+            UserError: a sequence of this ``length`` could reach into the next document.
+        """
+        self._check(length)
         places = self.starts[rng.integers(0, len(self.starts), count)][:, None] + np.arange(length)
         return self.train[places], self.train[places + 1]
 
@@ -53,7 +63,14 @@ class Texts(NamedTuple):
         """Yields batches like those of ``draw`` without end, in the order in which a run with this seed reads its text.
 
         The first ``first`` batches are skipped, so that a resumed run continues where it stopped.
+
+        Raises:
+            UserError: as for ``draw``.
         """
+        self._check(length)
+        return self._read(count, length, seed, first)
+
+    def _read(self, count: int, length: int, seed: int, first: int) -> Iterator[tuple[Ids, Ids]]:
         epoch, done = divmod(first * count, len(self._epoch(seed, 0, length)))
         order = self._epoch(seed, epoch, length)[done:]
         while True:
@@ -62,6 +79,13 @@ class Texts(NamedTuple):
                 order = np.concatenate([order, self._epoch(seed, epoch, length)])
             places, order = order[:count, None] + np.arange(length), order[count:]
             yield self.train[places], self.train[places + 1]
+
+    def _check(self, length: int) -> None:
+        if not 1 <= length <= self.longest:
+            raise UserError(
+                f"length {length} is not between 1 and {self.longest}, the context that these texts were prepared for: "
+                "choose a length in this range, or prepare the texts with a longer context."
+            )
 
     def _epoch(self, seed: int, number: int, length: int) -> Ids:
         """The places where the sequences of an epoch begin, in reading order; every epoch has equally many."""

@@ -1,6 +1,7 @@
 """Presets: what each name stands for, and a setting changed goes to the config that has it."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,6 +39,16 @@ def test_override_sends_each_setting_to_the_config_that_has_it() -> None:
     assert chosen.recipe == dataclasses.replace(PRESETS["tiny"].recipe, steps=3)
     with pytest.raises(UserError, match="heads 4 cannot share"):
         presets.override(presets.preset("tiny"), {"kv_heads": 3})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("widht", "'widht' (did you mean 'width'?)"), ("step", "'step' (did you mean 'steps'?)"), (3, "3")],
+)
+def test_a_setting_that_no_config_has_is_named_with_a_suggestion(name: Any, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        presets.override(presets.preset("tiny"), {"layers": 1, name: 3})
+    assert f"there is no setting {says}: give the name of a field of ModelConfig" in str(caught.value)
 
 
 def test_override_takes_numbers_of_numpy() -> None:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minimoe.core import tree
+from minimoe.core.config import ModelConfig
 from minimoe.layers import attention, rope
 from minimoe.layers.attention import ROWS, Attention, KeyValues
 from minimoe.layers.linear import Linear
@@ -196,6 +198,13 @@ def test_a_later_token_changes_nothing_earlier(rng: np.random.Generator) -> None
     after, _ = attention.forward(params, other, rotation_of(0, 6), 8)
     np.testing.assert_allclose(after[:, :4], before[:, :4], atol=1e-15)
     assert (abs(after[:, 4:] - before[:, 4:]) > 1e-6).any(axis=-1).all(), "but it changes itself and what follows"
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_a_blank_has_the_shapes_of_fresh_projections(rng: np.random.Generator, kv_heads: int) -> None:
+    config = ModelConfig(width=6, heads=4, kv_heads=kv_heads, head_width=8)
+    fresh, blank = attention.init(rng, 6, 4, kv_heads, 8), attention.blank(config, np.zeros)
+    assert tree.map(np.shape, blank) == tree.map(np.shape, fresh)
 
 
 def test_mixtral_s_names_are_views_of_every_projection(rng: np.random.Generator) -> None:

@@ -14,6 +14,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.presets import PRESETS
 from minimoe.layers import block, decoder, rmsnorm, rope
+from minimoe.layers.attention import KeyValues
 from minimoe.layers.linear import Linear
 from minimoe.layers.mode import Mode
 from minimoe.losses import cross_entropy
@@ -93,6 +94,20 @@ def test_position_matters_by_rope_alone(rng: np.random.Generator, small: ModelCo
     params = drawn(rng, small)
     logits, _, _ = decoder.forward(params, np.full((1, 7), 3), small)
     np.testing.assert_allclose(logits[0, 1:], logits[0, :1].repeat(6, axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("cut", [1, 4, 6])
+def test_tokens_behind_a_cache_stand_at_their_own_positions(
+    rng: np.random.Generator, small: ModelConfig, cut: int, window: int | None
+) -> None:
+    config = dataclasses.replace(small, window=window)
+    params, tokens = drawn(rng, config), rng.integers(13, size=(2, 7))
+    whole, _, _ = decoder.forward(params, tokens, config)
+    first, _, cache = decoder.forward(params, tokens[:, :cut], config)
+    past = [KeyValues(layer.attention.attended.k, layer.attention.attended.v) for layer in cache.blocks]
+    second, _, _ = decoder.forward(params, tokens[:, cut:], config, past=past, position=cut)
+    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-12)
 
 
 def test_a_fresh_model_is_nearly_indifferent(small: ModelConfig) -> None:

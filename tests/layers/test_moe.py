@@ -1,16 +1,17 @@
 """The mixture: its gradient, experts that nobody chose, and settings it refuses. What it equals: test_equivalences."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from hypothesis import example, given
-from small_models import EVERY_LOSS, drawn_mixture, mixture, mixtures
+from small_models import EVERY_LOSS, assert_close, drawn_mixture, mixture, mixtures
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder, moe
+from minimoe.layers.exchange import LocalExchange
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.routers import noisy_top_k
@@ -90,6 +91,48 @@ def test_a_batch_of_padding_alone_gives_zeros(rng: np.random.Generator) -> None:
     assert cache.routing.counts == [0] * 5
     assert dropped == 0
     assert not any(leaf.any() for leaf in tree.leaves((y, dx, grads)))
+
+
+def test_what_full_experts_refused_is_reported(rng: np.random.Generator) -> None:
+    config = mixture(noisy=False)
+    params, x = drawn_mixture(rng, config), rng.standard_normal((2, 6, 4))
+    _, stats, dropped, cache = moe.forward(params, x, config, Mode(capacity_factor=0.5))
+    assert dropped == stats.assignments.sum() - sum(cache.routing.counts) > 0
+
+
+class Elsewhere(NamedTuple):
+    """An exchange after which the experts, and with them all rows, stand in the reverse order."""
+
+    sent: list[int]
+
+    @property
+    def counts(self) -> list[int]:
+        return self.sent[::-1]
+
+    def own(self, experts: Any) -> Any:
+        return tree.map(lambda stack: stack[::-1], experts)
+
+    def dispatch(self, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate(np.split(rows, np.cumsum(self.sent)[:-1])[::-1])
+
+    def return_rows(self, rows: np.ndarray) -> np.ndarray:
+        return np.concatenate(np.split(rows, np.cumsum(self.counts)[:-1])[::-1])
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 0.5])
+def test_where_the_experts_are_changes_nothing(rng: np.random.Generator, capacity_factor: float | None) -> None:
+    """All rows travel to the experts and back, in both passes; the experts' gradient is where the experts are."""
+    config = mixture()
+    params, (x, dy) = drawn_mixture(rng, config), rng.standard_normal((2, 2, 6, 4))
+    noise = rng.standard_normal((2, 6, 5))
+    results = []
+    for exchange in (LocalExchange, Elsewhere):
+        mode = Mode(noise=noise, capacity_factor=capacity_factor, exchange=exchange)
+        y, stats, _, cache = moe.forward(params, x, config, mode)
+        results.append((y, *moe.backward(params, cache, dy, balance.loss(stats, EVERY_LOSS)[1])))
+    (y, dx, grads), (other_y, other_dx, other_grads) = results
+    assert_close((other_y, other_dx, other_grads.router), (y, dx, grads.router))
+    assert_close(other_grads.experts, tree.map(lambda stack: stack[::-1], grads.experts))
 
 
 def test_backward_leaves_its_arguments_alone(rng: np.random.Generator) -> None:

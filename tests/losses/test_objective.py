@@ -49,6 +49,17 @@ def test_a_coefficient_above_zero_changes_the_gradient_of_every_router(
         assert abs(layer.moe.router.w_gate - plain.moe.router.w_gate).max() > 1e-6
 
 
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("sizes", [[4, 2], [1, 2, 3]])
+def test_shards_give_the_losses_and_the_gradient_of_their_batch(
+    rng: np.random.Generator, small: ModelConfig, sizes: list[int], recompute: bool
+) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small)
+    goal = Objective(EVERY_LOSS, capacity_factor=0.7)
+    whole = loss_and_gradient(params, [batch], small, goal)
+    assert_same(loss_and_gradient(params, split(batch, sizes), small, goal, recompute=recompute), whole)
+
+
 def test_a_shard_of_padding_alone_counts_for_nothing(rng: np.random.Generator, small: ModelConfig) -> None:
     params, batch = drawn(rng, small), batch_of(rng, small, masked=False)
     assert batch.noise is not None

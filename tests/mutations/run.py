@@ -4,9 +4,10 @@
     python tests/mutations/run.py --update    the same, and CAUGHT.md is written anew
     python tests/mutations/run.py --update "scale" "cut wire"       these bugs only
 
-CAUGHT.md says which test catches which bug. That test is run alone; only where it lets a bug pass, or a bug is new, are
-all quick tests run, the likeliest first, until one fails. A bug that none of them notices is a missing test: the
-command says so and ends with code 1. So it does when CAUGHT.md is out of date.
+CAUGHT.md says which test catches which bug. If it is one of the module's own tests, it is run alone. Only where it lets
+the bug pass, where it is in another file, or where a bug is new, are all quick tests run, the module's own first, until
+one fails. A bug that none of them notices is a missing test: the command says so and ends with code 1. So it does when
+CAUGHT.md is out of date.
 
 A bug counts as caught when a test fails, not when the package cannot be imported: test_bugs.py imports every one.
 """
@@ -80,7 +81,6 @@ def main() -> int:
     started = time.perf_counter()
     with copies(options.workers) as free, ThreadPoolExecutor(options.workers) as pool:
         verdicts = [pool.submit(on_package_with, bug, known.get(bug.name), free) for bug in chosen]
-        proof = pool.submit(on_intact_package, sorted({known[bug.name] for bug in chosen if bug.name in known}), free)
         found = dict(known)
         for bug, pending in zip(chosen, verdicts, strict=True):
             verdict = pending.result()
@@ -90,7 +90,7 @@ def main() -> int:
             print(f"{bug.name:66s} {verdict.test or verdict.trouble or 'NOT CAUGHT: a test is missing'}", flush=True)
             if options.update:  # line by line, so that a long search can be broken off
                 TABLE.write_text(table(found), encoding="utf-8")
-        intact = proof.result()
+        intact = on_intact_package(sorted({found[bug.name] for bug in chosen if bug.name in found}), free)
 
     problems = [f"NOT CAUGHT: {bug.name}" for bug in chosen if bug.name not in found]
     if intact.test or intact.trouble:
@@ -104,20 +104,22 @@ def main() -> int:
 
 
 def on_intact_package(tests: list[str], free: queue.Queue[Path]) -> Verdict:
-    """The known tests where nothing is broken: a test that fails here would catch everything."""
+    """The tests that caught a bug where nothing is broken: a test that fails here would catch everything."""
     with borrowed(free) as folder:
         return first_failure(folder, tests) if tests else Verdict(None)
 
 
 def on_package_with(bug: Bug, known: str | None, free: queue.Queue[Path]) -> Verdict:
-    """The known test first; if it has nothing to say, all of them."""
+    """The known test first, if it is one of the module's own; if it has nothing to say, all of them."""
     with borrowed(free) as folder:
         path = folder / "minimoe" / bug.file
         intact = path.read_text(encoding="utf-8")
         try:
             write(path, bug.put_into(intact))
-            if known and (verdict := first_failure(folder, [known])).test is not None:
-                return verdict
+            if known and known.startswith(f"{mirror(bug)}::"):
+                verdict = first_failure(folder, [known])
+                if verdict.test is not None:
+                    return verdict
             verdict = first_failure(folder, likeliest(folder, bug))
             return verdict if verdict.test or verdict.trouble else first_failure(folder, ["tests"])
         except ValueError as error:
@@ -160,14 +162,20 @@ def run_pytest(folder: Path, tests: list[str], output: Path) -> None:
     sys.exit(pytest.main([*options, "--hypothesis-profile=no-shrinking", *tests]))
 
 
+def mirror(bug: Bug) -> str:
+    """The file of the module's own tests, in the room of the same name. The checks of the lessons share one."""
+    module = Path(bug.file)
+    if re.fullmatch(r"exercises/lesson_\d+\.py", bug.file):
+        return "tests/exercises/test_engine.py"
+    return f"tests/{module.with_name(f'test_{module.name}').as_posix()}"
+
+
 def likeliest(folder: Path, bug: Bug) -> list[str]:
-    """The test file that mirrors the module, in the room of the same name, then those that name it most often."""
-    module, tests = Path(bug.file), folder / "tests"
-    mirror = tests / module.with_name(f"test_{module.name}")
-    naming = re.compile(rf"\b{module.stem}\b")
-    files = sorted(path for path in tests.rglob("test_*.py") if path.parent.name != "mutations")
+    """The file of the module's own tests, then those that name the module most often."""
+    own, naming = folder / mirror(bug), re.compile(rf"\b{Path(bug.file).stem}\b")
+    files = sorted(path for path in (folder / "tests").rglob("test_*.py") if path.parent.name != "mutations")
     mentions = {path: len(naming.findall(path.read_text(encoding="utf-8"))) for path in files}
-    likely = sorted((path for path in files if mentions[path]), key=lambda path: (path != mirror, -mentions[path]))
+    likely = sorted((path for path in files if mentions[path] or path == own), key=lambda p: (p != own, -mentions[p]))
     return [str(path.relative_to(folder)) for path in likely[:6]] or ["tests"]
 
 

@@ -5,7 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
-from run import TABLE, catchers, table
+from run import TABLE, catchers, mirror, table
 
 from minimoe.exercises import bugs
 from minimoe.exercises.bugs import KINDS, Bug
@@ -37,6 +37,11 @@ def test_the_table_is_that_of_the_list_and_every_bug_has_its_test() -> None:
     known = catchers()
     assert TABLE.read_text(encoding="utf-8") == table(known), "run tests/mutations/run.py --update"
     assert [name for name in BUGS if name not in known] == []
+
+
+def test_every_bug_is_caught_by_a_test_of_its_own_module() -> None:
+    """So whoever changes a module sees a mistake in the file of its tests, without running all others."""
+    assert {name: test for name, test in catchers().items() if not test.startswith(f"{mirror(BUGS[name])}::")} == {}
 
 
 def test_every_test_that_the_table_names_exists() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minimoe.core.config import TrainConfig
-from minimoe.optim import muon
+from minimoe.optim import adamw, muon
 from minimoe.optim.muon import POLYNOMIALS, orthogonalize
 
 
@@ -134,6 +134,18 @@ def test_muon_averages_looks_ahead_orthogonalises_and_scales(rng, shape):
         ahead = 0.8 * remembered + 0.2 * d
         np.testing.assert_allclose(mean, remembered)
         np.testing.assert_allclose(result, orthogonalize(ahead, 4) * 0.2 * 3, atol=1e-12)
+
+
+def test_on_noise_muon_s_direction_is_about_as_large_as_that_of_adamw(rng):
+    recipe, shape = TrainConfig(), (32, 64)
+    moments = np.zeros((3, *shape))
+    for step in range(200):
+        d = rng.standard_normal(shape)
+        of_muon = muon.direction(d, moments[0], recipe)
+        of_adamw = adamw.direction(d, moments[1], moments[2], recipe, step)
+    of_muon, of_adamw = (math.sqrt(np.square(direction).mean()) for direction in (of_muon, of_adamw))
+    assert 0.15 < of_muon < 0.25
+    assert 0.5 < of_muon / of_adamw < 2
 
 
 def test_muon_moves_a_matrix_by_two_tenths_of_the_learning_rate_in_root_mean_square(rng):

@@ -102,16 +102,6 @@ def test_alone_every_row_stays_where_it_is() -> None:
     assert all_to_all.counts == [2, 0, 1] and (all_to_all.own(rows) == rows).all()
 
 
-def test_workers_own_about_equally_many_experts() -> None:
-    for size in (1, 2, 3, 5):
-        groups = [Group() for _ in range(size)]
-        for rank, group in enumerate(groups):
-            group.rank, group.size = rank, size
-        parts = [range(5)[group.part(5)] for group in groups]
-        assert [e for part in parts for e in part] == list(range(5))
-        assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
 # Gradients
 
 

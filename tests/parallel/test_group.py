@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minimoe.core import presets, tree
 from minimoe.layers import decoder
@@ -54,12 +56,24 @@ def test_no_one_passes_a_barrier_before_all_have_come(processes: bool) -> None:
     assert asked(2, processes, work) == 2
 
 
+def groups(size: int) -> list[Group]:
+    """What each of so many workers knows of itself."""
+    found = [Group() for _ in range(size)]
+    for rank, group in enumerate(found):
+        group.rank, group.size = rank, size
+    return found
+
+
+@given(count=st.integers(0, 40), size=st.integers(1, 7))
+def test_every_item_is_in_the_part_of_one_worker_and_parts_are_about_equally_long(count: int, size: int) -> None:
+    parts = [range(count)[group.part(count)] for group in groups(size)]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> None:
     params = dict(tree.named_leaves(decoder.init(np.random.default_rng(0), presets.preset("toy").config)))
-    groups = [Group() for _ in range(3)]
-    for rank, group in enumerate(groups):
-        group.rank, group.size = rank, 3
-    shares = [group.share(params) for group in groups]
+    shares = [group.share(params) for group in groups(3)]
     sizes = {name: leaf.size for name, leaf in params.items()}
     assert sorted(name for share in shares for name in share) == sorted(sizes)
     held = [sum(sizes[name] for name in share) for share in shares]
@@ -69,9 +83,7 @@ def test_each_parameter_has_one_owner_and_owners_have_about_equally_much() -> No
 
 def test_the_largest_parameters_are_given_away_first() -> None:
     params = {"a": np.zeros(1), "b": np.zeros(1), "c": np.zeros(1), "d": np.zeros(3)}
-    for rank in (0, 1):
-        group = Group()
-        group.rank, group.size = rank, 2
+    for group in groups(2):
         sizes = {name: leaf.size for name, leaf in params.items()}
         assert sum(sizes[name] for name in group.share(params)) == 3
 

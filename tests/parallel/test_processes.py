@@ -31,6 +31,30 @@ def test_a_linux_that_hides_its_files_gets_threads(monkeypatch: pytest.MonkeyPat
 
 
 @NO_FORK
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_every_worker_gets_the_sum_of_all(size: int) -> None:
+    def work(group: Group, rank: int) -> Any:
+        return group.all_gather(group.all_reduce(10**rank))
+
+    assert asked(size, work) == [int("1" * size)] * size
+
+
+@NO_FORK
+def test_rows_that_others_may_still_read_are_not_written_over() -> None:
+    """A worker that is ahead writes its next rows while the others read the last ones: so the two lie apart."""
+
+    def work(group: Group, rank: int) -> Any:
+        first, second = (group.assemble(np.full((2, 3), turn + rank), 2 * rank, 4) for turn in (10, 20))
+        return group.all_gather((first.tolist(), second.tolist(), np.shares_memory(first, second)))
+
+    with open_processes(2, work, {}, row_bytes=4 * 3 * 8) as run:
+        for first, second, shared_memory in run(range(2)):
+            assert first == [[10] * 3] * 2 + [[11] * 3] * 2
+            assert second == [[20] * 3] * 2 + [[21] * 3] * 2
+            assert not shared_memory
+
+
+@NO_FORK
 def test_ctrl_c_while_a_worker_is_forked_does_not_make_it_a_second_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     fork = os.fork
 

@@ -64,6 +64,7 @@ def test_a_loaded_model_is_the_one_that_was_trained(tmp_path: Path) -> None:
     loaded = checkpoint.load_model(finished())
     assert loaded.config == trained.config
     assert loaded.tokenizer == trained.tokenizer
+    assert loaded.step == trained.step == 6
     for mine, other in zip(tree.leaves(loaded.params), tree.leaves(trained.params), strict=True):
         np.testing.assert_array_equal(mine, other)
     assert not loaded.on_gpu
@@ -323,6 +324,7 @@ def test_a_value_that_was_changed_in_the_config_is_noticed_unless_its_checksum_i
         ({"rope_theta": 5000.0}, "made with another rope_theta than config.json says (10000.0, not 5000.0)"),
         ({"window": 3}, "made with another window than config.json says (None, not 3)"),
         ({"learning_rate": 0.1}, "made with another learning_rate than config.json says (0.003, not 0.1)"),
+        ({"accumulate": 2}, "made with another accumulate than config.json says (1, not 2)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -330,7 +332,7 @@ def test_a_value_that_was_changed_in_the_config_is_noticed_unless_its_checksum_i
 def test_tensors_of_the_same_shapes_but_other_settings_are_refused(
     run: Path, settings: dict[str, Any], says: str, name: str
 ) -> None:
-    part = "train" if "learning_rate" in settings else "model"
+    part = "train" if settings.keys() <= TrainConfig.__dataclass_fields__.keys() else "model"
     rewrite(run, lambda values: values[part].update(settings))
     with pytest.raises(UserError, match=re.escape(says)):
         load(run, name)

@@ -1,6 +1,7 @@
 """The safetensors format: what is read is what was written, and a file cannot claim more than it holds."""
 
 import json
+import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -77,6 +78,13 @@ def test_the_library_reads_what_is_written(tmp_path: Path, rng: np.random.Genera
     for name, values in tensors.items():
         assert read[name].dtype == np.float32
         np.testing.assert_array_equal(read[name], values)
+
+
+def test_a_file_is_whole_when_it_is_forced_to_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: forced.append(os.fstat(descriptor).st_size))
+    safetensors_file.write(tmp_path / "file", {"a": np.ones(5, np.float32)})
+    assert forced == [(tmp_path / "file").stat().st_size]
 
 
 def test_a_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:

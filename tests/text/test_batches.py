@@ -106,6 +106,22 @@ def test_another_seed_reads_in_another_order() -> None:
     assert not np.array_equal(next(read.batches(20, 5, seed=1))[0], next(read.batches(20, 5, seed=2))[0])
 
 
+@given(lengths=st.lists(st.integers(11, 60), min_size=1, max_size=3), length=st.integers(-1, 9))
+def test_no_sequence_reaches_into_the_next_document(lengths: list[int], length: int) -> None:
+    """``numbered`` leaves out the places that have no room for 5 tokens and a target, so 5 is the longest."""
+    read, rng = numbered(*lengths), np.random.default_rng(0)
+    assert read.longest == 5
+    if 1 <= length <= 5:
+        ends = np.cumsum(lengths)
+        for tokens, targets in (read.draw(rng, 200, length), next(read.batches(200, length))):
+            begin, end = (np.searchsorted(ends, token, "right") for token in (tokens[:, 0], targets[:, -1]))
+            assert (begin == end).all()
+    else:
+        for reading in (lambda: read.draw(rng, 1, length), lambda: read.batches(1, length)):
+            with pytest.raises(UserError, match=f"length {length} is not between 1 and 5, the context"):
+                reading()
+
+
 @given(context=st.integers(1, 40), more=st.integers(0, 3), other=st.integers(0, 90))
 def test_the_shortest_text_that_is_accepted_has_a_sequence_to_draw_and_a_token_to_predict(
     context: int, more: int, other: int

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from small_models import assert_close
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
@@ -13,6 +14,7 @@ from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective
 from minimoe.optim import optimizer
+from minimoe.parallel import exchange, launch
 from minimoe.training import step
 
 CONFIG = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=3, expert_width=4)
@@ -61,15 +63,16 @@ def test_the_recipe_reaches_the_objective_each_setting_in_its_place(params: Deco
         importance_loss=0.2,
         load_loss=0.3,
         z_loss=0.4,
-        capacity_factor=1.5,
+        capacity_factor=0.6,
         pooled_balance=True,
     )
     shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, recipe, 2)
-    goal = Objective(Coefficients(balance=0.1, importance=0.2, load=0.3, z=0.4), 1.5, pooled_balance=True)
+    goal = Objective(Coefficients(balance=0.1, importance=0.2, load=0.3, z=0.4), 0.6, pooled_balance=True)
     expected, _ = objective.loss_and_gradient(params, shards, CONFIG, goal)
     totals, _ = step.gradient(params, shards, CONFIG, recipe)
     assert float(totals.total) == float(expected.total)
     assert totals.dropped == expected.dropped
+    assert min(totals.dropped) > 0
 
 
 @pytest.mark.parametrize("limit", [1e-3, 0.0])
@@ -82,6 +85,28 @@ def test_a_gradient_is_clipped_before_the_optimizer_remembers_it(params: Decoder
     remembered = np.sqrt(sum(np.square(moment.mean).sum(dtype=np.float64) for moment in moments.values()))
     assert norm > 1e-2, "the norm is reported as it was"
     assert remembered == pytest.approx((1 - recipe.beta1) * (limit or norm), rel=1e-4)
+
+
+@pytest.mark.parametrize("owners", [False, True])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_several_workers_take_the_step_of_one(monkeypatch: pytest.MonkeyPatch, workers: int, owners: bool) -> None:
+    """The limit is so low that every gradient is clipped; with ``owners``, each worker has experts of its own."""
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: owners)
+    monkeypatch.setattr(launch, "can_fork", lambda: False)  # threads
+    recipe = dataclasses.replace(RECIPE, dtype="float64", clip=1e-3, capacity_factor=0.8)
+    start = decoder.init(np.random.default_rng(1), CONFIG, "float64")
+
+    def stepped(count: int) -> tuple[Decoder, optimizer.State]:
+        params, rng = tree.map(np.copy, start), np.random.default_rng(2)
+        with step.open_workers(params, optimizer.init(params, recipe), CONFIG, recipe, count) as opened:
+            for number in range(2):
+                opened.step(step.shard_batch(rng, opened.params, TOKENS, TARGETS, CONFIG, recipe, count), number)
+        return opened.params, opened.moments
+
+    assert exchange.worth_exchanging(CONFIG, recipe, workers) == owners
+    together, alone = stepped(workers), stepped(1)
+    assert_close(together, alone, atol=1e-10)
+    assert all((leaf != before).any() for leaf, before in zip(tree.leaves(alone[0]), tree.leaves(start), strict=True))
 
 
 @pytest.mark.parametrize("number", [0, 1, 40])

@@ -384,18 +384,21 @@ def sizes(noisy: bool = True, active: int = 2, renormalize: bool = True) -> Mode
 @pytest.mark.parametrize("renormalize", [True, False])
 @pytest.mark.parametrize("capacity_factor", [None, 0.6])
 @pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("estimate_load", [False, True])
 def test_forward_and_backward_are_the_gate_on_sorted_entries(
-    rng: np.random.Generator, renormalize: bool, capacity_factor: float | None, masked: bool
+    rng: np.random.Generator, renormalize: bool, capacity_factor: float | None, masked: bool, estimate_load: bool
 ) -> None:
     """B 2, T 6. A dropped entry has no weight, so no gradient comes back to it."""
     params, config = drawn(rng), sizes(renormalize=renormalize)
     x, noise = rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
     mask = np.arange(12).reshape(2, 6) % 4 > 0 if masked else None
-    mode = Mode(training=True, noise=noise, capacity_factor=capacity_factor, mask=mask)
+    mode = Mode(True, noise, capacity_factor, estimate_load, mask)
     made, stats, cache = noisy_top_k.forward(params, x, config, mode)
 
     rows, xi = x.reshape(12, 4), noise.reshape(12, 5)
-    choice, same_stats, gate_cache = noisy_top_k.gate(params, rows, 2, renormalize=renormalize, noise=xi, mask=mask)
+    choice, same_stats, gate_cache = noisy_top_k.gate(
+        params, rows, 2, renormalize=renormalize, noise=xi, estimate_load=estimate_load, mask=mask
+    )
     served = experts_by_token(made)
     kept = served >= 0
     assert (served[kept] == choice.experts[kept]).all()
