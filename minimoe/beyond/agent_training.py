@@ -148,11 +148,11 @@ def measure(agent: Agent, setting: Setting, episodes: int = 2000, seed: int = 10
     own = play(agent.policy, setting, np.random.default_rng(seed), episodes, greedy=True)
     other = play(agent.policy, setting, np.random.default_rng(seed), episodes, greedy=True, shuffled=True)
     rng = np.random.default_rng(seed + 1)
-    chance = [_bits(own, rng.permutation(own.wind)) for _ in range(10)]
+    chance = [wind_known(own, rng.permutation(own.wind)) for _ in range(10)]
     return Measured(
         success=float(own.arrived.mean()),
         reward=float(own.reward.sum(0).mean()),
-        bits=_bits(own, own.wind),
+        bits=wind_known(own, own.wind),
         chance=float(np.mean(chance)),
         shuffled_success=float(other.arrived.mean()),
         shuffled_reward=float(other.reward.sum(0).mean()),
@@ -161,8 +161,8 @@ def measure(agent: Agent, setting: Setting, episodes: int = 2000, seed: int = 10
 
 def updates_to(success: Array, share: float = 0.5, window: int = 5) -> int | None:
     """success (updates,) → the first update at which the mean of ``window`` of them reaches ``share``; None if none."""
-    means = np.convolve(success, np.ones(window) / window, "valid")
-    reached = np.flatnonzero(means >= share)
+    sums = np.cumsum(np.concatenate([[0.0], success]))
+    reached = np.flatnonzero(sums[window:] - sums[:-window] >= share * window - 1e-9)
     return int(reached[0]) + window if len(reached) else None
 
 
@@ -179,13 +179,14 @@ def sizes(agent: Agent, setting: Setting) -> tuple[int, int]:
 def mutual_information(a: Array, b: Array) -> float:
     """Whole numbers a (N,) and b (N,) → how many bits of one the other tells, from their joint frequencies."""
     joint = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
-    np.add.at(joint, (a, b), 1 / len(a))
+    np.add.at(joint, (a, b), 1)
+    joint /= len(a)
     independent = joint.sum(1, keepdims=True) * joint.sum(0, keepdims=True)
     seen = joint > 0
     return float((joint[seen] * np.log2(joint[seen] / independent[seen])).sum())
 
 
-def _bits(played: Episodes, wind: Array) -> float:
-    """I(skill in charge; wind) over all steps that were taken."""
+def wind_known(played: Episodes, wind: Array) -> float:
+    """I(skill in charge; wind (N,)) in bits, over all steps that were taken."""
     each = np.broadcast_to(wind, played.skill.shape)
     return mutual_information(played.skill[played.alive], each[played.alive])
