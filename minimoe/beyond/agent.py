@@ -5,12 +5,12 @@ A skill is a small policy, and a gate says which skill the situation x asks for:
     g = softmax(x W_gate)    π_e = softmax(tanh(x W_in,e) W_out,e)    π(a) = Σ_e g_e π_e(a)
 
 The agent improves by REINFORCE with a baseline. It plays, and raises the log-probability of each action by how much
-better the rewards that followed were than the baseline b had predicted. That difference is the advantage A:
+better the rewards that followed were than the baseline b had predicted. That difference is the advantage δ = R − b:
 
-    loss = mean over episodes of  Σ_t [ −A_t log π(a_t) − β H(π_t) ]  +  ½ Σ_t (R_t − b_t)²,    R_t = r_t + r_{t+1} + …
+    loss = mean over episodes of  Σ_t [ −δ_t log π(a_t) − β H(π_t) ]  +  ½ Σ_t (R_t − b_t)²,    R_t = r_t + r_{t+1} + …
 
-A counts as a constant in the first part, and so does π in the second. H is the entropy; its bonus β keeps the agent
-trying. A single policy is the case of one skill and no gate.
+δ counts as a constant in the first part, so the baseline learns from the second alone. H is the entropy; its bonus β
+keeps the agent trying. A single policy is the case of one skill and no gate.
 
 There are two ways to play. *Soft*: the action is drawn from π, and all skills run. *Sampled*: a skill is drawn from g,
 only this skill runs, and the action is drawn from it.
@@ -78,7 +78,7 @@ class Episodes(NamedTuple):
 
 
 class Loss(NamedTuple):
-    policy: Array  # ()  −Σ A log π, a mean over episodes
+    policy: Array  # ()  −Σ δ log π, a mean over episodes
     entropy: Array  # ()  Σ H, a mean over episodes
     baseline: Array  # ()  ½ Σ (R − b)², a mean over episodes
 
@@ -203,7 +203,7 @@ def features(x: Array) -> Array:
 def surrogate(
     log_pi: Array, action: Array, advantage: Array, alive: Array, bonus: float, episodes: int
 ) -> tuple[Array, Array, Array]:
-    """log π (M, A) of M steps → −Σ A log π(a) and Σ H, both over ``episodes``, and the gradient of the loss (M, A).
+    """log π (M, A) of M steps → −Σ δ log π(a) and Σ H, both over ``episodes``, and the gradient of the loss (M, A).
 
     Sums over the steps of an episode, not means: an action counts the same in a short episode as in a long one. H is
     −Σ π log π, so its gradient with respect to log π is −π (log π + 1).

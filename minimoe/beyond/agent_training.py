@@ -124,7 +124,7 @@ def play(
     return Episodes(x, action, reward, alive, np.stack(positions), world.wind, gates, skills, sampled, kept)
 
 
-def train(setting: Setting, seed: int, updates: int = 200, keep: tuple[int, ...] = ()) -> Run:
+def train(setting: Setting, seed: int, updates: int = 200, keep: tuple[int, ...] = (), rate: float = RATE) -> Run:
     """Plays and learns. The episodes of a seed begin alike for every setting."""
     agent, rng = init(setting, seed), np.random.default_rng([seed, 1])
     moments = tree.zeros_like(agent), tree.zeros_like(agent)
@@ -139,7 +139,7 @@ def train(setting: Setting, seed: int, updates: int = 200, keep: tuple[int, ...]
         if gradient.policy.gate is not None and setting.gate != "learned":
             gradient.policy.gate[POSITION if setting.gate == "wind" else slice(None)] = 0
         for leaf, d, mean, square in zip(*map(tree.leaves, (agent, gradient, *moments)), strict=True):
-            leaf -= RATE * adamw.direction(d, mean, square, recipe, update)
+            leaf -= rate * adamw.direction(d, mean, square, recipe, update)
     return Run(agent, np.array(success), kept)
 
 
