@@ -2,11 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from minimoe.beyond import agent, agent_training
+from minimoe.beyond.agent import Agent, Policy
+from minimoe.core import tree
+from minimoe.core.arrays import Array
+from minimoe.proof.finite_differences import check
 from minimoe.proof.results import Row
 
 
 def rows(rng: np.random.Generator) -> list[Row]:
     """A row per tensor of each model."""
-    return []
+    return [*_agent(rng)]
+
+
+def _agent(rng: np.random.Generator) -> list[Row]:
+    """log π of the mixture and of a drawn skill, and both parts of the loss on episodes that were played.
+
+    The advantage is a constant for the policy, so each part is checked with the other parameters held fixed.
+    """
+    soft, sampled = (agent_training.Setting(3, 4, play) for play in ("soft", "sampled"))
+    fresh = agent.init(rng, 3, 4)
+    whole = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), fresh)
+    x, chosen = rng.standard_normal((5, fresh.policy.w_in.shape[1])), np.array([0, 2, 1, 2, 0])
+
+    def of_skill(policy: Policy, x: Array) -> tuple[Any, Any]:
+        return agent.forward_sampled(policy, x, chosen)
+
+    def backward(params: Any, gradient: Any, dy: Array) -> tuple[None, Any]:
+        return None, tree.map(lambda leaf: leaf * dy, gradient)
+
+    made = [
+        *check("agent, soft", agent.forward, agent.backward, whole.policy, x),
+        *check("agent, sampled skill", of_skill, agent.backward_sampled, whole.policy, x),
+    ]
+    for name, setting in (("soft", soft), ("sampled", sampled)):
+        played = agent_training.play(whole.policy, setting, rng, 8)
+
+        def of_policy(policy: Policy, _: None, played: agent.Episodes = played) -> tuple[Array, Policy]:
+            loss, gradient = agent.objective(Agent(policy, whole.baseline), played, 0.3)
+            return loss.policy - 0.3 * loss.entropy, gradient.policy
+
+        def of_baseline(baseline: Array, _: None, played: agent.Episodes = played) -> tuple[Array, Array]:
+            loss, gradient = agent.objective(Agent(whole.policy, baseline), played, 0.3)
+            return loss.baseline, gradient.baseline
+
+        made += check(f"agent, loss of the policy, {name}", of_policy, backward, whole.policy, None)
+        if name == "soft":
+            made += check("agent, loss of the baseline", of_baseline, backward, whole.baseline, None)
+    return made
