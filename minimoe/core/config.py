@@ -49,6 +49,11 @@ class ModelConfig:
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
+    second_expert: str = _setting(
+        "random",
+        "gshard: how training treats the second expert: kept by chance, drawn by Gumbel noise, or always kept",
+        choices=("random", "sampling", "all"),
+    )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
     norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)

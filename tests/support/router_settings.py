@@ -18,6 +18,7 @@ SMALL = ModelConfig(
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
+    "gshard": [{}, {"second_expert": "sampling"}, {"second_expert": "all"}],
 }
 
 

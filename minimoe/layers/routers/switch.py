@@ -8,7 +8,7 @@ In training an expert accepts at most 1.25 times its fair share of a sequence, u
 factor. A refused token skips the layer; the residual stream carries it past. In evaluation no token is refused.
 
 Fedus et al. 2021, arXiv 2101.03961 (the weight, the capacity, and jitter on the input of the router).
-Lesson: lessons/07_noisy_top_k_gating.ipynb (an exercise derives its gradient)
+Lesson: lessons/20_switch_and_gshard.ipynb
 """
 
 from __future__ import annotations
