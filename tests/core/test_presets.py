@@ -68,7 +68,7 @@ def test_no_setting_has_the_same_name_in_both_configs() -> None:
 def test_a_twin_of_any_mixture_differs_in_what_is_about_experts_only() -> None:
     toy = presets.preset("toy")
     twin = presets.dense_twin(toy)
-    assert (twin.config.experts, twin.config.active_experts, twin.config.expert_width) == (1, 1, 512)
+    assert (twin.config.experts, twin.config.active_experts, twin.config.expert_width) == (1, 1, 128)
     assert twin.corpus == toy.corpus
     of_routers = dict.fromkeys(("balance_loss", "importance_loss", "load_loss", "z_loss"), 0.0)
     assert twin.recipe == dataclasses.replace(toy.recipe, **of_routers), "steps, warm-up, optimiser and all else stay"

@@ -18,6 +18,7 @@ from minimoe.losses import objective
 from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import optimizer
 
+TOY = presets.override(presets.preset("toy"), {"expert_width": 256})
 RECIPES = [
     {},
     {"optimizer": "adamw"},
@@ -38,7 +39,7 @@ def test_training_takes_the_bytes_that_are_foretold(settings: dict[str, Any]) ->
 
 
 def test_where_rows_are_exchanged_there_is_one_gradient_of_the_experts() -> None:
-    toy = presets.override(presets.preset("toy"), {"experts": 128, "optimizer": "adamw"})
+    toy = presets.override(TOY, {"experts": 128, "optimizer": "adamw"})
     counts = parameters.count(toy.config)
     every = counts.total + counts.noise
     bytes_of_two = 4 * (3 * every + 4 * (every - counts.experts) + counts.experts)
@@ -78,7 +79,7 @@ def buffers(cache: Any) -> list[np.ndarray]:
 
 
 def test_a_model_or_a_step_that_cannot_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = presets.preset("toy")
+    toy = TOY
     monkeypatch.setattr(resources, "memory_bytes", lambda: 16 * 10**9)
     memory.check_memory(toy.config, toy.recipe, threads=8)
     mixtral = presets.preset("mixtral-8x7b").config
@@ -93,7 +94,7 @@ def test_a_model_or_a_step_that_cannot_fit_is_refused_with_its_size(monkeypatch:
 
 
 def test_a_container_that_has_too_little_memory_is_named_before_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    toy = presets.preset("toy")
+    toy = TOY
     state, step = memory.training_bytes(toy.config, toy.recipe), memory.activation_bytes(toy.config, toy.recipe)
     enough = state + step + memory.LIBRARIES + 30_000_000
     monkeypatch.setattr(resources, "memory_in_use", lambda: 30_000_000)

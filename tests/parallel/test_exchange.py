@@ -178,7 +178,7 @@ def stepped(
 
 
 def test_rows_are_exchanged_only_where_that_is_faster() -> None:
-    toy = presets.preset("toy")
+    toy = presets.override(presets.preset("toy"), {"expert_width": 256})
     many = dataclasses.replace(toy.config, experts=64)
     assert exchange.worth_exchanging(many, toy.recipe, 2)
     assert not exchange.worth_exchanging(many, toy.recipe, 1), "alone"

@@ -29,14 +29,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent)]
 import rows  # noqa: E402
 from rows import Plan, Row  # noqa: E402
 
-from minimoe.core import presets, resources  # noqa: E402
+from minimoe.core import resources  # noqa: E402
 from minimoe.core.arrays import gpu_problem  # noqa: E402
 from minimoe.core.config import ModelConfig  # noqa: E402
 
 FORCED = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """Variables that keep NumPy's BLAS from its own kernels; PyTorch brings another BLAS, which they do not reach."""
 
-TOY = presets.preset("toy").config
+TOY = ModelConfig()
+"""The shape of these rows since the first table, so that tables of different days can be compared."""
 LARGER = ModelConfig(width=384, layers=6, heads=6, kv_heads=2, head_width=64, context=256, expert_width=768)
 LARGER_ON_GPU = ModelConfig(width=1024, layers=8, heads=16, kv_heads=4, head_width=64, context=512, expert_width=2048)
 QUICK = ModelConfig(vocab_size=32, width=16, layers=1, heads=2, head_width=8, context=16, experts=4, expert_width=16)
