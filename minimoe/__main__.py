@@ -1,4 +1,4 @@
-"""``python -m minimoe`` is ``minimoe``."""
+"""``python -m minimoe`` does the same as the command ``minimoe``."""
 
 import sys
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def slow_pairs(head_width, theta, context):
-    """→ int: the number of pairs that do not come full circle within the context."""
+    """→ int: the number of pairs that do not complete a full turn within the context."""
     speed = theta ** (-2 * np.arange(head_width // 2) / head_width)  # (C/2,)
     return int((context * speed < 2 * np.pi).sum())
 

@@ -119,8 +119,8 @@ class ColouredText:
         return f"layer {layer}, expert {key}\n{text}\n"
 
     def to_text(self) -> str:
-        """The text without colours. Below each line of it stands a line for each layer: under each token, the number
-        of the expert that is its first choice."""
+        """The text without colours. Each line of the text is followed by one line for each layer, which has, under each
+        token, the number of the expert that is its first choice."""
         layers, _, experts = self.trace.logits.shape
         digits = len(str(experts - 1))
         narrowest = digits + (digits > 1)  # numbers of two digits need a space between them

@@ -31,7 +31,7 @@ from minimoe.text import batches
 from minimoe.text.corpus import Corpus
 
 LINE = 100
-"""Most characters in a line of the tables."""
+"""The largest number of characters in a line of the tables."""
 
 FAVOURITES = 8
 """How many favourite tokens are listed for each expert."""
@@ -40,7 +40,7 @@ RATES = ("observed", "uniform", "load", "shuffled")
 """The fields of ``routing_trace.Repetition``: how often neighbours share an expert, and three chance levels."""
 
 SHUFFLED_TOKENS = 100_000
-"""About how many tokens of a text are shuffled, in at most 20 rounds: a chance error of half a percent is then rare."""
+"""About how many tokens of a text are shuffled, over at most 20 rounds. The random error is then rarely above 0.5 %."""
 
 
 class Favourite(NamedTuple):

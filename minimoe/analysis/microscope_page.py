@@ -30,7 +30,7 @@ from minimoe.draw import palette
 WEB = Path(__file__).with_name("web")
 
 MOST_CHOICES = 16_000_000
-"""Most choices of experts on the page, N·L·K over all texts; of a longer text, the page has only the beginning."""
+"""The largest number of choices of experts on the page, N·L·K over all texts; a longer text is cut at its end."""
 
 
 def write(path: str | Path, seen: Seen, title: str = "Routing microscope") -> None:

@@ -32,7 +32,7 @@ Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
 
 MOST_EXPERTS = 1024
-"""The largest number of experts whose E² pairs are counted, and for each of which favourite tokens are listed."""
+"""The largest number of experts E for which all E² pairs are counted and favourite tokens are listed."""
 
 
 @brief
@@ -131,7 +131,7 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
 
 
 FILL = (-1, 0, 0)
-"""What stands in the experts, weights and logits of a trace where a token has fewer experts than another."""
+"""The values that fill the experts, weights and logits of a trace where a token has fewer experts than another."""
 
 
 def _joined(parts: Sequence[Array], axis: int, fill: int) -> Array:
@@ -272,7 +272,7 @@ def margin(trace: Trace) -> Array:
     """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite if there is none.
 
     If the margin is small, even a tiny change of the weights sends the token to other experts. It is negative if a
-    router chooses by something else than its logits, for example after a capacity has refused an expert.
+    router chooses by something other than its logits, for example after a capacity has refused an expert.
     """
     chosen = (trace.experts[..., None] == np.arange(trace.logits.shape[2])).any(2)  # (L, N, E)
     worst_in = np.where(chosen, trace.logits, np.inf).min(-1)
@@ -301,7 +301,7 @@ def co_activation(trace: Trace) -> Array:
 
 
 def check_experts(experts: int) -> None:
-    """Raises ``UserError`` if a layer has so many experts that its E² pairs, or a line for each, are too many."""
+    """Raises ``UserError`` if a layer has more experts than ``MOST_EXPERTS``."""
     if experts > MOST_EXPERTS:
         raise UserError(
             f"the model has {experts:,} experts per layer, which is {experts**2:,} pairs of experts: statistics of "

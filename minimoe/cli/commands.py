@@ -16,7 +16,7 @@ from minimoe.core import console, presets
 from minimoe.core.errors import UserError, printable
 
 BAD_INPUT, INTERRUPTED = 2, 130
-"""Exit codes beside 0, and 1 for a failed check."""
+"""Exit codes other than 0 and 1; 1 means that a check failed."""
 
 if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
@@ -142,8 +142,8 @@ def _evaluate_suite(chosen: argparse.Namespace) -> int:
 
     if chosen.text and not _is_moved_text(chosen.folder, chosen.text):
         raise UserError(
-            "--text cannot go with --suite, which reads the text that the run held out, unless it is that text in "
-            "another place: leave one out."
+            "--text cannot go with --suite, which reads the text that the run held out; --text may only say where this "
+            "text is now: leave one of the two out."
         )
     given = {name: value for name in suite.Settings._fields if (value := getattr(chosen, name)) is not None}
     results = suite.run(

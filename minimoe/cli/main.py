@@ -66,7 +66,7 @@ MEMORY_ADVICE = {
     "generate": "give a shorter --prompt or a smaller model",
     "routing": "give --threads 1, a shorter --text, or a smaller model",
 }
-"""What a command can do about too little memory, in options that it has."""
+"""What the user can change, for each command, if there is too little memory."""
 
 
 def _with_prompt(arguments: list[str]) -> list[str]:

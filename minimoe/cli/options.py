@@ -19,7 +19,7 @@ PUBLISHED = (
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
-"""Names for --help, which must not import NumPy to know them; tests compare them with those of the package."""
+"""Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
     "train": (
@@ -64,7 +64,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--corpus",
         metavar="NAME",
-        help=f"a built-in corpus: {', '.join(CORPORA)} (data is the four texts after it)",
+        help=f"a built-in corpus: {', '.join(CORPORA)} (data joins the four texts named after it)",
     )
     source.add_argument(
         "--text",

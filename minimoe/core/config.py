@@ -101,17 +101,22 @@ class TrainConfig:
     newton_schulz_steps: int = _setting(3, "Muon: steps of the orthogonalisation", least=1, most=20)
     clip: float = _setting(1.0, "largest global norm of a gradient; 0 for no clipping", least=0.0)
     balance_loss: float | None = _setting(
-        None, "coefficient of the Switch load-balancing loss, per layer; none: the router's own, mostly 0.01", least=0.0
+        None,
+        "coefficient of the Switch load-balancing loss, per layer; none: the router's own, usually 0.01",
+        least=0.0,
     )
     pooled_balance: bool = _setting(
-        False, "compute that loss over all layers together, as transformers does, which hides the collapse of a layer"
+        False, "pool the balance loss over all layers, as transformers does, which hides the collapse of a layer"
     )
     importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
     sequence_loss: float = _setting(0.0, "coefficient of the balance loss within each sequence, per layer", least=0.0)
     capacity_factor: float | None = _setting(
-        None, "limit on tokens per expert in training, over the fair share; none: no limit", least=1e-6, most=65536
+        None,
+        "limit on tokens per expert in training, as a multiple of the fair share; none: no limit",
+        least=1e-6,
+        most=65536,
     )
     evaluate_every: int = _setting(
         100, "steps between evaluations of the whole validation split; 0 for one at the end", least=0, most=10**9
@@ -171,7 +176,7 @@ def _check_fields(config: Any) -> None:
             raise UserError(f"{field.name} {value!r} is not {_KIND_NAMES[kind]}.")
         least, most, choices = (field.metadata[key] for key in ("least", "most", "choices"))
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{field.name} {value} is not a finite number: give one that is.")
+            raise UserError(f"{field.name} {value} is not a finite number: give a finite one.")
         if least is not None and value < least:
             raise UserError(f"{field.name} {value} is too small: it must be at least {_plain(least)}.")
         if most is not None and value > most:

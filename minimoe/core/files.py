@@ -50,7 +50,7 @@ def user_path(given: str | os.PathLike[str]) -> Path:
 def open_regular(path: Path, mode: Literal["rb", "ab"]) -> BinaryIO:
     """Opens a file to read, or to append to; a missing file is created if the mode is ``"ab"``.
 
-    A link is followed to be read, because some caches of models consist of links, but nothing is written through one.
+    A link is followed for reading, because some caches of models consist of links, but nothing is written through one.
 
     Raises:
         OSError: the file does not exist or cannot be opened; it is a folder, a device or a pipe; or it is a link and

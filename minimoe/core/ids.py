@@ -1,4 +1,4 @@
-"""The one guard for token ids: NumPy would read −1 as the last token, and True as token 1."""
+"""The one check of token ids. Without it, NumPy would read −1 as the last token, and True as token 1."""
 
 from __future__ import annotations
 

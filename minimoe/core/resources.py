@@ -1,7 +1,7 @@
 """The cores and the memory of this machine, as far as this process may use them.
 
-A container gets less than the machine has. Linux keeps its limits in the files of its control group, in one of two
-layouts, and of all groups around it:
+A container gets less than the machine has. Linux keeps its limits in the files of its control group and of all groups
+around it, in one of two layouts:
 
     version 2    cpu.max                                     memory.max
     version 1    cpu.cfs_quota_us over cpu.cfs_period_us     memory.limit_in_bytes
@@ -97,7 +97,8 @@ def thread_count(wish: int | None) -> int:
         return cores()
     if type(wish) is not int or not 1 <= wish <= 1024:
         raise UserError(
-            f"threads {wish!r} makes no sense: give a whole number from 1 to 1024, ideally the number of cores."
+            f"threads {wish!r} is not a number of threads: give a whole number from 1 to 1024, ideally the number of "
+            "cores."
         )
     return wish
 

@@ -11,7 +11,7 @@ Kind = TypeVar("Kind")
 Item = TypeVar("Item")
 
 WIDTH = 100
-"""Most characters in a line."""
+"""The largest number of characters in a line."""
 
 
 def brief(kind: type[Kind]) -> type[Kind]:

@@ -32,9 +32,9 @@ TRAINING, VALIDATION = palette.COLOURS[0], palette.COLOURS[5]
 AUXILIARY = {"balance": 2, "importance": 3, "load": 1, "z": 7}  # the place of each in the palette
 
 PANELS = 4
-"""Most layers that are drawn; of a deeper model, the first, the last and some in between."""
+"""The largest number of layers that are drawn; for a deeper model, the first, the last and some in between."""
 POINTS = 60
-"""Most points of a curve of shares."""
+"""The largest number of points of a curve of shares."""
 REACH = 0.01
 """A smoothed loss is a mean over this fraction of the run before the step, and the same fraction after it."""
 

@@ -5,10 +5,10 @@
     answers_apart          the same, for answers to the same tasks  Newcombe 1998, Statistics in Medicine 17, p. 2635
     ratio, ratios_apart    Σ a / Σ b over pieces, by bootstrap      Efron 1979, doi 10.1214/aos/1176344552
 
-All are 95 % intervals: of twenty such intervals, one misses the true value. Wilson's interval stays inside [0, 1] and
-is not empty at 0 of n, unlike the textbook's p ± 2σ. The bootstrap repeatedly draws as many pieces as there are, with
-replacement, and measures how much the number varies. With few pieces it varies too little, so Student's t widens the
-interval (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2).
+All are 95 % intervals: of twenty such intervals, one misses the true value on average. Wilson's interval stays inside
+[0, 1] and is not empty at 0 of n, unlike the textbook's p ± 2σ. The bootstrap repeatedly draws as many pieces as there
+are, with replacement, and measures how much the number varies. With few pieces it varies too little, so Student's t
+widens the interval (Hesterberg 2015, doi 10.1080/00031305.2015.1089789, section 3.2).
 """
 
 from __future__ import annotations

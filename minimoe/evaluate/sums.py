@@ -19,7 +19,7 @@ A, B = range(4, 61), range(4, 40)
 """The numbers that are added, as in data/make_sums.py."""
 
 ANSWER_TOKENS = 4
-"""At most two digits, the token that ends the number, and one to spare."""
+"""Tokens generated for an answer: at most two digits, the token that ends the number, and one more."""
 
 EXAMPLE = "[ ] - 36 = 21   The box holds 36 + 21 = 57"
 

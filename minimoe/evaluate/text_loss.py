@@ -1,7 +1,6 @@
 """Evaluation: the loss over every token of a text, without router noise and without dropped assignments.
 
-The memory is bounded for any context and any vocabulary: see ``inference.reading`` for the one and ``LOGITS`` for the
-other.
+The memory is bounded for any context (see ``inference.reading``) and for any vocabulary (see ``LOGITS``).
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ Mistakes = Mapping[str, Mapping[str, Any]]
 """For each returned value: hint → the wrong value that this hint explains."""
 
 WORK = ("STORE_", "CALL", "BINARY_", "COMPARE_", "UNARY_", "GET_ITER", "LOAD_ATTR", "LOAD_METHOD", "IMPORT_")
-"""How the names of the instructions begin that a body has as soon as it computes something."""
+"""Prefixes of the instructions of Python's bytecode that show that a body computes something."""
 
 NONE = "this is None: does it come from a function that changes an array in place, such as `np.add.at`?"
 

@@ -12,7 +12,7 @@ from minimoe.layers.rope import Rotation
 
 
 def slow_pairs(answer: Answer) -> Report:
-    """(head_width, theta, context) → the number of pairs that do not come full circle."""
+    """(head_width, theta, context) → the number of pairs that do not complete a full turn."""
     cases = (128, 1e6, 32_768), (32, 1e4, 128), (8, 1e4, 10**6), (16, 1e2, 1)  # in the last two, none and all are slow
     return first_failure(_slow_pairs(answer, *case) for case in cases)
 
@@ -22,7 +22,7 @@ def _slow_pairs(answer: Answer, head_width: int, theta: float, context: int) -> 
     turns = context * theta ** (-2.0 * pair / head_width) / (2 * np.pi)
     slow = int((turns < 1).sum())
     hints = {
-        "these are the pairs that do come full circle; count the others.": len(turns) - slow,
+        "these are the pairs that complete a full turn; count the others.": len(turns) - slow,
         "one radian is not a full turn: compare the angle with 2π.": int((2 * np.pi * turns < 1).sum()),
         "this counts channels, but a pair has two of them.": 2 * slow,
         "half a turn is not a full turn: compare the angle with 2π, not with π.": int((2 * turns < 1).sum()),

@@ -12,7 +12,7 @@ from minimoe.exercises.engine import Answer, gradients, values
 from minimoe.exercises.feedback import Report, first_failure
 
 YEAR = 365.25 * 24 * 3600
-"""Seconds."""
+"""In seconds."""
 
 
 def either_by_chance(answer: Answer) -> Report:

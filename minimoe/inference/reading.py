@@ -2,8 +2,8 @@
 
 Evaluation and the routing microscope read long texts and keep almost nothing of what a layer computes. A sequence of
 more than ``TOKENS`` tokens is read in pieces, with the keys and values of the earlier ones in a cache, so the memory
-for everything but these does not grow with its length. The logits are not computed here: of a large vocabulary, they
-are larger than all the rest.
+for everything but these does not grow with its length. The logits are not computed here: for a large
+vocabulary, they need more memory than everything else.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     p = softmax(z / temperature)
 
 A low temperature sharpens the probabilities and a high one flattens them; 0 always takes the likeliest token. Two
-filters cut off the tail of unlikely tokens. Each of these is rare, but together they would derail a text:
+filters cut off the tail of unlikely tokens. Each of these tokens is rare, but together they would spoil a text:
 
     top-k    keep the k likeliest tokens
     top-p    keep the likeliest tokens until their probabilities add up to p: few if the model is sure, otherwise many

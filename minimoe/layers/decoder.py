@@ -70,7 +70,7 @@ class Hidden(NamedTuple):
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ``UserError`` for what a language model cannot be trained with: see ``moe.check``, ``check_causal``."""
+    """Raises ``UserError`` for settings that no language model can be trained with: ``moe.check``, ``check_causal``."""
     moe.check(config)
     check_causal(config)
 
@@ -93,7 +93,7 @@ def init(
 ) -> Decoder:
     """Fresh parameters in the shapes of ``config``, drawn from ``rng``, on the host.
 
-    The embedding starts large enough for the first blocks to add to a token and not to drown it. A table that is also
+    The embedding starts large enough that the first blocks add to a token and do not dominate it. A table that is also
     the output layer starts as small as an output layer, so that the first predictions are nearly uniform.
 
     ``look_ahead`` allows a router that is not causal, to show what goes wrong then.

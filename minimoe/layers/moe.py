@@ -86,7 +86,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_forward(config: ModelConfig) -> None:
-    """Like ``check``, but it allows what only training cannot use: such a model can be loaded, run and written."""
+    """Like ``check``, but it allows settings that only training refuses: the model can be loaded, run and written."""
     experts_of(config)
     router: Any = router_of(config)
     getattr(router, "check_forward", router.check)(config)

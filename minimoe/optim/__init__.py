@@ -1,1 +1,1 @@
-"""Which step follows from a gradient? AdamW, Muon, gradient clipping, and the schedule of the learning rate."""
+"""How does a gradient change the parameters? AdamW, Muon, gradient clipping, and the schedule of the learning rate."""

@@ -11,14 +11,14 @@ from minimoe.parallel.group import ALONE, Group
 
 
 def squared_norm(gradient: Any) -> Any:
-    """The sum of the squares of all numbers, a 0-d float64 array; within an array it is taken in the array's dtype."""
+    """The sum of the squares of all numbers, as a 0-d float64 array; each leaf is summed in its own dtype first."""
     squares: Iterable[Any] = (array_module(leaf).vdot(leaf, leaf).astype("float64") for leaf in tree.leaves(gradient))
     return sum(squares)
 
 
 @underflow_is_right
 def clip(gradient: Any, limit: float, group: Group = ALONE) -> Array:
-    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit). Returns its norm before that.
+    """Scales the gradient in place to a global norm of at most ``limit`` (0: no limit). Returns the unscaled norm.
 
     In a ``group``, each worker has a part of the gradient, and the norm is that of all parts together.
     """

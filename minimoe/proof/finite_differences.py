@@ -45,8 +45,8 @@ SMOOTH = 0.1
 """A slope can be trusted if its uncertainty is at most this share of its distance from what ``backward`` says."""
 
 NEGLIGIBLE = 1e-4
-"""If no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to that share. So small a
-gradient is lost in the rounding of L, and only its absolute error can be known."""
+"""If no gradient of a tensor is larger than this share of Σ |dy ⊙ y|, errors are relative to that share. A
+gradient that small is lost in the rounding of L, and only its absolute error can be known."""
 
 
 class Ranked(NamedTuple):
@@ -64,7 +64,7 @@ class Loss(NamedTuple):
 
 
 class Slope(NamedTuple):
-    """A derivative by finite differences, and how far its own parts disagree: much more at a kink than elsewhere."""
+    """A derivative by finite differences, and the disagreement of its parts, which is large at a kink."""
 
     value: float
     spread: float

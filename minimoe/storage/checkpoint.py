@@ -243,7 +243,7 @@ def with_moved_text(folder: str | Path, run: RunConfig, corpus: Corpus) -> RunCo
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Locks the folder for one training run; ``UserError`` if another run has the lock, which ends with its process."""
+    """Locks the folder for one training run. A lock ends with its process. ``UserError`` if another run has it."""
     try:
         import fcntl
     except ImportError:  # on Windows, where nothing prevents a second run in the same folder

@@ -5,8 +5,8 @@
 A line ends with a checksum of what comes before it, so even a damaged digit is noticed, and any program that reads JSON
 can still read the file. A crash loses at most the line that was being written.
 
-A right checksum does not make a row: another version or another program may have written the line. So the fields are
-checked here, once, and whoever reads rows can rely on them.
+A line with a right checksum may still not be a valid row: another version or another program may have
+written the line. So the fields are checked here, once, and all code that reads rows can rely on them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ AUXILIARY = ("balance", "importance", "load", "z")
 numbers for each of these names."""
 
 LONGEST_LINE = 100_000_000
-"""In bytes; the line of a model with 100 layers of 256 experts has 300 kB."""
+"""The longest line that is read, in bytes; the line of a model with 100 layers of 256 experts has 300 kB."""
 
 
 def read(folder: str | Path, up_to: int | None = None) -> Rows:
@@ -69,8 +69,8 @@ def read(folder: str | Path, up_to: int | None = None) -> Rows:
                     )
                 if problem := _misfit(row, rows):
                     raise UserError(
-                        f"{path} was written by another version or by hand, because line {number} {problem}: restore "
-                        "it, or remove it to continue without it."
+                        f"{path} was written by another version or by hand: line {number} {problem}; restore it, or "
+                        "remove it to continue without it."
                     )
                 rows.append(row)
     except FileNotFoundError:

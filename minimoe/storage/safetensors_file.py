@@ -30,10 +30,10 @@ NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 """The types that can be read, each with NumPy's name; a bfloat16 is read as its bits."""
 
 LARGEST = 2**63
-"""Every size and offset in a file is smaller; Python itself would accept integers of any length."""
+"""Every size and offset in a file must be smaller, because Python would accept integers of any length."""
 
 LONGEST_HEADER = 100_000_000
-"""In bytes, as in the safetensors library; the header of a model of 100,000 tensors has a tenth of this."""
+"""The limit of the safetensors library, in bytes; the header of a model of 100,000 tensors has a tenth of this."""
 
 ROWS = 128
 """Rows copied at a time: transposing a few rows is 3 times faster, because they stay in the processor's cache."""
@@ -170,7 +170,7 @@ def widen(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Writes a new file of float32 tensors, one at a time, so that no more than one transposed view is copied at once.
 
-    The file is on the disk when this returns, so that a file that is written after it vouches for it.
+    The file is on the disk when this returns, so a file that is written later shows that this one is whole.
 
     Raises:
         UserError: the file cannot be written.

@@ -46,7 +46,7 @@ class Texts(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The length of a sequence for which every place in ``starts`` has room: the context of ``prepare``."""
+        """The longest length of a sequence that fits at every place in ``starts``: the context of ``prepare``."""
         return len(self.train) - 1 - int(self.starts[-1])
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
@@ -157,7 +157,7 @@ def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus 
 
 
 def where_now(source: Source, corpus: str | Corpus | None) -> Source:
-    """The source of a run whose text is this corpus, as ``reload`` has found: the same text, perhaps in other files."""
+    """The source of a run, with the files of this corpus, which ``reload`` has found to be the same text."""
     if not isinstance(corpus, Corpus) or not corpus.paths:
         return source
     return source._replace(corpus=corpus.name, paths=[str(path) for path in corpus.paths])

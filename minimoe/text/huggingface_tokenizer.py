@@ -136,7 +136,7 @@ class PretrainedTokenizer:
             yield rest
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """The number of UTF-8 bytes that the ids, of any shape, stand for; of a cut character, those that are there."""
+        """The number of UTF-8 bytes that the ids, of any shape, stand for; of a cut character, only those present."""
         row = np.asarray(ids).reshape(-1)
         text = self.decode(row)
         size = len(text.encode())
@@ -191,7 +191,7 @@ class PretrainedTokenizer:
 
 @dataclass(frozen=True)
 class MissingTokenizer:
-    """In the place of a tokenizer that cannot be had: the model can be used with ids, and every text is refused."""
+    """Replaces a tokenizer that is not available: the model can be used with ids, and every text is refused."""
 
     kind: ClassVar[str] = "missing"
     reason: str

@@ -36,7 +36,7 @@ class Bar:
 def bar(steps: int, first: int, visible: bool) -> Iterator[Bar]:
     """A bar from step ``first`` to ``steps``, for the terminal or, in a notebook, for the notebook.
 
-    A bar that cannot be shown, or no longer, is no reason to stop.
+    If the bar cannot be shown, or stops working later, the run continues without it.
     """
     from tqdm import tqdm as plain
     from tqdm.auto import tqdm

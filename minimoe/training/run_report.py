@@ -86,7 +86,7 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
 
 
 def command() -> str:
-    """What starts minimoe from the current folder: its name if that is on the PATH, otherwise this very Python."""
+    """The command that starts minimoe from the current folder: ``minimoe`` if it is on the PATH, else this Python."""
     python = Path(sys.executable)
     found = shutil.which("minimoe")
     if found is not None and Path(found).parent == python.parent:

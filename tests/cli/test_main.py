@@ -446,7 +446,7 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--preset", "tinny"], "there is no preset 'tinny' (did you mean 'tiny'?)"),
         (["train", "--corpus", "fabels"], "The corpus 'fabels' is unknown"),
         (["train", "--device", "tpu"], "device 'tpu' is unknown: choose auto, cpu or gpu"),
-        (["train", "--threads", "0"], "threads 0 makes no sense"),
+        (["train", "--threads", "0"], "threads 0 is not a number of threads"),
         (["train", "--text", "/nowhere/at/all.txt"], "/nowhere/at/all.txt does not exist"),
         (["train", "--text", "/"], "is a directory"),
         (["train", "--text", "x" * 300], "File name too long"),

@@ -20,7 +20,7 @@ def test_every_core_is_used_unless_told_otherwise() -> None:
 
 @pytest.mark.parametrize("wish", [0, -2, 1025, 1.5, "2"])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(wish: int) -> None:
-    with pytest.raises(UserError, match=f"threads {wish!r} makes no sense"):
+    with pytest.raises(UserError, match=f"threads {wish!r} is not a number of threads"):
         resources.thread_count(wish)
 
 

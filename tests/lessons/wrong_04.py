@@ -124,7 +124,7 @@ def speeds(position, first=1, second=1, back=-1, start=0, rotated=True):
 WRONG = {
     check.slow_pairs: [
         (radians_for_turns, "not a full turn"),
-        (the_fast_ones, "do come full circle"),
+        (the_fast_ones, "that complete a full turn"),
         (channels_for_pairs, "a pair has two"),
         (counted(angle=np.pi), "half a turn"),
         (counted(lambda j, C: -2 * (j + 1) / C), "numbered from 0"),

@@ -91,8 +91,8 @@ def reached(folder: Path, with_seconds: bool) -> str:
         *row("470 steps × 12 × 64 tokens, the shortest way to makeMoE's 1.744", "", "shakespeare-fast"),
         "",
         f"The toy of `make train` ends at {span([one['val_loss'] for one in last('toy')], 3)} nats per character on "
-        f"text that it never saw. There the share of every expert, in every layer, is {span(toy_shares(folder), 2)} "
-        "times the fair one.",
+        "text that it never saw. On this text, the share of every expert, in every layer, is "
+        f"{span(toy_shares(folder), 2)} times the fair one.",
         "",
         *against_the_twin(folder),
     ]
@@ -164,8 +164,8 @@ def routing(folder: Path) -> str:
             f"| neighbours with the same first choice, sums | {rates(['sums'], 'observed')} % | 14, 28, 20 % (DM "
             "Mathematics) |",
             f"| the same tokens shuffled | {rates(['sums'], 'shuffled')} % | |",
-            f"| how far apart the texts are, Jensen–Shannon | {apart} bits (four) | 0.003, 0.004, 0.009 bits (layers "
-            "0, 7, 15; five, by the counts of arXiv 2409.02060) |",
+            f"| how far apart the texts are, Jensen–Shannon | {apart} bits (four texts) | 0.003, 0.004, 0.009 bits "
+            "(layers 0, 7, 15; five texts, from the counts of arXiv 2409.02060) |",
         ]
     )
 

@@ -542,7 +542,7 @@ def test_routers_and_experts_that_cannot_be_are_refused_before_anything_is_writt
 
 @pytest.mark.parametrize("threads", [0, -1, 10**6])
 def test_a_number_of_threads_that_makes_no_sense_is_refused(tmp_path: Path, threads: int) -> None:
-    with pytest.raises(UserError, match=f"threads {threads} makes no sense"):
+    with pytest.raises(UserError, match=f"threads {threads} is not a number of threads"):
         train(tmp_path / "run", threads=threads)
 
 

@@ -1,1 +1,1 @@
-"""Who does the work? One module for each kind of expert; ``moe.EXPERTS`` lists them."""
+"""What does an expert compute? One module for each kind of expert; ``moe.EXPERTS`` lists them."""

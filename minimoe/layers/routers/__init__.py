@@ -1,1 +1,1 @@
-"""Who goes where, and with what weight? One module for each router; ``moe.ROUTERS`` lists them."""
+"""Which expert does each token go to, and with what weight? One module for each router, listed in ``moe.ROUTERS``."""

@@ -182,7 +182,7 @@ def gate(
 
     ``noise`` (N, E) is ξ, drawn from N(0, 1) by the caller. Without it, or without W_noise, the clean logits decide.
     ``mask`` (N,) of 0 and 1 leaves padding out of the sums. ``estimate_load=False`` skips the estimate of P(t, i), for
-    when no loss uses it. ``sequences``, how many the tokens come from, is given when a loss uses the balance of each.
+    when no loss uses it. ``sequences``, the number of sequences in x, is given when a loss uses the balance of each.
     """
     xp = array_module(x)
     experts = params.w_gate.shape[1]
