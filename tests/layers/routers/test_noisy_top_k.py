@@ -392,7 +392,7 @@ def test_forward_and_backward_are_the_gate_on_sorted_entries(
     params, config = drawn(rng), sizes(renormalize=renormalize)
     x, noise = rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 6, 5))
     mask = np.arange(12).reshape(2, 6) % 4 > 0 if masked else None
-    mode = Mode(True, noise, capacity_factor, estimate_load, mask)
+    mode = Mode(True, noise, capacity_factor, estimate_load, mask=mask)
     made, stats, cache = noisy_top_k.forward(params, x, config, mode)
 
     rows, xi = x.reshape(12, 4), noise.reshape(12, 5)
