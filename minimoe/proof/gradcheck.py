@@ -17,7 +17,7 @@ from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope
+from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
@@ -79,6 +79,7 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder", CONFIG, rng),
         *check_decoder("decoder, two shards, padding", CONFIG, rng, shards=2, padding=2),
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
+        *_soft_moe(rng),
         *of_beyond.rows(rng),
     ]
     return Rows(rows)
@@ -201,6 +202,16 @@ def _moe(rng: np.random.Generator, name: str, config: ModelConfig, capacity_fact
 
     params = _moved(rng, moe.init(rng, config))
     return _check_routed(name, forward, moe.backward, compared, params, rng.standard_normal((2, 6, config.width)))
+
+
+def _soft_moe(rng: np.random.Generator) -> list[Row]:
+    """Two slots per expert, and a scale that is not 1."""
+
+    def forward(params: Any, x: Array) -> tuple[Array, Any]:
+        return soft_moe.forward(params, x, CONFIG)
+
+    params = _moved(rng, soft_moe.init(rng, CONFIG, slots_per_expert=2))
+    return check("soft_moe", forward, soft_moe.backward, params, rng.standard_normal((2, 6, CONFIG.width)))
 
 
 def _block(rng: np.random.Generator) -> list[Row]:

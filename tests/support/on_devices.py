@@ -18,7 +18,7 @@ from minimoe.core.arrays import Device, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, routing
+from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, routing, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
@@ -96,6 +96,7 @@ def cases(on: Move, dtype: Any) -> Iterator[tuple[str, Case]]:
     yield "moe", _moe(on, rng, CONFIG)
     yield "moe, tokens dropped", _moe(on, rng, CONFIG, capacity_factor=0.5)
     yield "moe, tokens dropped, padding", _moe(on, rng, CONFIG, capacity_factor=0.5, masked=True)
+    yield "soft_moe", _soft_moe(on, rng)
     yield "block", _block(on, rng, dtype)
     yield "cross-entropy", _cross_entropy(on, rng)
     yield "cross-entropy, padding", _cross_entropy(on, rng, mask=rng.integers(2, size=(B, T)))
@@ -204,6 +205,12 @@ def _moe(
         return (y, stats, dropped, chosen), (cache, dstats)
 
     return Case(forward, lambda kept: moe.backward(params, kept[0], dy, kept[1]))
+
+
+def _soft_moe(on: Move, rng: np.random.Generator) -> Case:
+    params = on(moved(rng, soft_moe.init(rng, CONFIG, slots_per_expert=2)))
+    x, dy = on(list(rng.standard_normal((2, B, T, D))))
+    return Case(lambda: soft_moe.forward(params, x, CONFIG), lambda cache: soft_moe.backward(params, cache, dy))
 
 
 def _block(on: Move, rng: np.random.Generator, dtype: Any) -> Case:
