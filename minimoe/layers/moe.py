@@ -28,12 +28,14 @@ from minimoe.layers.exchange import Exchange
 from minimoe.layers.experts import swiglu
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
-from minimoe.layers.routers import noisy_top_k, switch
+from minimoe.layers.routers import expert_choice, expert_threshold, noisy_top_k, switch
 from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
     "switch": switch,
+    "expert_choice": expert_choice,
+    "expert_threshold": expert_threshold,
 }
 """The module for each value of ``ModelConfig.router``."""
 

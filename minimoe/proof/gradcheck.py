@@ -43,6 +43,7 @@ CONFIG = ModelConfig(
 
 
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
+THRESHOLD = dataclasses.replace(CONFIG, router="expert_threshold")
 
 
 def run(seed: int = 0) -> Rows:
@@ -71,6 +72,9 @@ def run(seed: int = 0) -> Rows:
         *_gate(rng, "noisy_top_k, every expert", top_k=5),
         *_router(rng, "switch", SWITCH),
         *_router(rng, "switch, tokens dropped", SWITCH, capacity_factor=0.5),
+        *_router(rng, "expert_choice", dataclasses.replace(CONFIG, router="expert_choice")),
+        *_router(rng, "expert_threshold", THRESHOLD),
+        *_router(rng, "expert_threshold, tokens dropped", THRESHOLD, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),

@@ -18,6 +18,8 @@ SMALL = ModelConfig(
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
+    "expert_choice": [{}, {"active_experts": 1}],
+    "expert_threshold": [{}, {"active_experts": 1}],
 }
 
 
