@@ -98,6 +98,11 @@ def causal_routers() -> list[str]:
     return [name for name, module in ROUTERS.items() if not getattr(module, "LOOKS_AHEAD", False)]
 
 
+def most_experts(config: ModelConfig) -> int:
+    """The largest number of experts that a token can have: K, or E if the router lets that number vary."""
+    return config.experts if getattr(router_of(config), "VARIES", False) else config.active_experts
+
+
 def balance_coefficient(config: ModelConfig) -> float:
     """The coefficient of the balance loss for a recipe that names none: 0.01, or what the router states."""
     coefficient: float = getattr(router_of(config), "BALANCE_LOSS", 0.01)

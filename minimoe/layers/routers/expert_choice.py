@@ -34,6 +34,9 @@ from minimoe.layers.routing import RouterStats, Routing
 LOOKS_AHEAD = True
 """A later token can take an earlier one's place."""
 
+VARIES = True
+"""A token gets as many experts as want it."""
+
 BALANCE_LOSS = 0.0
 """The load is equal by construction."""
 

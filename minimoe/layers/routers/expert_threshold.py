@@ -43,6 +43,9 @@ from minimoe.layers.routing import RouterStats, Routing
 RATE = 0.05
 """η: how far a threshold moves after a step, relative to itself and to the expert's surplus of load."""
 
+VARIES = True
+"""A token gets as many experts as it is good enough for."""
+
 BALANCE_LOSS = 0.0
 """The thresholds balance the load, so no loss has to."""
 

@@ -20,7 +20,11 @@ from minimoe.layers.routers.expert_threshold import ExpertThreshold
 from minimoe.layers.routing import RouterStats, by_token, experts_by_token
 from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients
+from minimoe.optim import optimizer
+from minimoe.parallel import exchange
+from minimoe.parallel.processes import can_fork
 from minimoe.proof.gradcheck import Ranked, check, failed
+from minimoe.training import step
 
 EVERY_LOSS = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
 CONFIG = ModelConfig(
@@ -216,6 +220,29 @@ def test_a_text_is_written_as_the_whole_model_would_also_by_tokens_without_an_ex
     for position in range(20):
         logits = generation.extend(params, cache, tokens[:, position : position + 1])[0]
         np.testing.assert_allclose(logits, whole.logits[0, position], atol=1e-12)
+
+
+@pytest.mark.skipif(not can_fork(), reason="workers are threads on this system, and share no memory of a fixed size")
+def test_workers_that_own_experts_have_room_for_tokens_that_go_to_all_of_them(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without thresholds every token has E experts, more than the K for which rows_at_once counts."""
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: True)
+    recipe = TrainConfig(batch=4, warmup=0, dtype="float64", optimizer="adamw")
+    tokens, targets = rng.integers(11, size=(2, 4, 30))
+    after = []
+    for workers in (1, 2):
+        params = decoder.init(np.random.default_rng(0), CONFIG, np.float64)
+        for block in params.blocks:
+            block.moe.router.threshold[...] = 0.01
+        moments = optimizer.init(params, recipe)
+        with step.open_workers(params, moments, CONFIG, recipe, workers) as opened:
+            shards = step.shard_batch(rng, opened.params, tokens, targets, CONFIG, recipe, workers)
+            totals, _ = opened.step(shards, 0)
+            after.append(tree.map(np.copy, opened.params))
+        assert totals.stats[0].assignments.tolist() == [4 * 30] * 5
+    for one, other in zip(*map(tree.leaves, after), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
 
 
 def test_one_token_is_decoded_to_the_entries_of_the_layer_best_first(rng: np.random.Generator) -> None:
