@@ -15,7 +15,7 @@ def moved_earlier(layer, x, new):
     return moved
 
 
-def expert_choice(p, real, K):
+def choose_tokens(p, real, K):
     """p (B, T, E), real (B, T) bools, False for padding → taken (B, T, E) bools."""
     B, T, E = p.shape
     taken = np.zeros((B, T, E), bool)

@@ -77,7 +77,7 @@ def _rounds(x: Array) -> Array:
     return y
 
 
-def expert_choice(answer: Answer) -> Report:
+def choose_tokens(answer: Answer) -> Report:
     """(p, real, K) → taken (B, T, E): each expert's ⌈K T_b / E⌉ best real tokens of each sequence."""
     rng = np.random.default_rng(23)
     B, T, E, K = 3, 8, 5, 2

@@ -21,7 +21,7 @@ def rows(rng: np.random.Generator) -> list[Row]:
 
 
 def _soft_decoder(rng: np.random.Generator) -> list[Row]:
-    """The loss of a decoder with Soft MoE, whose output layer is the embedding table."""
+    """The summed loss of a decoder with Soft MoE, whose output layer is the embedding table."""
     config = ModelConfig(
         vocab_size=7, width=8, layers=2, heads=2, kv_heads=1, head_width=4, context=5, experts=2, expert_width=3,
         tied_embeddings=True,
@@ -31,12 +31,12 @@ def _soft_decoder(rng: np.random.Generator) -> list[Row]:
     def forward(params: Any, x: None) -> tuple[Array, Any]:
         logits, cache = prefix_loss.forward(params, tokens, config)
         loss, at_loss = cross_entropy.forward(logits, targets)
-        return loss.total / loss.tokens, (cache, at_loss, logits.shape)
+        return loss.total, (cache, at_loss, logits.shape)
 
     def backward(params: Any, caches: Any, dy: Array) -> tuple[None, Any]:
         cache, at_loss, shape = caches
-        return None, prefix_loss.backward(params, cache, cross_entropy.backward(at_loss, dy / 10).reshape(shape))
+        return None, prefix_loss.backward(params, cache, cross_entropy.backward(at_loss, dy).reshape(shape))
 
     fresh = prefix_loss.init(rng, config, slots_per_expert=2)
-    params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), fresh)
+    params = tree.map(lambda leaf: leaf + 1.0 * rng.standard_normal(leaf.shape), fresh)
     return check("decoder with Soft MoE", forward, backward, params, None, bound=1e-6, entries=6, directions=2)

@@ -43,7 +43,7 @@ def moved_one_by_one(layer, x, new):
 def chosen(quota=lambda K, n, T, E: -(-K * n // E), padding=False, sign=1, latest=False, cut=False):
     """Expert choice, right but for one thing."""
 
-    def expert_choice(p, real, K):
+    def choose_tokens(p, real, K):
         B, T, E = p.shape
         taken = np.zeros(p.shape, bool)
         for b in range(B):
@@ -53,7 +53,7 @@ def chosen(quota=lambda K, n, T, E: -(-K * n // E), padding=False, sign=1, lates
             np.put_along_axis(taken[b], T - 1 - best if latest else best, True, axis=0)
         return taken & real[:, :, None] if cut else taken
 
-    return expert_choice
+    return choose_tokens
 
 
 def tokens_choose(p, real, K):
@@ -190,7 +190,7 @@ WRONG = {
         (moved(lambda a, b: abs((a - b).sum(1)) > 1e-9), "number by number"),
         (moved(lambda a, b: (a != b).any(1)), "rounding"),
     ],
-    check.expert_choice: [
+    check.choose_tokens: [
         (tokens_choose, "rank along T"),
         (real_tokens_choose, "padding none"),
         (chosen(padding=True), "below every real token"),
@@ -236,7 +236,7 @@ WRONG = {
 
 RIGHT = {
     check.moved_earlier: [moved_by_a_batch, moved_one_by_one],
-    check.expert_choice: [expert_by_expert, by_counting_better_ones],
+    check.choose_tokens: [expert_by_expert, by_counting_better_ones],
     check.renormalized_backward: [by_jacobian, by_the_quotient_rule],
     check.next_threshold: [threshold_one_by_one, threshold_by_logarithm],
     check.two_softmaxes: [transposed, sequence_by_sequence],

@@ -14,9 +14,9 @@ After each step, a threshold moves by the expert's load relative to its fair sha
     τ_e ← τ_e · exp(η (load_e / fair − 1)),    load_e = the tokens taken,  fair = K N / E,  η = 0.05
 
 It rests where the expert takes a share K/E of all tokens, that is, at the same quantile of p_e as the smallest p that
-expert choice takes. Sun et al. 2026 keep a running mean of that smallest p. It would have to be found among all tokens
-of a step, which the shards of a batch cannot do without each other. The load is a sum over tokens, so any division of
-the batch into shards or workers gives the same thresholds.
+expert choice takes. Sun et al. 2026 keep an exponential moving average of a threshold that is estimated from all tokens
+together. Such an estimate is a quantile of the batch, which its shards cannot find without each other. The load is a
+sum over tokens, so any division of the batch into shards or workers gives the same thresholds.
 
 Zhou et al. 2022, arXiv 2202.09368 (expert choice); Sun et al. 2026, arXiv 2603.11535 (thresholds).
 Lesson: lessons/23_who_may_look_ahead.ipynb
