@@ -161,12 +161,12 @@ def next_state(
 def moved(threshold: Array, load: Array, tokens: Array | int, active: int) -> Array:
     """The thresholds (E,) after a step of N = ``tokens``, in which the experts took ``load`` (E,) of them.
 
-    The factor makes the size of a step independent of the size of τ, and keeps τ positive. One expert that takes
-    everything moves by η (E/K − 1) at most, one that takes nothing by −η. Without tokens, nothing moves.
+    A factor makes the size of a step independent of the size of τ, and keeps τ positive. The logarithm of τ moves by
+    η (E/K − 1) for an expert that took every token, and by −η for one that took none. Without tokens, nothing moves.
     """
     xp = array_module(threshold)
-    fair = active * tokens / len(threshold)
-    surplus = load / xp.maximum(fair, 1e-9) - (fair > 0)
+    fair = xp.full((), tokens, threshold.dtype) * (active / len(threshold))
+    surplus = (load - fair) / xp.maximum(fair, 1e-9)
     return threshold * xp.exp(RATE * surplus).astype(threshold.dtype)
 
 

@@ -5,7 +5,9 @@ import math
 from typing import Any
 
 import numpy as np
+import on_devices
 import pytest
+import strict_cupy
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -142,6 +144,15 @@ def test_no_tokens_move_no_threshold() -> None:
     moved = expert_threshold.moved(tau, np.zeros(2, np.float32), np.float32(0), 1)
     np.testing.assert_array_equal(moved, tau)
     assert moved.dtype == np.float32
+
+
+def test_the_thresholds_move_on_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    tau, load = np.array([0.1, 0.3], np.float32), np.array([5, 1], np.float32)
+    here = expert_threshold.moved(tau, load, 6, 1)
+    strict_cupy.install(monkeypatch)
+    move = on_devices.mover("gpu", np.float32)
+    for tokens in (6, move(np.array(6.0))):
+        on_devices.assert_equal(here, expert_threshold.moved(move(tau), move(load), tokens, 1), 1e-6)
 
 
 @pytest.mark.parametrize("active", [1, 2])
