@@ -13,6 +13,7 @@ Of a router:
 
     check_forward     ``check`` for a model that is not trained, if ``check`` refuses settings only for training
     LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
+    VARIES            True if a token may have any number of experts up to E; otherwise it has at most K
     BALANCE_LOSS      the coefficient of the balance loss if the recipe names none; 0 for a router that needs no loss
     regulariser       ``(params, stats, config)`` → a loss of its own, from the sums of a layer, and the gradient with
                       respect to the sums

@@ -28,13 +28,15 @@ from minimoe.layers.exchange import Exchange
 from minimoe.layers.experts import swiglu
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
-from minimoe.layers.routers import gshard, noisy_top_k, switch
+from minimoe.layers.routers import expert_choice, expert_threshold, gshard, noisy_top_k, switch
 from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
     "switch": switch,
     "gshard": gshard,
+    "expert_choice": expert_choice,
+    "expert_threshold": expert_threshold,
 }
 """The module for each value of ``ModelConfig.router``."""
 
@@ -95,6 +97,11 @@ def check_forward(config: ModelConfig) -> None:
 def causal_routers() -> list[str]:
     """The names of the routers that a language model can use: those that never look at a later token."""
     return [name for name, module in ROUTERS.items() if not getattr(module, "LOOKS_AHEAD", False)]
+
+
+def most_experts(config: ModelConfig) -> int:
+    """The largest number of experts that a token can have: K, or E if the router lets that number vary."""
+    return config.experts if getattr(router_of(config), "VARIES", False) else config.active_experts
 
 
 def balance_coefficient(config: ModelConfig) -> float:

@@ -91,9 +91,14 @@ def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> 
 
 
 def rows_at_once(config: ModelConfig, recipe: TrainConfig, workers: int) -> int:
-    """The largest number of rows, K per token, that all workers together process at a time, one shard each."""
+    """The number of rows, K per token, that all workers together process at a time, one shard each."""
     sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # in a shard
     return workers * sequences * config.context * config.active_experts
+
+
+def most_rows(config: ModelConfig, recipe: TrainConfig, workers: int) -> int:
+    """The number of rows that there must be room for: more than K per token if the router may choose more."""
+    return rows_at_once(config, recipe, workers) // config.active_experts * moe.most_experts(config)
 
 
 def exchange_is_faster(config: ModelConfig, rows: int) -> bool:

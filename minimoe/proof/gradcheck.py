@@ -44,6 +44,7 @@ CONFIG = ModelConfig(
 
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
 GSHARD = dataclasses.replace(CONFIG, router="gshard")
+THRESHOLD = dataclasses.replace(CONFIG, router="expert_threshold")
 
 
 def run(seed: int = 0) -> Rows:
@@ -75,6 +76,9 @@ def run(seed: int = 0) -> Rows:
         *_router(rng, "gshard", GSHARD),
         *_router(rng, "gshard, second drawn", dataclasses.replace(GSHARD, second_expert="sampling")),
         *_router(rng, "gshard, tokens dropped", GSHARD, capacity_factor=0.5),
+        *_router(rng, "expert_choice", dataclasses.replace(CONFIG, router="expert_choice")),
+        *_router(rng, "expert_threshold", THRESHOLD),
+        *_router(rng, "expert_threshold, tokens dropped", THRESHOLD, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),

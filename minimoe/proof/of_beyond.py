@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.beyond import agent, agent_training
+from minimoe.beyond import agent, agent_training, prefix_loss
 from minimoe.beyond.agent import Agent, Policy
 from minimoe.core import tree
 from minimoe.core.arrays import Array
+from minimoe.core.config import ModelConfig
+from minimoe.losses import cross_entropy
 from minimoe.proof.finite_differences import check
 from minimoe.proof.results import Row
 
@@ -54,3 +56,26 @@ def _agent(rng: np.random.Generator) -> list[Row]:
         if name == "soft":
             made += check("agent, loss of the baseline", of_baseline, backward, whole.baseline, None)
     return made
+    return [*_soft_decoder(rng)]
+
+
+def _soft_decoder(rng: np.random.Generator) -> list[Row]:
+    """The summed loss of a decoder with Soft MoE, whose output layer is the embedding table."""
+    config = ModelConfig(
+        vocab_size=7, width=8, layers=2, heads=2, kv_heads=1, head_width=4, context=5, experts=2, expert_width=3,
+        tied_embeddings=True,
+    )  # fmt: skip
+    tokens, targets = rng.integers(7, size=(2, 2, 5))
+
+    def forward(params: Any, x: None) -> tuple[Array, Any]:
+        logits, cache = prefix_loss.forward(params, tokens, config)
+        loss, at_loss = cross_entropy.forward(logits, targets)
+        return loss.total, (cache, at_loss, logits.shape)
+
+    def backward(params: Any, caches: Any, dy: Array) -> tuple[None, Any]:
+        cache, at_loss, shape = caches
+        return None, prefix_loss.backward(params, cache, cross_entropy.backward(at_loss, dy).reshape(shape))
+
+    fresh = prefix_loss.init(rng, config, slots_per_expert=2)
+    params = tree.map(lambda leaf: leaf + 1.0 * rng.standard_normal(leaf.shape), fresh)
+    return check("decoder with Soft MoE", forward, backward, params, None, bound=1e-6, entries=6, directions=2)

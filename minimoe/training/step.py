@@ -30,7 +30,7 @@ from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, Totals
 from minimoe.optim import clipping, optimizer
 from minimoe.parallel import exchange
-from minimoe.parallel.exchange import rows_at_once, worth_exchanging
+from minimoe.parallel.exchange import most_rows, worth_exchanging
 from minimoe.parallel.group import ALONE, Group, Run, Work
 from minimoe.parallel.launch import launch
 from minimoe.parallel.processes import shared
@@ -101,7 +101,7 @@ def launch_for(
     if not worth_exchanging(config, recipe, workers):
         return launch(workers, work, named)
     _, added_up = exchange.split(named, set(tree.marked(params, "by_expert")))
-    row_bytes = rows_at_once(config, recipe, workers) * config.width * params.norm.gain.itemsize
+    row_bytes = most_rows(config, recipe, workers) * config.width * params.norm.gain.itemsize
     return launch(workers, work, added_up, row_bytes=row_bytes)
 
 

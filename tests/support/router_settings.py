@@ -19,6 +19,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
     "gshard": [{}, {"second_expert": "sampling"}, {"second_expert": "all"}],
+    "expert_choice": [{}, {"active_experts": 1}],
+    "expert_threshold": [{}, {"active_experts": 1}],
 }
 
 

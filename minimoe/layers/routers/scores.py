@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from minimoe.core.arrays import Array, array_module, underflow_is_right
-from minimoe.layers.routing import RouterStats
+from minimoe.layers.routing import Choice, RouterStats
 
 
 def largest(z: Array, count: int) -> Array:
@@ -117,3 +117,16 @@ def _by_token(shares: Array, tokens: int) -> Array:
 def once_per_token(gradient: Array, mask: Array | None) -> Array:
     """Passes the gradient with respect to a sum to every token that is part of the sum: padding gets none."""
     return gradient if mask is None else gradient * mask
+
+
+def choice_of(taken: Array, weights: Array) -> tuple[Choice, Array]:
+    """taken (N, E) bool and weights (N, E) ≥ 0 → each token's experts, best first, and which entries exist, (N, K).
+
+    For routers that give a token any number of experts: K is the largest number that a token has, at least 1, and a
+    token with fewer has entries at its end that do not exist.
+    """
+    xp = array_module(weights)
+    most = max(int(taken.sum(1).max()), 1) if len(taken) else 1
+    experts = largest(xp.where(taken, weights, -1), most)  # the others come last
+    kept = xp.take_along_axis(taken, experts, axis=1)
+    return Choice(experts, xp.take_along_axis(weights, experts, axis=1)), kept
