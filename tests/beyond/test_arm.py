@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minimoe.beyond import arm
+from minimoe.beyond import arm, hidden_layer
 from minimoe.core.errors import UserError
 
 
@@ -94,3 +94,18 @@ def test_useless_settings_are_refused(rng: np.random.Generator) -> None:
     for rate, epochs, batch in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(UserError, match=f"rate {rate}, epochs {epochs} and batch {batch} train nothing"):
             arm.train_network(rng, learned, heldout, 3, rate, epochs, batch=batch)
+
+
+def test_an_epoch_takes_the_batches_in_a_random_order_and_each_case_once() -> None:
+    """The same steps written out, with the random numbers of the training."""
+    learned, heldout = arm.moves(np.random.default_rng(0), 60).split(50)
+    errors = arm.train_network(np.random.default_rng(1), learned, heldout, 8, 0.05, 2, batch=20)
+    rng = np.random.default_rng(1)
+    params = hidden_layer.init(rng, 6, 8, 2)
+    for _ in range(2):
+        order = rng.permutation(50)
+        for rows in (order[:20], order[20:40], order[40:]):
+            y, cache = hidden_layer.forward(params, learned.x[rows])
+            _, change = hidden_layer.backward(params, cache, 2 * (y - learned.y[rows]) / len(rows))
+            params = hidden_layer.HiddenLayer(*(old - 0.05 * new for old, new in zip(params, change, strict=True)))
+    assert errors[-1] == pytest.approx(arm.relative_error(hidden_layer.forward(params, heldout.x)[0], heldout.y))

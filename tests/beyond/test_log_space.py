@@ -24,3 +24,9 @@ def test_what_is_too_small_is_zero_also_where_a_program_stops_at_every_warning()
     with np.errstate(all="raise"):
         assert log_space.exp(np.array([-1e4]))[0] == 0
         assert np.isfinite(log_space.log_softmax(np.array([0.0, -1e4]))).all()
+
+
+def test_every_row_has_its_own_largest() -> None:
+    x = np.array([[0.0, 1.0], [-1e4, 1.0 - 1e4]])
+    np.testing.assert_allclose(np.diff(log_space.log_sum_exp(x), axis=0), [[-1e4]])
+    np.testing.assert_allclose(*log_space.log_softmax(x))
