@@ -1,7 +1,7 @@
 """Figures of mixtures: where a gate trusts which expert, on a line and in a plane.
 
-Trust is drawn in the colours of the experts: a strong colour where an expert is trusted alone, a mixed one where several
-are. The functions draw into axes that the caller made.
+Trust is drawn in the colours of the experts: a strong colour where one expert is trusted alone, a mixed colour where
+several are. The functions draw into axes that the caller made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lines_by_trust(axes: Axes, x: Array, output: Array, trust: Array) -> None:
-    """Draws output (G, E) of each expert over x (G,): a thin line everywhere, and a thick one as opaque as its trust."""
+    """Draws the output (G, E) of each expert over x (G,): a thin line, and a thick one as opaque as its trust."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
 
@@ -55,7 +55,7 @@ def borders(axes: Axes, x: Array, y: Array, winner: Array) -> None:
 def clouds(
     axes: Axes, points: Array, label: Array, names: Sequence[str], colours: Sequence[str] | None = None
 ) -> None:
-    """Draws points (N, 2) as dots, and the name of each label (N,) in the middle of its dots; in grey without colours."""
+    """Draws points (N, 2) as dots, and the name of each label (N,) in the middle of them; grey without colours."""
     from matplotlib.patheffects import withStroke
 
     for number, name in enumerate(names):
@@ -64,4 +64,4 @@ def clouds(
         axes.scatter(chosen[:, 0], chosen[:, 1], s=9, color=QUIET if colours is None else colour, linewidths=0)
         x, y = np.median(chosen, axis=0)
         border = [withStroke(linewidth=3, foreground="white")]
-        axes.text(x, y, name, fontsize=17, color=colour, ha="center", va="center", path_effects=border)
+        axes.text(x, y, name, fontsize=17, weight="bold", color=colour, ha="center", va="center", path_effects=border)

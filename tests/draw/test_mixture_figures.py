@@ -24,9 +24,9 @@ def test_a_line_is_as_opaque_as_its_expert_is_trusted() -> None:
 
 
 def test_a_plane_has_the_colours_of_those_who_are_trusted() -> None:
-    trust = np.array([[[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]])
+    trust = np.array([[[1.0, 0.0], [0.5, 0.5]]] * 2)
     drawn = axes()
-    mixture_figures.plane_by_trust(drawn, np.array([0.0, 1.0, 2.0]), np.array([3.0]), trust[:, :2], strength=1)
+    mixture_figures.plane_by_trust(drawn, np.array([0.0, 1.0]), np.array([3.0, 4.0]), trust, strength=1)
     one, other = (np.array(to_rgb(palette.colour(e))) for e in range(2))
     np.testing.assert_allclose(drawn.images[0].get_array()[0], [one, (one + other) / 2], atol=0.005)
 
