@@ -272,6 +272,12 @@ def gradient_step(params: HierarchicalMixture, x: Array, y: Array, rate: float) 
     return moved, float(log_likelihood.sum())
 
 
+def four_lines(rng: np.random.Generator, cases: int = 300, noise: float = 0.15) -> tuple[Array, Array]:
+    """A W: x (N, 2), uniform in [−3, 3] beside a column of ones, and y = 2 | |x| − 1.5 | with Gaussian noise (N, 1)."""
+    x = rng.uniform(-3, 3, (cases, 1))
+    return with_one(x), 2 * abs(abs(x) - 1.5) + noise * rng.standard_normal((cases, 1))
+
+
 def _fit_leaves(
     params: HierarchicalMixture, x: Array, y: Array, h: Array, ridge: float, floor: float
 ) -> HierarchicalMixture:

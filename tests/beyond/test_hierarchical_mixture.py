@@ -310,3 +310,13 @@ def test_bad_settings_are_refused_in_a_sentence(rng: np.random.Generator) -> Non
     for decay in (0.0, 1.1):
         with pytest.raises(UserError, match=f"decay {decay} is not a discount"):
             trees.online_step(params, trees.online_init(params), x[0], y[0], decay)
+
+
+def test_the_w_has_four_lines(rng: np.random.Generator) -> None:
+    x, y = trees.four_lines(rng, 4000)
+    assert (x.shape, y.shape) == ((4000, 2), (4000, 1))
+    for low, slope, offset in ((-3, -2, -3), (-1.5, 2, 3), (0, -2, 3), (1.5, 2, -3)):
+        part = (x[:, 0] > low) & (x[:, 0] < low + 1.5)
+        fitted = np.linalg.lstsq(x[part], y[part], rcond=None)[0][:, 0]
+        np.testing.assert_allclose(fitted, [slope, offset], atol=0.1)
+        assert np.std(y[part, 0] - x[part] @ fitted) == pytest.approx(0.15, rel=0.1)
