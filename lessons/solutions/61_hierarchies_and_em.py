@@ -10,10 +10,11 @@ def posteriors(g_root, g_branch, density):
     return branch / branch.sum(1, keepdims=True), within / within.sum(2, keepdims=True)
 
 
-def fit_leaf(x, y, h):
-    """x (N, D), y (N, M), h (N,) → U (D, M), variance a number."""
+def fit_leaf(x, y, h, ridge, variance):
+    """x (N, D), y (N, M), h (N,), ridge and the old σ² numbers → U (D, M), the new σ² a number."""
     weighted = h[:, None] * x
-    U = np.linalg.solve(weighted.T @ x, weighted.T @ y)
+    # The derivative is zero where xᵀ h (y − x U)/σ² = ridge U; both sides were multiplied with σ².
+    U = np.linalg.solve(weighted.T @ x + ridge * variance * np.eye(x.shape[1]), weighted.T @ y)
     return U, h @ ((y - x @ U) ** 2).mean(1) / h.sum()
 
 

@@ -303,9 +303,9 @@ def _fit(x: Array, target: Array, weight: Array, ridge: float | Array) -> Array:
     """x (N, D), target (N, M), weight (N,) → W (D, M), the minimum of Σ weight ‖target − x W‖² + ridge ‖W‖²."""
     xp = array_module(x)
     weighted = x * weight[:, None]
-    # A tiny part of the largest entry keeps the matrix invertible where a leaf has fewer cases than unknowns.
     gram = weighted.T @ x
-    little = xp.finfo(x.dtype).eps * gram.diagonal().max() + xp.finfo(x.dtype).tiny
+    # A tiny part of the largest entry keeps the matrix invertible where a leaf has fewer cases than unknowns.
+    little = np.finfo(x.dtype).eps * gram.max() + np.finfo(x.dtype).tiny
     return xp.linalg.solve(gram + (ridge + little) * xp.eye(x.shape[1], dtype=x.dtype), weighted.T @ target)
 
 
@@ -326,7 +326,7 @@ def _newton(v: Array, x: Array, target: Array, weight: Array, ridge: float) -> A
         for a, b in np.ndindex(J, J):
             curve[a, :, b] = (x * (weight * g[:, a] * ((a == b) - g[:, b]))[:, None]).T @ x
         square = curve.reshape(J * D, J * D)
-        square = square + (ridge + 1e-9 * (1 + square.diagonal().max())) * xp.eye(J * D, dtype=x.dtype)
+        square = square + (ridge + 1e-9 * (1 + square.max())) * xp.eye(J * D, dtype=x.dtype)
         step = xp.linalg.solve(square, slope.T.reshape(-1)).reshape(J, D).T
         for _ in range(HALVINGS):
             there, g_there = _gate_fit(v + step, x, target, weight, ridge)

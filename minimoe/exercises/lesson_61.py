@@ -48,45 +48,53 @@ def posteriors(answer: Answer) -> Report:
 
 
 def fit_leaf(answer: Answer) -> Report:
-    """(x, y, h) → U and σ² of one leaf: the M-step."""
-    return first_failure(_fit_leaf(answer, *case) for case in ((9, 3, 2), (12, 4, 1)))
+    """(x, y, h, ridge, variance) → U and the new σ² of one leaf: the M-step with a penalty of ½ ridge ‖U‖²."""
+    return first_failure(_fit_leaf(answer, *case) for case in ((9, 3, 2, 0.7, 2.5), (12, 4, 1, 1.5, 0.4)))
 
 
-def _fit_leaf(answer: Answer, cases: int, inputs: int, outputs: int) -> Report:
+def _fit_leaf(answer: Answer, cases: int, inputs: int, outputs: int, ridge: float, variance: float) -> Report:
     rng = np.random.default_rng(62)
     x, y = rng.standard_normal((cases, inputs)), rng.standard_normal((cases, outputs))
     h = rng.uniform(0.05, 1, cases)
 
-    def fitted(weight: Array) -> Array:
-        return np.linalg.solve((weight[:, None] * x).T @ x, (weight[:, None] * x).T @ y)
+    def fitted(left: Array, right: Array, penalty: float) -> Array:
+        gram = (left[:, None] * x).T @ x + penalty * np.eye(inputs)
+        return np.linalg.solve(gram, (right[:, None] * x).T @ y)
 
-    U = fitted(h)
+    one, penalty = np.ones(cases), ridge * variance
+    U = fitted(h, h, penalty)
     left = h @ ((y - x @ U) ** 2).sum(1)
-    variance = left / (outputs * h.sum())
-    plain = ((y - x @ U) ** 2).mean()
-    by_cases = left / (outputs * cases)
-    several = {"this is σ² of all entries of y together: divide by M too.": left / h.sum()} if outputs > 1 else {}
+    new = left / (outputs * h.sum())
+    several = {"σ² is that of one entry of y: divide by M too.": left / h.sum()} if outputs > 1 else {}
     return values(
         answer,
-        (x, y, h),
-        {"U": U, "variance": variance},
+        (x, y, h, ridge, variance),
+        {"U": U, "variance": new},
         sizes={"N": cases, "D": inputs, "M": outputs},
         mistakes={
             "U": {
-                "the weights h are missing: every case counts alike.": fitted(np.ones(cases)),
-                "h counts twice: multiply both sides with √h before lstsq, or one side with h.": fitted(h**2),
-                "h counts half: weigh with h, not with √h.": fitted(np.sqrt(h)),
-                "the weight is missing in xᵀ h x; both sums have it.": (
-                    np.linalg.solve(x.T @ x, (h[:, None] * x).T @ y)
+                "the weights h are missing: every case counts alike.": fitted(one, one, penalty),
+                "h counts twice: it stands once in each sum.": fitted(h**2, h**2, penalty),
+                "the weight is missing in xᵀ h x; both sums have it.": fitted(one, h, penalty),
+                "the weight is missing in xᵀ h y; both sums have it.": fitted(h, one, penalty),
+                "the ridge is missing.": fitted(h, h, 0),
+                "the squares are divided by 2σ² and the ridge is not: multiply the ridge with σ².": (
+                    fitted(h, h, ridge)
                 ),
-                "the weight is missing in xᵀ h y; both sums have it.": (
-                    np.linalg.solve((h[:, None] * x).T @ x, x.T @ y)
-                ),
+                "multiply the ridge with σ², do not divide it.": fitted(h, h, ridge / variance),
+                "the 2 of 2σ² and the ½ of the ridge cancel.": fitted(h, h, 2 * penalty),
             },
             "variance": {
-                "the squares must be weighted with h too.": plain,
-                "a leaf has Σ h cases, not N: divide by the sum of the weights.": by_cases,
-                "this is σ, not σ².": np.sqrt(variance),
+                "the squares must be weighted with h too.": ((y - x @ U) ** 2).mean(),
+                "a leaf has Σ h cases, not N: divide by the sum of the weights.": left / (outputs * cases),
+                "this is σ, not σ².": np.sqrt(new),
+                "this is the old σ²; fit it to the new U.": variance,
+                "the ridge has no part in the new σ²: for a given U, it does not depend on σ².": (
+                    (left + ridge * (U**2).sum()) / (outputs * h.sum())
+                ),
+                "this is the residual of the fit without the ridge.": (
+                    h @ ((y - x @ fitted(h, h, 0)) ** 2).mean(1) / h.sum()
+                ),
                 **several,
             },
         },

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strict_cupy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minimoe.beyond import adaptive_mixture as mixtures
 from minimoe.beyond.adaptive_mixture import CLASS_ERRORS, ERRORS, Answers
+from minimoe.core import tree
+from minimoe.core.arrays import to_device, to_host
 from minimoe.core.errors import UserError
 from minimoe.proof.finite_differences import check
 from minimoe.proof.results import failed
@@ -213,3 +216,21 @@ def test_alone_is_the_output_of_the_expert_that_the_gate_trusts_most(rng: np.ran
     answers = Answers(rng.standard_normal((6, 3)), rng.standard_normal((6, 3, 2)))
     for n, output in enumerate(mixtures.alone(answers)):
         np.testing.assert_array_equal(output, answers.output[n, max(range(3), key=lambda e: answers.gate[n, e])])
+
+
+@pytest.mark.parametrize("name", list(ERRORS))
+def test_cupy_gives_the_same_errors_and_gradients(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    strict_cupy.install(monkeypatch)
+    params, x = mixtures.init(rng, 3, 2, 4), rng.standard_normal((5, 3))
+    for error, target in ((ERRORS[name], rng.standard_normal((5, 2))), (CLASS_ERRORS[name], np.array([0, 1, 1, 0, 1]))):
+
+        def results(params: Any, x: Any, target: Any, error: Any = error) -> Any:
+            answers, cache = mixtures.forward(params, x)
+            value, gradient = error(answers, target)
+            return value, mixtures.backward(params, cache, gradient), mixtures.alone(answers)
+
+        on_gpu = results(*tree.map(lambda leaf: to_device(leaf, "gpu"), (params, x, target)))
+        for mine, theirs in zip(tree.leaves(results(params, x, target)), tree.leaves(on_gpu), strict=True):
+            np.testing.assert_allclose(to_host(theirs), mine, rtol=1e-12, atol=1e-14)

@@ -5,11 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import strict_cupy
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minimoe.beyond import hierarchical_mixture as trees
 from minimoe.beyond.hierarchical_mixture import HierarchicalMixture
+from minimoe.core import tree
+from minimoe.core.arrays import to_device, to_host
 from minimoe.core.errors import UserError
 from minimoe.proof.finite_differences import check
 from minimoe.proof.results import failed
@@ -320,3 +323,25 @@ def test_the_w_has_four_lines(rng: np.random.Generator) -> None:
         fitted = np.linalg.lstsq(x[part], y[part], rcond=None)[0][:, 0]
         np.testing.assert_allclose(fitted, [slope, offset], atol=0.1)
         assert np.std(y[part, 0] - x[part] @ fitted) == pytest.approx(0.15, rel=0.1)
+
+
+def test_a_gate_that_no_step_improves_stays_as_it_is(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounding can do that at the top; here every place is made worse than the one before."""
+    v, x = rng.standard_normal((3, 2)), rng.standard_normal((9, 3))
+    fits = iter(range(0, -1000, -1))
+    monkeypatch.setattr(trees, "_gate_fit", lambda v, x, target, weight, ridge: (next(fits), np.full((9, 2), 0.5)))
+    np.testing.assert_array_equal(trees._newton(v, x, np.eye(2)[[0] * 9], np.ones(9), 1e-3), v)
+    assert next(fits) == -trees.HALVINGS - 1, "every shorter step was tried"
+
+
+def test_cupy_gives_the_same_likelihood_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    strict_cupy.install(monkeypatch)
+
+    def results(params: Any, x: Any, y: Any) -> Any:
+        log_likelihood, cache = trees.forward(params, x, y)
+        return log_likelihood, trees.backward(params, cache, log_likelihood), trees.predict(params, x)
+
+    host = drawn(12)
+    on_gpu = results(*tree.map(lambda leaf: to_device(leaf, "gpu"), host))
+    for mine, theirs in zip(tree.leaves(results(*host)), tree.leaves(on_gpu), strict=True):
+        np.testing.assert_allclose(to_host(theirs), mine, rtol=1e-12, atol=1e-14)

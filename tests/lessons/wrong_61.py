@@ -38,33 +38,57 @@ def tree_from_all_leaves(g_root, g_branch, density):
     return h.sum(2), h / h.sum(2)[..., None]
 
 
-def solved(left, right):
-    return lambda x, h, y: np.linalg.solve((left(h)[:, None] * x).T @ x, (right(h)[:, None] * x).T @ y)
+def fitted(left=np.array, right=np.array, penalty=lambda ridge, variance: ridge * variance):
+    """U with other weights in the two sums, or another penalty."""
+
+    def fit(x, y, h, ridge, variance):
+        gram = (left(h)[:, None] * x).T @ x + penalty(ridge, variance) * np.eye(x.shape[1])
+        return np.linalg.solve(gram, (right(h)[:, None] * x).T @ y)
+
+    return fit
 
 
 def leaf(fit=None, variance=None):
-    """The right M-step but for one: U is a function of x, h and y, and σ² one of the residual and h."""
+    """The right M-step but for one: U, or σ² as a function of the residual and h."""
 
-    def fit_leaf(x, y, h):
-        U = (solved(np.array, np.array) if fit is None else fit)(x, h, y)
-        r = y - x @ solved(np.array, np.array)(x, h, y)
-        return U, h @ (r**2).mean(1) / h.sum() if variance is None else variance(r, h)
+    def fit_leaf(x, y, h, ridge, old):
+        U = fitted()(x, y, h, ridge, old)
+        r = y - x @ U
+        new = h @ (r**2).mean(1) / h.sum() if variance is None else variance(r, h)
+        return U if fit is None else fit(x, y, h, ridge, old), new
 
     return fit_leaf
 
 
-def leaf_by_lstsq(x, y, h):
+def old_variance(x, y, h, ridge, variance):
+    return fitted()(x, y, h, ridge, variance), variance
+
+
+def residual_without_ridge(x, y, h, ridge, variance):
+    r = y - x @ fitted(penalty=lambda ridge, variance: 0)(x, y, h, ridge, variance)
+    return fitted()(x, y, h, ridge, variance), h @ (r**2).mean(1) / h.sum()
+
+
+def ridge_in_variance(x, y, h, ridge, variance):
+    U = fitted()(x, y, h, ridge, variance)
+    return U, (h @ ((y - x @ U) ** 2).sum(1) + ridge * (U**2).sum()) / (y.shape[1] * h.sum())
+
+
+def leaf_by_lstsq(x, y, h, ridge, variance):
+    """The ridge as D more cases, whose target is 0."""
     root = np.sqrt(h)[:, None]
-    U, *_ = np.linalg.lstsq(root * x, root * y, rcond=None)
+    more = np.sqrt(ridge * variance) * np.eye(x.shape[1])
+    target = np.concatenate([root * y, np.zeros((x.shape[1], y.shape[1]))])
+    U, *_ = np.linalg.lstsq(np.concatenate([root * x, more]), target, rcond=None)
     return U, ((root * (y - x @ U)) ** 2).sum() / (y.shape[1] * h.sum())
 
 
-def leaf_by_loop(x, y, h):
+def leaf_by_loop(x, y, h, ridge, variance):
     D, M = x.shape[1], y.shape[1]
-    gram, moment = np.zeros((D, D)), np.zeros((D, M))
+    gram, moment = ridge * np.eye(D), np.zeros((D, M))
     for n in range(len(x)):
-        gram += h[n] * np.outer(x[n], x[n])
-        moment += h[n] * np.outer(x[n], y[n])
+        gram += h[n] * np.outer(x[n], x[n]) / variance
+        moment += h[n] * np.outer(x[n], y[n]) / variance
     U = np.linalg.inv(gram) @ moment
     return U, sum(h[n] * np.square(y[n] - x[n] @ U).sum() for n in range(len(x))) / (M * sum(h))
 
@@ -111,15 +135,21 @@ WRONG = {
         (tree(leaf=lambda root, branch, density, joint: shares(joint, 1)), "not the branches"),
     ],
     check.fit_leaf: [
-        (leaf(fit=solved(np.ones_like, np.ones_like)), "every case counts alike"),
-        (leaf(fit=solved(np.square, np.square)), "counts twice"),
-        (leaf(fit=solved(np.sqrt, np.sqrt)), "counts half"),
-        (leaf(fit=solved(np.ones_like, np.array)), "missing in xᵀ h x"),
-        (leaf(fit=solved(np.array, np.ones_like)), "missing in xᵀ h y"),
+        (leaf(fit=fitted(np.ones_like, np.ones_like)), "every case counts alike"),
+        (leaf(fit=fitted(np.square, np.square)), "counts twice"),
+        (leaf(fit=fitted(np.ones_like, np.array)), "missing in xᵀ h x"),
+        (leaf(fit=fitted(np.array, np.ones_like)), "missing in xᵀ h y"),
+        (leaf(fit=fitted(penalty=lambda ridge, variance: 0)), "the ridge is missing"),
+        (leaf(fit=fitted(penalty=lambda ridge, variance: ridge)), "multiply the ridge with σ²."),
+        (leaf(fit=fitted(penalty=lambda ridge, variance: ridge / variance)), "do not divide it"),
+        (leaf(fit=fitted(penalty=lambda ridge, variance: 2 * ridge * variance)), "cancel"),
         (leaf(variance=lambda r, h: (r**2).mean()), "weighted with h too"),
         (leaf(variance=lambda r, h: h @ (r**2).mean(1) / len(h)), "not N"),
         (leaf(variance=lambda r, h: np.sqrt(h @ (r**2).mean(1) / h.sum())), "not σ²"),
         (leaf(variance=lambda r, h: h @ (r**2).sum(1) / h.sum()), "divide by M"),
+        (old_variance, "old σ²"),
+        (residual_without_ridge, "without the ridge"),
+        (ridge_in_variance, "no part in the new σ²"),
     ],
     check.newton_gate: [
         (newton(old=0), "add it to v"),
