@@ -41,7 +41,7 @@ def load(path: Path | None = None) -> Digits:
     """
     path = _place() if path is None else path
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(path) as file:
             images, labels = file["images"], file["labels"]
     except FileNotFoundError:
         raise UserError(f"the digits {path} do not exist: restore the file, or install minimoe again.") from None

@@ -177,7 +177,7 @@ def train(
     steps: int = 400,
     width: int = 48,
     batch: int = 16,
-    rate: float = 1e-2,
+    rate: float = 2e-2,
 ) -> Run:
     """Trains one model with AdamW and measures its perplexity on the held-out tenth of the texts.
 

@@ -40,9 +40,9 @@ PLACES = CANVAS - digits.SIZE + 1
 
 
 class Gate(NamedTuple):
-    w_hidden: Array  # (D, H)
-    b_hidden: Array  # (H,)
-    w_out: Array  # (H, E)
+    w_hidden: Array  # (D, U)
+    b_hidden: Array  # (U,)
+    w_out: Array  # (U, E)
     b_out: Array  # (E,)
 
 
@@ -70,7 +70,7 @@ class PerLayer(NamedTuple):
 
 class MixtureCache(NamedTuple):
     x: Array  # (N, D)
-    hidden: Array  # (N, H)  of the gate, after rectification
+    hidden: Array  # (N, U)  of the gate, after rectification
     gate: Array  # (N, E)  the weights, 0 for a barred expert
     outputs: Array  # (E, N, F)  of the experts
 
@@ -93,7 +93,7 @@ def init(
 ) -> Stack:
     """Weights drawn from N(0, 1/(3 · inputs)), biases 0.
 
-    ``widths`` are the outputs F of an expert in each layer, ``hidden`` the units of a gate. The weights are smaller
+    ``widths`` are the outputs F of an expert in each layer, ``hidden`` the units U of a gate. The weights are smaller
     than what would keep the variance from layer to layer: from larger ones, the gates of the experiment below come to
     know only half as much about place and class.
     """
@@ -132,7 +132,7 @@ def mixture_forward(params: Mixture, x: Array, opened: Array | None = None) -> t
         UserError: every expert is barred.
     """
     xp = array_module(x)
-    hidden = xp.maximum(x @ params.gate.w_hidden + params.gate.b_hidden, 0)  # (N, H)
+    hidden = xp.maximum(x @ params.gate.w_hidden + params.gate.b_hidden, 0)  # (N, U)
     logits = hidden @ params.gate.w_out + params.gate.b_out  # (N, E)
     if opened is not None:
         if not opened.any():
@@ -225,6 +225,19 @@ def information(gate: Array, labels: Array) -> float:
     independent = joint.sum(1, keepdims=True) * joint.sum(0)
     seen = joint > 0  # a term with p(e, l) = 0 is 0
     return float((joint[seen] * np.log2(joint[seen] / independent[seen])).sum())
+
+
+def by_place(gate: Array, rows: Array, columns: Array) -> Array:
+    """gate (N, E) of images with their corners at rows and columns (N,) → (E, 9, 9), its mean at every place."""
+    return by_label(gate, rows * PLACES + columns, PLACES * PLACES).reshape(-1, PLACES, PLACES)
+
+
+def by_label(gate: Array, labels: Array, kinds: int = 10) -> Array:
+    """gate (N, E) of images with labels (N,) → (E, kinds), its mean over the images of each label; NaN for none."""
+    total = np.zeros((kinds, gate.shape[1]))
+    np.add.at(total, labels, gate.astype(np.float64))
+    images = np.bincount(labels, minlength=kinds)[:, None]
+    return np.divide(total, images, out=np.full_like(total, np.nan), where=images > 0).T
 
 
 def chance(rng: np.random.Generator, gate: Array, labels: Array, times: int = 20) -> float:

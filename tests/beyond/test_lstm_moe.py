@@ -138,7 +138,7 @@ def test_without_a_mixture_there_is_no_load(fables: Prepared) -> None:
 
 def test_the_balancing_losses_even_the_load(fables: Prepared) -> None:
     with_losses, without = (
-        lstm_moe.train(fables, Setting("", 8, 2, 4, coefficients), steps=60, width=8, batch=8).busiest
+        lstm_moe.train(fables, Setting("", 8, 2, 4, coefficients), steps=100, width=8, batch=8).busiest
         for coefficients in (Coefficients(importance=0.1, load=0.1), Coefficients())
     )
     assert with_losses < 1.7 < without

@@ -138,7 +138,7 @@ def test_an_expert_is_barred_while_it_is_ahead_of_the_mean_by_more_than_the_marg
     margin=st.one_of(st.just(0.0), st.floats(0, 1e9)),
 )
 def test_an_expert_is_always_open(totals: list[float], margin: float) -> None:
-    pair = PerLayer(np.array(totals), np.full(3, 0.1))  # whose mean is rounded to above 0.1
+    pair = PerLayer(np.array(totals), np.full(3, 0.7))  # whose mean is rounded to below 0.7
     opened = stacked_experts.open_experts(pair, margin)
     assert opened.first.any()
     assert opened.second.all()
@@ -216,28 +216,42 @@ def test_a_region_is_a_third_of_each_side() -> None:
     assert [places[r * 9 + c] for r, c in ((0, 0), (2, 2), (0, 3), (3, 0), (8, 8), (5, 6))] == [0, 0, 1, 3, 8, 5]
 
 
+def test_means_by_place_and_by_label_are_those_of_a_loop(rng: np.random.Generator) -> None:
+    gate, labels = rng.random((300, 3)), rng.integers(9, size=300)
+    rows, columns = rng.integers(9, size=(2, 300))
+    places, kinds = stacked_experts.by_place(gate, rows, columns), stacked_experts.by_label(gate, labels)
+    assert (places.shape, kinds.shape) == ((3, 9, 9), (3, 10))
+    for e in range(3):
+        for k in range(9):
+            assert kinds[e, k] == pytest.approx(gate[labels == k, e].mean())
+        for r, c in ((0, 0), (2, 7), (8, 1)):
+            there = gate[(rows == r) & (columns == c), e]
+            assert places[e, r, c] == pytest.approx(there.mean()) if there.size else np.isnan(places[e, r, c])
+    assert np.isnan(kinds[:, 9]).all(), "no image has the label 9"
+
+
 @pytest.fixture(scope="module")
 def data() -> tuple[digits.Digits, digits.Digits]:
     return digits.split(digits.load())
 
 
 def test_a_short_run_keeps_the_totals_together_and_learns(data: Any) -> None:
-    run = stacked_experts.train(*data, margin=20.0, steps=150, lifted=0.2)
-    assert run.shares.first.shape == run.opened.second.shape == run.excess.first.shape == (150, 4)
+    run = stacked_experts.train(*data, margin=20.0, steps=300, lifted=0.2)
+    assert run.shares.first.shape == run.opened.second.shape == run.excess.first.shape == (300, 4)
     for layer in (0, 1):
         np.testing.assert_allclose(run.shares[layer].sum(1), 1, rtol=1e-5)
         # a batch of 64 can push an expert over the margin once: it is then barred
-        assert run.excess[layer][:120].max() <= 20 + 64
-        assert not run.opened[layer][:120].all()
-        assert run.opened[layer][120:].all()
+        assert run.excess[layer][:240].max() <= 20 + 64
+        assert not run.opened[layer][:240].all()
+        assert run.opened[layer][240:].all()
         assert (run.shares[layer][~run.opened[layer]] == 0).all()
         # the bar of a step is decided by the totals before it
-        np.testing.assert_array_equal(run.opened[layer][1:120], run.excess[layer][:119] <= 20)
+        np.testing.assert_array_equal(run.opened[layer][1:240], run.excess[layer][:239] <= 20)
         steps = 64 * (run.shares[layer] - 0.25)
         np.testing.assert_allclose(run.excess[layer], steps.cumsum(0), atol=0.02)
     assert run.seen.correct > 0.2
     assert run.seen.gates.first.shape == (4970, 4)
-    again = stacked_experts.train(*data, margin=20.0, steps=150, lifted=0.2)
+    again = stacked_experts.train(*data, margin=20.0, steps=300, lifted=0.2)
     assert again.seen.correct == run.seen.correct
 
 
