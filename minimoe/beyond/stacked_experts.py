@@ -94,8 +94,9 @@ def init(
     """Weights drawn from N(0, 1/(3 · inputs)), biases 0.
 
     ``widths`` are the outputs F of an expert in each layer, ``hidden`` the units U of a gate. The weights are smaller
-    than what would keep the variance from layer to layer: from larger ones, the gates of the experiment below come to
-    know only half as much about place and class.
+    than what would keep the variance from layer to layer, 2/inputs. From such larger ones, the gates of the experiment
+    below come to know less: 0.11 to 0.13 bits of the place and 0.46 to 0.56 of the class, instead of 0.18 to 0.30 and
+    0.60 to 0.69. The classes are then named a little better, 80 to 83 % instead of 76 to 80 %.
     """
 
     def drawn(*shape: int) -> Array:
