@@ -36,7 +36,7 @@ from minimoe.layers.embedding import Embedding
 from minimoe.layers.linear import Linear
 from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.moe import MoE
-from minimoe.layers.routing import RouterStats
+from minimoe.layers.routing import RouterStats, by_token, experts_by_token
 from minimoe.losses import balance, cross_entropy
 from minimoe.losses.balance import Coefficients
 from minimoe.optim import clipping, optimizer
@@ -126,6 +126,20 @@ def backward(params: LstmMoe, cache: Cache, dlogits: Array, dstats: RouterStats 
     de, dfirst = lstm.backward(params.first, cache.first, dy)
     de += dy
     return LstmMoe(embedding.backward(params.embedding, cache.embedding, de), dfirst, dmoe, dsecond, doutput)
+
+
+def gates(cache: Cache) -> Array:
+    """(B·T, E): the weight that every position gives to every expert, 0 for an expert that was not chosen.
+
+    Raises:
+        UserError: the model has no mixture.
+    """
+    if cache.moe is None:
+        raise UserError("this model has no mixture between its LSTMs, so there are no weights: train one that has.")
+    routing = cache.moe.routing
+    weights = np.zeros((len(routing.place), len(routing.counts)))
+    np.put_along_axis(weights, experts_by_token(routing), by_token(routing.weight, routing.place), axis=1)
+    return weights
 
 
 class Setting(NamedTuple):

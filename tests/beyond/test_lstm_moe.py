@@ -99,6 +99,26 @@ def test_the_router_counts_every_position_once(rng: np.random.Generator) -> None
     assert (stats.tokens, stats.assignments.sum()) == (18, 36)
 
 
+def test_gates_are_the_weights_of_each_position(rng: np.random.Generator) -> None:
+    params, tokens = drawn(rng), rng.integers(7, size=(3, 6))
+    assert params.moe is not None
+    cache = lstm_moe.forward(params, tokens, CONFIG).cache
+    weights = lstm_moe.gates(cache)
+    e = params.embedding.table[tokens]
+    logits = (lstm.forward(params.first, e)[0] + e).reshape(18, 4) @ params.moe.router.w_gate
+    for row, z in zip(weights, logits, strict=True):
+        best = np.argsort(-z)[:2]
+        expected = np.zeros(5)
+        expected[best] = np.exp(z[best]) / np.exp(z[best]).sum()
+        np.testing.assert_allclose(row, expected, rtol=1e-10)
+
+
+def test_two_lstms_alone_have_no_gates(rng: np.random.Generator) -> None:
+    cache = lstm_moe.forward(drawn(rng, mixture=False), rng.integers(7, size=(1, 2)), CONFIG).cache
+    with pytest.raises(UserError, match="has no mixture"):
+        lstm_moe.gates(cache)
+
+
 def test_extreme_outputs_of_the_mixture_do_not_overflow(rng: np.random.Generator) -> None:
     params = lstm_moe.init(rng, CONFIG)
     assert params.moe is not None

@@ -26,6 +26,17 @@ def step(cell=None, show=None, bias=True, order="ifou", woven=False, u_of=np.tan
     return answer
 
 
+def right_h(cell):
+    """The right output with another cell."""
+
+    def answer(x, h, c, w_x, w_h, b):
+        i, f, o, u = np.split(x @ w_x + h @ w_h + b, 4, axis=1)
+        right = sigmoid(f) * c + sigmoid(i) * np.tanh(u)
+        return sigmoid(o) * np.tanh(right), cell(sigmoid(i), sigmoid(f), np.tanh(u), c)
+
+    return answer
+
+
 def row_by_row(x, h, c, w_x, w_h, b):
     B, D = h.shape
     new_h, new_c = [[0.0] * D for _ in range(B)], [[0.0] * D for _ in range(B)]
@@ -108,7 +119,10 @@ WRONG = {
         (step(order="fiou"), "have changed places"),
         (step(u_of=sigmoid), "u is a tanh, not a sigmoid"),
         (step(u_of=lambda z: z), "u goes through a tanh too"),
-        (step(cell=lambda i, f, u, c: c + i * u, show=None), ""),
+        (right_h(lambda i, f, u, c: c + i * u), "multiplied by the forget gate"),
+        (right_h(lambda i, f, u, c: f * c + u), "multiplied by the input gate"),
+        (right_h(lambda i, f, u, c: i * u), "the cell is both"),
+        (step(cell=lambda i, f, u, c: c + i * u), ""),
     ],
     check.lstm_step_backward: [
         (back(through_h=0), "shown by this step's output too"),
@@ -137,6 +151,7 @@ WRONG = {
     ],
     check.paper_counts: [
         (counted(lstms=1), "there are two LSTMs"),
+        (counted(matrices=1), "one for x and one for h"),
         (counted(lstms=0), "the LSTMs are missing"),
         (counted(blocks=1), "four blocks"),
         (counted(router=0), "the router is missing"),
