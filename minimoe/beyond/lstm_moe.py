@@ -42,6 +42,7 @@ from minimoe.losses.balance import Coefficients
 from minimoe.optim import clipping, optimizer
 from minimoe.text import batches
 from minimoe.text.batches import Texts
+from minimoe.text.tokenizer import Tokenizer
 
 
 @brief
@@ -174,14 +175,14 @@ class Prepared(NamedTuple):
     """A corpus, read and encoded once for several runs."""
 
     texts: Texts
-    vocab_size: int
+    tokenizer: Tokenizer
     context: int
 
 
 def prepare(corpus: str = "data", context: int = 32) -> Prepared:
     """The characters of a corpus as tokens, in sequences of ``context``; see ``text.batches.prepare``."""
     texts, _, tokenizer = batches.prepare(corpus, TrainConfig(), context)
-    return Prepared(texts, tokenizer.vocab_size, context)
+    return Prepared(texts, tokenizer, context)
 
 
 def train(
@@ -202,7 +203,7 @@ def train(
         raise UserError(f"{setting.active} of {setting.experts} experts cannot be active: choose at most all of them.")
     mixture = setting.experts > 0
     config = ModelConfig(
-        vocab_size=data.vocab_size,
+        vocab_size=data.tokenizer.vocab_size,
         width=width,
         context=data.context,
         experts=max(setting.experts, 1),

@@ -144,7 +144,7 @@ def test_a_short_run_learns_and_records_the_load(fables: Prepared) -> None:
     assert run.loads.shape == (30, 6)
     np.testing.assert_allclose(run.loads.sum(1), 1, rtol=1e-6)
     assert 1 <= run.busiest <= 3
-    assert 5 < run.perplexity < 0.6 * fables.vocab_size
+    assert 5 < run.perplexity < 0.6 * fables.tokenizer.vocab_size
     again = lstm_moe.train(fables, setting, steps=30, width=8, batch=8)
     assert again.perplexity == run.perplexity
     other = lstm_moe.train(fables, setting, seed=1, steps=30, width=8, batch=8)
@@ -172,9 +172,9 @@ def test_the_busiest_is_relative_to_the_mean_at_the_end() -> None:
 
 
 def test_perplexity_counts_every_whole_sequence_of_the_held_out_text(fables: Prepared) -> None:
-    config = ModelConfig(vocab_size=fables.vocab_size, width=8, context=8, experts=1, active_experts=1)
+    config = ModelConfig(vocab_size=fables.tokenizer.vocab_size, width=8, context=8, experts=1, active_experts=1)
     params = tree.map(np.zeros_like, lstm_moe.init(np.random.default_rng(0), config, False))
-    assert lstm_moe.perplexity(params, config, fables) == pytest.approx(fables.vocab_size, rel=1e-6)
+    assert lstm_moe.perplexity(params, config, fables) == pytest.approx(fables.tokenizer.vocab_size, rel=1e-6)
     params = lstm_moe.init(np.random.default_rng(0), config, False)
     nats = []
     for document in fables.texts.validation:
