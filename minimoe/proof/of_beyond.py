@@ -34,7 +34,16 @@ from minimoe.proof.results import Row
 
 def rows(rng: np.random.Generator) -> list[Row]:
     """A row per tensor of each model."""
-    return [*_agent(rng)]
+    return [
+        *_soft_decoder(rng),
+        *_adaptive_mixture(rng),
+        *_hidden_layer(rng),
+        *_hierarchical_mixture(rng),
+        *_stacked_experts(rng),
+        *_lstm(rng),
+        *_lstm_moe(rng),
+        *_agent(rng),
+    ]
 
 
 def _agent(rng: np.random.Generator) -> list[Row]:
@@ -72,7 +81,6 @@ def _agent(rng: np.random.Generator) -> list[Row]:
         if name == "soft":
             made += check("agent, loss of the baseline", of_baseline, backward, whole.baseline, None)
     return made
-    return [*_soft_decoder(rng)]
 
 
 def _soft_decoder(rng: np.random.Generator) -> list[Row]:
@@ -95,11 +103,6 @@ def _soft_decoder(rng: np.random.Generator) -> list[Row]:
     fresh = prefix_loss.init(rng, config, slots_per_expert=2)
     params = tree.map(lambda leaf: leaf + 1.0 * rng.standard_normal(leaf.shape), fresh)
     return check("decoder with Soft MoE", forward, backward, params, None, bound=1e-6, entries=6, directions=2)
-    return [
-        *_adaptive_mixture(rng),
-        *_hidden_layer(rng),
-        *_hierarchical_mixture(rng),
-    ]
 
 
 def _adaptive_mixture(rng: np.random.Generator) -> list[Row]:
@@ -143,11 +146,6 @@ def _hierarchical_mixture(rng: np.random.Generator) -> list[Row]:
         return hierarchical_mixture.forward(params, x, y)
 
     return check("hierarchical mixture", forward, hierarchical_mixture.backward, params, x)
-    return [
-        *_stacked_experts(rng),
-        *_lstm(rng),
-        *_lstm_moe(rng),
-    ]
 
 
 def _stacked_experts(rng: np.random.Generator) -> list[Row]:
