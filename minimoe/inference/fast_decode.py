@@ -71,7 +71,7 @@ def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
         y: Array = moe.forward(params, x[None, None], config, Mode(labels=array_module(x).full((1, 1), token))).y[0, 0]
         return y
     decoded: Array = work(params.experts, x, *choose(params.router, x, config))
-    return decoded
+    return decoded if params.shared is None else decoded + work(params.shared, x, [0], [1.0])
 
 
 def _softmax(z: Array) -> Array:

@@ -43,6 +43,9 @@ CONFIG = ModelConfig(
 
 
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
+SIGMOID_BIAS = dataclasses.replace(CONFIG, router="sigmoid_bias", routed_scale=2.5)
+GROUPS = dataclasses.replace(SIGMOID_BIAS, experts=6, active_experts=4, expert_groups=3, active_groups=2)
+SHARED = dataclasses.replace(CONFIG, shared_experts=2)
 
 
 def run(seed: int = 0) -> Rows:
@@ -71,9 +74,12 @@ def run(seed: int = 0) -> Rows:
         *_gate(rng, "noisy_top_k, every expert", top_k=5),
         *_router(rng, "switch", SWITCH),
         *_router(rng, "switch, tokens dropped", SWITCH, capacity_factor=0.5),
+        *_router(rng, "sigmoid_bias", SIGMOID_BIAS),
+        *_router(rng, "sigmoid_bias, groups, tokens dropped", GROUPS, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
+        *_moe(rng, "moe, two shared experts", SHARED),
         *_block(rng),
         *_cross_entropy(rng),
         *check_decoder("decoder", CONFIG, rng),

@@ -18,6 +18,10 @@ SMALL = ModelConfig(
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
+    "sigmoid_bias": [
+        {},
+        {"routed_scale": 2.5, "experts": 6, "expert_groups": 3, "active_groups": 2, "shared_experts": 1},
+    ],
 }
 
 
