@@ -18,7 +18,7 @@ def training_bytes(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -
     counts = parameters.count(config)
     every = counts.total + counts.noise
     by_muon = parameters.by_muon(config) if recipe.optimizer == "muon" else 0
-    moments = 2 * every - by_muon
+    moments = 2 * (every - parameters.state(config)) - by_muon
     once = counts.experts if worth_exchanging(config, recipe, threads) else 0
     gradients = once + (every - once) * (1 if threads == 1 else 2 * threads)
     return _number_bytes(recipe) * (every + gradients + moments)

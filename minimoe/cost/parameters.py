@@ -60,6 +60,11 @@ def by_muon(config: ModelConfig) -> int:
     return config.layers * _marked(decoder.blank(dataclasses.replace(config, layers=1), placeholder), "matrices")
 
 
+def state(config: ModelConfig) -> int:
+    """How many numbers the routers learn without a gradient, so that the optimiser keeps no moments of them."""
+    return config.layers * _marked(decoder.blank(dataclasses.replace(config, layers=1), placeholder), "state")
+
+
 def _training_only(params: Any) -> int:
     return _marked(params, "training_only")
 
