@@ -5,17 +5,21 @@
     w = r · s_S / Σ_S s            the scores weigh, without the bias
     b ← b + γ · sign(mean load − load)    after each step, from the counts of the whole step
 
-b has no gradient: an expert with too much work loses a little of its bias, one with too little gains as much. b comes
-from earlier steps only, so the routing of a token never depends on later tokens.
+b has no gradient: an expert with too much work loses a little of its bias, one with too little gains as much. Only the
+differences between biases matter. b comes from earlier steps only, so the routing of a token never depends on later
+tokens.
 
 The experts may be divided into G groups (DeepSeek: the experts of one machine). A token then uses only the M best
 groups, where the score of a group is the sum of its K/M largest s + b. Outside of these the score is −∞, not 0, because
 s + b may be negative.
 
-Two shares p = s/Σs are softmaxes of log s: the weights, over the chosen experts, and the probability that the balance
-losses use, over all. So nothing is divided by a sum that may be 0. ``squared_lse``, for the z-loss, is that of the raw
-logits, as in every router, so that the coefficient means the same; DeepSeek has no z-loss. ``sequence_loss`` is
-DeepSeek's sequence-wise loss: 1 at perfect balance in both, so α of the paper is the coefficient. The load is a count.
+Two shares s/Σs are softmaxes of log s: the weights, over the chosen experts, and the probability that the balance
+losses use, over all. So nothing is divided by a sum that may be 0.
+
+What the losses see: ``squared_lse`` is that of the raw logits, as in every router, so that the coefficient of the
+z-loss means the same; DeepSeek has no z-loss. ``sequence_loss`` is DeepSeek's sequence-wise loss. Both are 1 at perfect
+balance, so its coefficient is the paper's α, per layer; f counts the choices that were made, with the bias (Eq. 18 of
+the paper writes the K largest s). The load is a count and has no gradient.
 
 DeepSeek-AI 2024, arXiv 2412.19437 (router, groups, sequence-wise loss); Wang et al. 2024, arXiv 2408.15664 (bias).
 Lesson: lessons/22_balance_without_a_loss.ipynb
