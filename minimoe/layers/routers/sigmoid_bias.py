@@ -27,6 +27,7 @@ Lesson: lessons/22_balance_without_a_loss.ipynb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -201,9 +202,22 @@ def compared(params: SigmoidBias, cache: Cache) -> list[tuple[Array, int]]:
 
 
 def decode(params: SigmoidBias, x: Array, config: ModelConfig) -> tuple[list[int], list[float]]:
-    """x (D,), one token in evaluation → its K experts, best first, and their weights."""
-    chosen, shares = choose(log_sigmoid((x @ params.w_gate)[None]), params.bias, config)
-    return to_host(chosen)[0].tolist(), to_host(config.routed_scale * shares)[0].tolist()
+    """x (D,), one token in evaluation → its K experts, best first, and their weights.
+
+    Without groups, the part after the scores is in plain Python, which is several times faster for so few numbers. The
+    scores keep the dtype of x, so that scores which are equal in ``forward`` are equal here.
+    """
+    log_scores = log_sigmoid(x @ params.w_gate)
+    if config.expert_groups > 1:
+        among, shares = choose(log_scores[None], params.bias, config)
+        return to_host(among)[0].tolist(), to_host(config.routed_scale * shares)[0].tolist()
+    biased = to_host(array_module(x).exp(log_scores) + params.bias).tolist()
+    # sorted is stable, so the lowest index wins a tie, as in ``forward``
+    chosen = sorted(range(len(biased)), key=lambda e: -biased[e])[: config.active_experts]
+    logs = to_host(log_scores).tolist()
+    peak = max(logs[e] for e in chosen)
+    exp = [math.exp(logs[e] - peak) for e in chosen]
+    return chosen, [config.routed_scale * one / sum(exp) for one in exp]
 
 
 @underflow_is_right

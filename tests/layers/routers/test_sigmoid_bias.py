@@ -302,6 +302,19 @@ def test_one_token_is_routed_as_among_many(rng: np.random.Generator, changes: di
         np.testing.assert_allclose(weights, by_token(routing.weight, routing.place)[t], rtol=1e-12)
 
 
+@pytest.mark.parametrize("changes", [{}, GROUPS])
+def test_one_token_is_routed_as_among_many_where_single_precision_makes_ties(changes: dict[str, int]) -> None:
+    """Saturated scores, and small ones beside a large bias, are equal in float32; the lowest index wins."""
+    config = config_of(width=1, **changes)
+    for z, bias in (([20, 25, 19, 30, 22, 21], 0), ([-20, -19, -21, -18, -17, -22], 12)):
+        params = SigmoidBias(np.array([z[: config.experts]], np.float32), np.full(config.experts, bias, np.float32))
+        x = np.ones((1, 1, 1), np.float32)
+        routing, _, _ = sigmoid_bias.forward(params, x, config)
+        experts, weights = sigmoid_bias.decode(params, x[0, 0], config)
+        assert experts == list(range(config.active_experts)) == experts_by_token(routing)[0].tolist()
+        np.testing.assert_allclose(weights, by_token(routing.weight, routing.place)[0], rtol=1e-5)
+
+
 @given(z=st.floats(-1e4, 1e4))
 def test_the_logarithm_of_the_sigmoid_is_exact_at_both_ends(z: float) -> None:
     found = float(sigmoid_bias.log_sigmoid(np.array(z)))
