@@ -48,7 +48,7 @@ class ModelConfig:
     router: str = _setting("noisy_top_k", "how experts are chosen: the name of a module in minimoe/layers/routers")
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     shared_experts: int = _setting(
-        0, "S: experts that every token passes through, besides the K that it is sent to", least=0, most=65536
+        0, "S: SwiGLU experts that every token passes through, besides the K that it is sent to", least=0, most=65536
     )
     expert_groups: int = _setting(
         1, "sigmoid_bias: groups that the experts are divided into; 1 for no groups", least=1, most=65536

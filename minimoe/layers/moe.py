@@ -6,7 +6,7 @@ A router decides which entries (token, expert, weight) exist. ``routing`` sorts 
 its rows, and ``combine`` adds up the weighted rows of each token. Nothing is padded. Tokens are dropped only if the
 router has a capacity: see ``capacity``. If workers own different experts, they exchange the sorted rows.
 
-Besides, every token may pass through S shared experts, which no router weighs. They are kept as one expert of width
+Besides, every token may pass through S shared experts, which no router weighs. They are kept as one SwiGLU of width
 S·F: its hidden channels are those of the S experts side by side, and W_down adds up their outputs.
 
 The plain form, a loop over the experts, is in ``minimoe/reference.py``.
@@ -54,7 +54,7 @@ EXPERTS: dict[str, ExpertModule] = {
 class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
-    shared: Any = None  # the same for the shared experts: a stack of one, S·F wide; None if S = 0
+    shared: Any = None  # swiglu.Experts: the shared experts as a stack of one, S·F wide; None if S = 0
 
 
 @brief
@@ -139,19 +139,19 @@ def init(
     experts = experts_of(config).init(rng, config, output_std, dtype)
     if not config.shared_experts:
         return MoE(router, experts)
-    # One expert of width S·F, but each of the S has F inputs to its output.
+    # One SwiGLU of width S·F, but each of the S experts has F inputs to its output.
     output_std = config.expert_width**-0.5 if output_std is None else output_std
-    return MoE(router, experts, experts_of(config).init(rng, shared_config(config), output_std, dtype))
+    return MoE(router, experts, swiglu.init(rng, shared_config(config), output_std, dtype))
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> MoE:
     """The parameters, each made by calling ``array`` with its shape."""
-    shared = experts_of(config).blank(shared_config(config), array) if config.shared_experts else None
+    shared = swiglu.blank(shared_config(config), array) if config.shared_experts else None
     return MoE(router_of(config).blank(config, array), experts_of(config).blank(config, array), shared)
 
 
 def shared_config(config: ModelConfig) -> ModelConfig:
-    """The config of a layer whose only expert is as wide as all shared experts together."""
+    """The config of a SwiGLU that is as wide as all shared experts together."""
     width = config.shared_experts * config.expert_width
     return dataclasses.replace(config, experts=1, active_experts=1, expert_width=width, shared_experts=0)
 
@@ -172,7 +172,7 @@ def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION)
     y = combine(y_sorted, routing.place, by_token(routing.weight, routing.place))
     shared_cache = None
     if params.shared is not None:  # every token, in the order of the text: nothing is sorted, weighted or exchanged
-        y_shared, shared_cache = experts_of(config).forward(params.shared, x.reshape(-1, D), [B * T])
+        y_shared, shared_cache = swiglu.forward(params.shared, x.reshape(-1, D), [B * T])
         y += y_shared
     cache = Cache(routing, y_sorted, router_cache, experts_cache, exchange, config, shared_cache)
     return Result(y.reshape(B, T, D), stats, routing.dropped, cache)
@@ -203,7 +203,7 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     dx += dx_router
     if params.shared is None:
         return dx, MoE(drouter, dexperts)
-    dx_shared, dshared = experts_of(cache.config).backward(params.shared, cache.shared, dy.reshape(-1, dy.shape[-1]))
+    dx_shared, dshared = swiglu.backward(params.shared, cache.shared, dy.reshape(-1, dy.shape[-1]))
     dx += dx_shared.reshape(dx.shape)
     return dx, MoE(drouter, dexperts, dshared)
 
