@@ -212,13 +212,13 @@ def test_a_token_that_every_expert_refuses_still_has_the_shared_ones(rng: np.ran
 
 def test_shared_experts_start_as_experts_do(rng: np.random.Generator) -> None:
     """The width that they have together is not the number of inputs to an expert's output."""
-    config = dataclasses.replace(ModelConfig(), shared_experts=4)
+    config = ModelConfig(expert_width=256, shared_experts=4)
     for given_std, expected in ((None, 256**-0.5), (0.5, 0.5)):
         params = moe.init(rng, config, given_std)
         assert params.shared.w_down.shape == (1, 4 * 256, 128)
         assert params.shared.w_down.std() == pytest.approx(expected, rel=0.02)
         assert params.shared.w_up.std() == pytest.approx(128**-0.5, rel=0.02)
-    without = moe.init(np.random.default_rng(1), ModelConfig())
+    without = moe.init(np.random.default_rng(1), ModelConfig(expert_width=256))
     first = moe.init(np.random.default_rng(1), config)
     assert without.shared is None
     assert all(
