@@ -321,3 +321,21 @@ def test_the_logarithm_of_the_sigmoid_is_exact_at_both_ends(z: float) -> None:
     assert found == pytest.approx(-math.log1p(math.exp(-z)) if z > -700 else z, rel=1e-14)
     slope = float(sigmoid_bias._complement(np.array(found), np.array(z)))
     assert slope == pytest.approx(1 / (1 + math.exp(min(z, 700))), rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    "changes", [GROUPS, {"experts": 8, "active_experts": 8, "expert_groups": 4, "active_groups": 4}]
+)
+def test_groups_bear_extreme_equal_and_zero_inputs(rng: np.random.Generator, changes: dict[str, int]) -> None:
+    config = config_of(**changes)
+    params, x = drawn(rng, config), rng.standard_normal((2, 5, 4))
+    for scaled in (1e4 * x, 0 * x, x[:, :1].repeat(5, axis=1)):
+        with np.errstate(all="raise", under="ignore"):
+            routing, stats, cache = sigmoid_bias.forward(params, scaled, config, Mode(balance_by_sequence=True))
+            dstats = tree.map(lambda leaf: np.ones_like(np.asarray(leaf, float)), stats)
+            dx, grads = sigmoid_bias.backward(params, cache, np.ones_like(routing.weight), dstats)
+        assert all(np.isfinite(leaf).all() for leaf in tree.leaves((routing.weight, dx, grads, stats[1:])))
+        chosen = experts_by_token(routing).tolist()
+        size = config.experts // config.expert_groups
+        assert all(len({e // size for e in row}) <= config.active_groups for row in chosen)
+        assert all(len(set(row)) == config.active_experts for row in chosen)
