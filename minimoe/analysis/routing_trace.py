@@ -191,6 +191,42 @@ def jensen_shannon(*distributions: Array) -> Array:
     return np.maximum(bits(p.mean(0)) - bits(p).mean(0), 0)  # rounding can leave −1e-17 where all are equal
 
 
+def max_violation(load: Array) -> Array:
+    """By how much the fullest expert exceeds the mean, load (…, E) → (…): 0 at perfect balance, at most E − 1.
+
+    MaxVio of Wang et al. 2024, arXiv 2408.15664. Few tokens are never shared out evenly: with uniform random choices, a
+    batch of 256 tokens that choose 2 of 8 experts has 0.17 on average.
+    """
+    violation: Array = load.max(-1) / load.mean(-1) - 1
+    return violation
+
+
+def divergence_by_chance(traces: Sequence[Trace], groupings: int = 20, seed: int = 0) -> Array:
+    """The ``jensen_shannon`` (L,) between the loads of texts, if the texts made no difference.
+
+    The windows of all texts are distributed at random over as many groups of the same sizes; the mean over several
+    ``groupings``. Windows stay whole, because neighbours in a text resemble each other.
+
+    Raises:
+        UserError: fewer than two texts are given, or their routers have different numbers of experts or layers.
+    """
+    if len(traces) < 2 or len({(len(trace.logits), trace.logits.shape[2]) for trace in traces}) > 1:
+        raise UserError(f"{len(traces)} traces cannot be compared; give at least two, of the same model.")
+    experts = traces[0].logits.shape[2]
+    counts = []  # for each text: (windows, L, E)
+    for trace in traces:
+        starts = np.flatnonzero(np.diff(trace.window, prepend=-1))
+        sent = (trace.experts[..., None] == np.arange(experts)).sum(2)  # (L, N, E)
+        counts.append(np.add.reduceat(sent, starts, axis=1).swapaxes(0, 1))
+    ends = np.cumsum([len(of_text) for of_text in counts])[:-1]
+    windows, rng = np.concatenate(counts), np.random.default_rng(seed)
+    drawn = []
+    for _ in range(groupings):
+        totals = [group.sum(0) for group in np.split(rng.permutation(windows), ends)]  # (L, E) each
+        drawn.append(jensen_shannon(*(total / total.sum(1, keepdims=True) for total in totals)))
+    return np.asarray(np.mean(drawn, axis=0))
+
+
 def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, seed: int = 0) -> Repetition:
     """How often two consecutive tokens share an expert: Table 5 of the Mixtral paper.
 

@@ -47,6 +47,18 @@ class ModelConfig:
     expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
     router: str = _setting("noisy_top_k", "how experts are chosen: the name of a module in minimoe/layers/routers")
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
+    shared_experts: int = _setting(
+        0, "S: SwiGLU experts that every token passes through, besides the K that it is sent to", least=0, most=65536
+    )
+    expert_groups: int = _setting(
+        1, "sigmoid_bias: groups that the experts are divided into; 1 for no groups", least=1, most=65536
+    )
+    active_groups: int = _setting(
+        1, "sigmoid_bias: groups with the best scores, the only ones that a token uses", least=1, most=65536
+    )
+    routed_scale: float = _setting(
+        1.0, "sigmoid_bias: what the weights of a token's experts add up to; 2.5 in DeepSeek-V3", least=1e-6, most=1e6
+    )
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
     second_expert: str = _setting(
@@ -73,6 +85,12 @@ class ModelConfig:
             raise UserError(
                 f"active_experts {self.active_experts} is more than experts {self.experts}: "
                 "a token cannot go to more experts than there are; choose a smaller number."
+            )
+        if self.shared_experts * self.expert_width > MAX_SIZE:
+            raise UserError(
+                f"shared_experts {self.shared_experts} of expert_width {self.expert_width} are "
+                f"{self.shared_experts * self.expert_width:,} wide together, and at most {MAX_SIZE:,} is possible: "
+                "choose fewer or narrower ones."
             )
 
 
@@ -112,6 +130,9 @@ class TrainConfig:
     load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
     z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
     sequence_loss: float = _setting(0.0, "coefficient of the balance loss within each sequence, per layer", least=0.0)
+    bias_rate: float = _setting(
+        0.003, "sigmoid_bias: how far the bias of an expert moves after each step; 0.001 in DeepSeek-V3", least=0.0
+    )
     capacity_factor: float | None = _setting(
         None,
         "limit on tokens per expert in training, as a multiple of the fair share; none: no limit",

@@ -101,10 +101,11 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
 
 
 def dense_twin(sparse: Preset) -> Preset:
-    """The dense model with as many active parameters, and its recipe: one expert, as wide as the K active ones.
+    """The dense model with as many active parameters, and its recipe: one expert, as wide as the active ones.
 
-    The only difference is the router, which a dense model does not need. Corpus, steps, batch and optimiser stay the
-    same; everything about routers (noise, auxiliary losses, capacity) is turned off.
+    Active are the K experts that a token is sent to and the S shared ones. The only difference is the router, which a
+    dense model does not need. Corpus, steps, batch and optimiser stay the same; everything about routers (noise,
+    auxiliary losses, capacity) is turned off.
 
     Raises:
         UserError: the model is already dense, or its twin would be wider than a model may be.
@@ -119,10 +120,17 @@ def dense_twin(sparse: Preset) -> Preset:
             router=ModelConfig.router,
             experts=1,
             active_experts=1,
-            expert_width=config.active_experts * config.expert_width,
+            expert_width=(config.active_experts + config.shared_experts) * config.expert_width,
+            shared_experts=0,
             noisy_gating=False,
         ),
         recipe=dataclasses.replace(
-            sparse.recipe, balance_loss=0.0, importance_loss=0.0, load_loss=0.0, z_loss=0.0, capacity_factor=None
+            sparse.recipe,
+            balance_loss=0.0,
+            importance_loss=0.0,
+            load_loss=0.0,
+            z_loss=0.0,
+            sequence_loss=0.0,
+            capacity_factor=None,
         ),
     )

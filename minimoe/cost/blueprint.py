@@ -54,6 +54,7 @@ def of_config(name: str, config: ModelConfig, source: str = "") -> Blueprint:
         Part("embedding", counts.embedding, counts.embedding, multiplied=config.tied_embeddings),
         Part("attention", counts.attention, counts.attention),
         Part("experts", counts.experts, working),
+        Part("shared experts", counts.shared_experts, counts.shared_experts),
         Part("router", router, router),
         Part("norms", counts.norms, counts.norms, multiplied=False),
         Part("head", counts.head, counts.head),

@@ -18,7 +18,7 @@ def training_bytes(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -
     counts = parameters.count(config)
     every = counts.total + counts.noise
     by_muon = parameters.by_muon(config) if recipe.optimizer == "muon" else 0
-    moments = 2 * every - by_muon
+    moments = 2 * (every - parameters.state(config)) - by_muon
     once = counts.experts if worth_exchanging(config, recipe, threads) else 0
     gradients = once + (every - once) * (1 if threads == 1 else 2 * threads)
     return _number_bytes(recipe) * (every + gradients + moments)
@@ -28,10 +28,12 @@ def activation_bytes(config: ModelConfig, recipe: TrainConfig) -> int:
     """A lower bound for the bytes that forward keeps for backward: the large rows of all tokens processed at a time.
 
     These are the probabilities of the vocabulary; in each layer, four rows of width D; and for each of the K experts,
-    its input and its output, of width D, and the two factors of its SwiGLU, of width F.
+    its input and its output, of width D, and the two factors of its SwiGLU, of width F. The input of the shared experts
+    is one of the four rows, and their output is not kept.
     """
     tokens = recipe.batch * config.context // recipe.accumulate
     layer = 4 * config.width + config.active_experts * 2 * (config.width + config.expert_width)
+    layer += 2 * config.shared_experts * config.expert_width
     return _number_bytes(recipe) * tokens * (config.vocab_size + config.layers * layer)
 
 

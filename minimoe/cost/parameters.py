@@ -20,6 +20,7 @@ class Parameters(NamedTuple):
     embedding: int
     attention: int
     experts: int
+    shared_experts: int
     router: int
     norms: int
     head: int
@@ -35,15 +36,16 @@ def count(config: ModelConfig) -> Parameters:
     layer = of.blocks[0]
     noise = L * _training_only(layer)
     router = L * tree.size(layer.moe.router) - noise
-    experts = L * tree.size(layer.moe.experts)
+    experts, shared_experts = L * tree.size(layer.moe.experts), L * tree.size(layer.moe.shared)
     attention = L * tree.size(layer.attention)
     norms = L * tree.size((layer.attention_norm, layer.moe_norm)) + tree.size(of.norm)
     embedding, head = tree.size(of.embedding), tree.size(of.head)
-    shared = embedding + head + attention + router + norms
+    shared = embedding + head + attention + shared_experts + router + norms
     return Parameters(
         embedding=embedding,
         attention=attention,
         experts=experts,
+        shared_experts=shared_experts,
         router=router,
         norms=norms,
         head=head,
@@ -56,6 +58,11 @@ def count(config: ModelConfig) -> Parameters:
 def by_muon(config: ModelConfig) -> int:
     """How many parameters Muon updates, if it is the optimiser: those that the components mark as matrices."""
     return config.layers * _marked(decoder.blank(dataclasses.replace(config, layers=1), placeholder), "matrices")
+
+
+def state(config: ModelConfig) -> int:
+    """How many numbers the routers learn without a gradient, so that the optimiser keeps no moments of them."""
+    return config.layers * _marked(decoder.blank(dataclasses.replace(config, layers=1), placeholder), "state")
 
 
 def _training_only(params: Any) -> int:

@@ -14,6 +14,7 @@ from minimoe.inference.kv_cache import KVCache, LayerCache
 from minimoe.layers import decoder, moe, rope
 from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.rmsnorm import RMSNorm
@@ -71,7 +72,7 @@ def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
         y: Array = moe.forward(params, x[None, None], config, Mode(labels=array_module(x).full((1, 1), token))).y[0, 0]
         return y
     decoded: Array = work(params.experts, x, *choose(params.router, x, config))
-    return decoded
+    return decoded if params.shared is None else decoded + swiglu.decode(params.shared, x, [0], [1.0])
 
 
 def _softmax(z: Array) -> Array:

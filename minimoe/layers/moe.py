@@ -1,18 +1,23 @@
 """The mixture-of-experts layer: dispatch every token to its experts, run the experts, combine their outputs.
 
-    y_t = Σ_k w_tk · Expert_{S_tk}(x_t)
+    y_t = Σ_k w_tk · Expert_{S_tk}(x_t)  [+ Σ_s Shared_s(x_t)]
 
 A router decides which entries (token, expert, weight) exist. ``routing`` sorts them by expert, each expert processes
 its rows, and ``combine`` adds up the weighted rows of each token. Nothing is padded. Tokens are dropped only if the
 router has a capacity: see ``capacity``. If workers own different experts, they exchange the sorted rows.
 
+Besides, every token may pass through S shared experts, which no router weighs. They are kept as one SwiGLU of width
+S·F: its hidden channels are those of the S experts side by side, and W_down adds up their outputs.
+
 The plain form, a loop over the experts, is in ``minimoe/reference.py``.
 
-Gale et al. 2022, arXiv 2211.15841; Lepikhin et al. 2020, arXiv 2006.16668.  Lesson: lessons/09_moe_layer.ipynb
+Gale et al. 2022, arXiv 2211.15841; Lepikhin et al. 2020, arXiv 2006.16668; Dai et al. 2024, arXiv 2401.06066 (shared
+experts).  Lesson: lessons/09_moe_layer.ipynb
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -28,7 +33,7 @@ from minimoe.layers.exchange import Exchange
 from minimoe.layers.experts import swiglu
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
-from minimoe.layers.routers import expert_choice, expert_threshold, gshard, noisy_top_k, switch
+from minimoe.layers.routers import expert_choice, expert_threshold, gshard, noisy_top_k, sigmoid_bias, switch
 from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 
 ROUTERS: dict[str, RouterModule] = {
@@ -37,6 +42,7 @@ ROUTERS: dict[str, RouterModule] = {
     "gshard": gshard,
     "expert_choice": expert_choice,
     "expert_threshold": expert_threshold,
+    "sigmoid_bias": sigmoid_bias,
 }
 """The module for each value of ``ModelConfig.router``."""
 
@@ -51,6 +57,7 @@ EXPERTS: dict[str, ExpertModule] = {
 class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
+    shared: Any = None  # swiglu.Experts: the shared experts as a stack of one, S·F wide; None if S = 0
 
 
 @brief
@@ -61,6 +68,7 @@ class Cache(NamedTuple):
     experts: Any
     exchange: Exchange
     config: ModelConfig
+    shared: Any = None
 
 
 @brief
@@ -134,13 +142,26 @@ def update_state(
 def init(
     rng: np.random.Generator, config: ModelConfig, output_std: float | None = None, dtype: DTypeLike = np.float32
 ) -> MoE:
-    """Fresh parameters of a router and a stack of experts, in the shapes of ``config``."""
-    return MoE(router_of(config).init(rng, config, dtype), experts_of(config).init(rng, config, output_std, dtype))
+    """Fresh parameters of a router, a stack of experts and the shared experts, in the shapes of ``config``."""
+    router = router_of(config).init(rng, config, dtype)
+    experts = experts_of(config).init(rng, config, output_std, dtype)
+    if not config.shared_experts:
+        return MoE(router, experts)
+    # One SwiGLU of width S·F, but each of the S experts has F inputs to its output.
+    output_std = config.expert_width**-0.5 if output_std is None else output_std
+    return MoE(router, experts, swiglu.init(rng, shared_config(config), output_std, dtype))
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> MoE:
     """The parameters, each made by calling ``array`` with its shape."""
-    return MoE(router_of(config).blank(config, array), experts_of(config).blank(config, array))
+    shared = swiglu.blank(shared_config(config), array) if config.shared_experts else None
+    return MoE(router_of(config).blank(config, array), experts_of(config).blank(config, array), shared)
+
+
+def shared_config(config: ModelConfig) -> ModelConfig:
+    """The config of a SwiGLU that is as wide as all shared experts together."""
+    width = config.shared_experts * config.expert_width
+    return dataclasses.replace(config, experts=1, active_experts=1, expert_width=width, shared_experts=0)
 
 
 def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION) -> Result:
@@ -157,7 +178,11 @@ def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION)
     )
     y_sorted = exchange.return_rows(y_own)
     y = combine(y_sorted, routing.place, by_token(routing.weight, routing.place))
-    cache = Cache(routing, y_sorted, router_cache, experts_cache, exchange, config)
+    shared_cache = None
+    if params.shared is not None:  # every token, in the order of the text: nothing is sorted, weighted or exchanged
+        y_shared, shared_cache = swiglu.forward(params.shared, x.reshape(-1, D), [B * T])
+        y += y_shared
+    cache = Cache(routing, y_sorted, router_cache, experts_cache, exchange, config, shared_cache)
     return Result(y.reshape(B, T, D), stats, routing.dropped, cache)
 
 
@@ -170,6 +195,8 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     the router and through its K experts:
 
         dw_tk = dy_t · e_tk,    de_tk = w_tk dy_t,    dx_t = Σ_k dx of expert S_tk + dx of the router
+
+    The shared experts add their output unweighted: their dy is dy, and their dx is one term more.
     """
     xp = array_module(dy)
     routing, exchange = cache.routing, cache.exchange
@@ -182,7 +209,11 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     dx = combine(exchange.return_rows(dx_own), routing.place).reshape(dy.shape)
     dx_router, drouter = router_of(cache.config).backward(params.router, cache.router, dweight, dstats)
     dx += dx_router
-    return dx, MoE(drouter, dexperts)
+    if params.shared is None:
+        return dx, MoE(drouter, dexperts)
+    dx_shared, dshared = swiglu.backward(params.shared, cache.shared, dy.reshape(-1, dy.shape[-1]))
+    dx += dx_shared.reshape(dx.shape)
+    return dx, MoE(drouter, dexperts, dshared)
 
 
 def _named(table: dict[str, Any], name: str, setting: str) -> Any:

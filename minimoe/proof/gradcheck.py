@@ -45,6 +45,9 @@ CONFIG = ModelConfig(
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
 GSHARD = dataclasses.replace(CONFIG, router="gshard")
 THRESHOLD = dataclasses.replace(CONFIG, router="expert_threshold")
+SIGMOID_BIAS = dataclasses.replace(CONFIG, router="sigmoid_bias", routed_scale=2.5)
+GROUPS = dataclasses.replace(SIGMOID_BIAS, experts=6, active_experts=4, expert_groups=3, active_groups=2)
+SHARED = dataclasses.replace(CONFIG, shared_experts=2)
 
 
 def run(seed: int = 0) -> Rows:
@@ -79,9 +82,12 @@ def run(seed: int = 0) -> Rows:
         *_router(rng, "expert_choice", dataclasses.replace(CONFIG, router="expert_choice")),
         *_router(rng, "expert_threshold", THRESHOLD),
         *_router(rng, "expert_threshold, tokens dropped", THRESHOLD, capacity_factor=0.5),
+        *_router(rng, "sigmoid_bias", SIGMOID_BIAS),
+        *_router(rng, "sigmoid_bias, groups, tokens dropped", GROUPS, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
+        *_moe(rng, "moe, two shared experts", SHARED),
         *_block(rng),
         *_cross_entropy(rng),
         *check_decoder("decoder", CONFIG, rng),

@@ -131,8 +131,8 @@ def to_dict(
     The ids of the tokens that begin and pad a text are those of ``generation``, as in a ``Description``.
 
     Raises:
-        UserError: the model's router or experts are not Mixtral's, or the model does not renormalise the weights of the
-            chosen experts as a Mixtral does.
+        UserError: the model's router or experts are not Mixtral's, it has shared experts, or it does not renormalise
+            the weights of the chosen experts as a Mixtral does.
     """
     for kind, module in (("router", moe.router_of(config)), ("expert_kind", moe.experts_of(config))):
         if not hasattr(module, "mixtral_tensors"):
@@ -140,6 +140,11 @@ def to_dict(
                 f"a model with {kind} {getattr(config, kind)!r} cannot be written as a Mixtral, which has none: keep "
                 "it as a run."
             )
+    if config.shared_experts:
+        raise UserError(
+            f"a model with shared_experts {config.shared_experts} cannot be written as a Mixtral, which has none: keep "
+            "it as a run."
+        )
     if config.experts > 1 and not config.renormalize:
         raise UserError(
             "a model with renormalize off cannot be written as a Mixtral, which renormalises: keep it as a run."

@@ -200,6 +200,35 @@ def test_jensen_shannon_refuses_what_is_no_distribution():
         routing_trace.jensen_shannon(p)
 
 
+def test_the_violation_is_what_the_fullest_expert_has_too_much():
+    assert_allclose(routing_trace.max_violation(np.array([[5.0, 3, 4, 4], [1, 1, 1, 1], [12, 0, 0, 0]])), [0.25, 0, 3])
+    shares = np.random.default_rng(0).random((2000, 256, 8)).argsort(2)[:, :, :2]
+    load = np.stack([np.bincount(batch.reshape(-1), minlength=8) for batch in shares])
+    assert_allclose(routing_trace.max_violation(load).mean(), 0.17, atol=0.005)  # the level of chance that it states
+
+
+def test_chance_deals_whole_windows_to_groups_of_the_size_of_the_texts():
+    """Two windows to one text, one to the other; each window has a single expert, so there are three groupings."""
+
+    def of(*windows):
+        experts = np.repeat(windows, 2)
+        return trace_of(np.eye(3)[None, experts], active=1, window=np.repeat(np.arange(len(windows)), 2))
+
+    texts = [of(0, 0), of(1)]  # 0 0 | 1 is 1 bit apart, 0 1 | 0 only 0.311278, and comes twice as often
+    found = routing_trace.divergence_by_chance(texts, groupings=6000)
+    assert_allclose(found, [(1 + 2 * 0.311278) / 3], atol=0.01)
+    three = routing_trace.divergence_by_chance([of(0, 1), of(2)], groupings=3)
+    assert_allclose(three, [1], err_msg="whatever the grouping, the two have no expert in common")
+    again = [routing_trace.divergence_by_chance(texts, groupings=3, seed=seed) for seed in (0, 0, 1)]
+    assert again[0] == again[1] != again[2]
+
+
+def test_chance_needs_two_texts_of_one_model(example):
+    for traces in ([example], [example, trace_of(np.zeros((3, 4, 5)))], [example, trace_of(np.zeros((2, 4, 6)))]):
+        with pytest.raises(UserError, match="cannot be compared"):
+            routing_trace.divergence_by_chance(traces)
+
+
 def meets(seen, layer, one, other, k):
     return bool(set(seen.experts[layer, one, :k]) & set(seen.experts[layer, other, :k]))
 

@@ -10,6 +10,7 @@ from minimoe.core import presets
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.core.presets import PRESETS
+from minimoe.cost import parameters
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -87,6 +88,16 @@ def test_a_dense_twin_has_no_use_for_another_router_or_a_capacity() -> None:
         twin.config, experts=8, active_experts=2, expert_width=toy.config.expert_width, noisy_gating=True
     )
     assert same == toy.config, "and all else stays"
+
+
+def test_a_dense_twin_is_as_wide_as_the_active_experts_and_the_shared_ones() -> None:
+    sparse = presets.override(presets.preset("toy"), {"shared_experts": 3, "sequence_loss": 0.1})
+    twin = presets.dense_twin(sparse)
+    assert (twin.config.shared_experts, twin.recipe.sequence_loss) == (0, 0.0)
+    assert twin.config.expert_width == 5 * sparse.config.expert_width
+    router = parameters.count(sparse.config).router
+    one_row = parameters.count(twin.config).router
+    assert parameters.count(twin.config).active - one_row == parameters.count(sparse.config).active - router
 
 
 def test_a_dense_model_has_no_twin() -> None:

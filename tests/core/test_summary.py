@@ -58,7 +58,8 @@ def test_no_value_that_a_call_returns_floods_a_notebook(values: dict[str, Any]) 
 
 def test_a_summary_names_every_field_and_what_it_holds(values: dict[str, Any]) -> None:
     assert repr(values["moe"]) == (
-        "MoE(\n  router   Router of 2 arrays, 64 numbers\n  experts  Experts of 3 arrays, 768 numbers\n)"
+        "MoE(\n  router   Router of 2 arrays, 64 numbers\n  experts  Experts of 3 arrays, 768 numbers\n"
+        "  shared   None\n)"
     )
     lines = repr(values["model"]).splitlines()
     assert [line.split()[0] for line in lines[1:-1]] == list(checkpoint.Model._fields)

@@ -25,6 +25,7 @@ RECIPES = [
     {"dtype": "float64", "noisy_gating": False},
     {"tied_embeddings": True, "active_experts": 4, "experts": 4},
     {"context": 16, "batch": 6, "accumulate": 3},
+    {"shared_experts": 2, "router": "sigmoid_bias"},
 ]
 
 

@@ -49,6 +49,7 @@ CONFIGS = st.builds(
     width=st.integers(1, 9),
     layers=st.integers(1, 3),
     expert_width=st.integers(1, 9),
+    shared_experts=st.integers(0, 3),
     noisy_gating=st.booleans(),
     tied_embeddings=st.booleans(),
 )
@@ -62,6 +63,8 @@ def test_the_counts_are_those_of_a_real_decoder(config: ModelConfig) -> None:
     assert counts.embedding == tree.size(params.embedding)
     assert counts.attention == sum(tree.size(layer.attention) for layer in params.blocks)
     assert counts.experts == sum(tree.size(layer.moe.experts) for layer in params.blocks)
+    assert counts.shared_experts == sum(tree.size(layer.moe.shared) for layer in params.blocks)
+    assert counts.shared_experts * config.experts == config.shared_experts * counts.experts
     assert counts.router == sum(layer.moe.router.w_gate.size for layer in params.blocks)
     assert counts.norms == sum(leaf.size for name, leaf in tree.named_leaves(params) if name.endswith("gain"))
     assert counts.head == tree.size(params.head)

@@ -27,6 +27,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "every expert at work": {"active_experts": 5},
     "a single expert": {"experts": 1, "active_experts": 1},
     "no noise": {"noisy_gating": False},
+    "shared experts": {"shared_experts": 2},
     "another epsilon and other wavelengths": {"norm_eps": 0.1, "rope_theta": 100.0},
 }
 LENGTH = 20

@@ -1,5 +1,6 @@
 """The mixture: its gradient, experts that nobody chose, and settings it refuses. What it equals: test_equivalences."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder, moe
 from minimoe.layers.exchange import LocalExchange
+from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.routers import noisy_top_k
@@ -197,3 +199,80 @@ def test_the_modules_named_by_the_config_are_the_ones_used(rng: np.random.Genera
     assert moe.experts_of(config) is moe.EXPERTS[config.expert_kind]
     for name, leaf in tree.named_leaves(moe.blank(config, np.zeros)):
         assert leaf.shape == dict(tree.named_leaves(moe.init(rng, config)))[name].shape, name
+
+
+# Shared experts
+
+
+def with_shared(rng: np.random.Generator, count: int, **changes: Any) -> tuple[ModelConfig, MoE]:
+    config = dataclasses.replace(mixture(noisy=False), shared_experts=count, **changes)
+    return config, drawn_mixture(rng, config)
+
+
+@pytest.mark.parametrize("router", ["noisy_top_k", "sigmoid_bias"])
+def test_every_token_passes_through_the_shared_experts_one_by_one(rng: np.random.Generator, router: str) -> None:
+    """One SwiGLU of width S·F is S experts of width F whose outputs are added up: values and gradients."""
+    config, params = with_shared(rng, 3, router=router)
+    x, dy = rng.standard_normal((2, 2, 6, 4))
+    y, stats, _, cache = moe.forward(params, x, config)
+    dx, grads = moe.backward(params, cache, dy, None)
+    alone = params._replace(shared=None)
+    y_routed, _, _, routed_cache = moe.forward(alone, x, dataclasses.replace(config, shared_experts=0))
+    dx_routed, routed_grads = moe.backward(alone, routed_cache, dy, None)
+    expected_y, expected_dx = y_routed.reshape(12, 4), dx_routed.reshape(12, 4)
+    for s in range(3):
+        hidden = slice(3 * s, 3 * s + 3)
+        w_gate, w_up, w_down = params.shared
+        one = swiglu.Experts(w_gate[:, :, hidden], w_up[:, :, hidden], w_down[:, hidden])
+        y_one, cache_one = swiglu.forward(one, x.reshape(12, 4), [12])
+        dx_one, grads_one = swiglu.backward(one, cache_one, dy.reshape(12, 4))
+        expected_y, expected_dx = expected_y + y_one, expected_dx + dx_one
+        mine = (grads.shared.w_gate[:, :, hidden], grads.shared.w_up[:, :, hidden], grads.shared.w_down[:, hidden])
+        assert_close(mine, tuple(grads_one))
+    assert_close((y.reshape(12, 4), dx.reshape(12, 4)), (expected_y, expected_dx))
+    assert_close((grads.router, grads.experts), (routed_grads.router, routed_grads.experts))
+    assert stats.assignments.sum() == 24, "no router counts them"
+
+
+@given(case=mixtures)
+def test_gradient_is_right_with_shared_experts(case: dict[str, Any]) -> None:
+    config, _, x, noise = set_up(case)
+    config = dataclasses.replace(config, shared_experts=2)
+    params = drawn_mixture(np.random.default_rng(case["seed"]), config)
+    rows = check_moe(params, x, config, Mode(True, noise, case["capacity_factor"]))
+    assert all(row.passed or 2 * row.refused > row.refused + row.checked for row in rows), failed(rows)
+    assert "shared.w_up" in [row.tensor for row in rows]
+
+
+def test_a_token_that_every_expert_refuses_still_has_the_shared_ones(rng: np.random.Generator) -> None:
+    config, params = with_shared(rng, 1)
+    x = rng.standard_normal((1, 8, 4))
+    y, _, dropped, _ = moe.forward(params, x, config, Mode(capacity_factor=0.01))
+    refused = (y != moe.forward(params._replace(shared=None), x, config, Mode(capacity_factor=0.01)).y).any(2)
+    assert dropped > 0
+    assert refused.all()
+
+
+def test_shared_experts_start_as_experts_do(rng: np.random.Generator) -> None:
+    """The width that they have together is not the number of inputs to an expert's output."""
+    config = ModelConfig(expert_width=256, shared_experts=4)
+    for given_std, expected in ((None, 256**-0.5), (0.5, 0.5)):
+        params = moe.init(rng, config, given_std)
+        assert params.shared.w_down.shape == (1, 4 * 256, 128)
+        assert params.shared.w_down.std() == pytest.approx(expected, rel=0.02)
+        assert params.shared.w_up.std() == pytest.approx(128**-0.5, rel=0.02)
+    without = moe.init(np.random.default_rng(1), ModelConfig(expert_width=256))
+    first = moe.init(np.random.default_rng(1), config)
+    assert without.shared is None
+    assert all(
+        (a == b).all() for a, b in zip(tree.leaves(without), tree.leaves(first._replace(shared=None)), strict=True)
+    )
+
+
+def test_shared_experts_are_matrices_for_muon_that_no_worker_owns_alone(rng: np.random.Generator) -> None:
+    config, params = with_shared(rng, 2)
+    names = [name for name, _ in tree.named_leaves(params) if name.startswith("shared")]
+    assert set(names) <= set(tree.marked(params, "matrices"))
+    assert not set(names) & set(tree.marked(params, "by_expert"))
+    with pytest.raises(UserError, match=r"shared_experts 3 of expert_width 1048576 are 3,145,728 wide"):
+        dataclasses.replace(config, shared_experts=3, expert_width=2**20)

@@ -26,7 +26,9 @@ from minimoe.training import step
 NO_FORK = pytest.mark.skipif(not can_fork(), reason="workers are threads on this system")
 KINDS = [pytest.param(True, id="processes", marks=NO_FORK), pytest.param(False, id="threads")]
 
-CONFIG = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4)
+CONFIG = ModelConfig(
+    vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=5, expert_width=4, shared_experts=2
+)
 EVERY_LOSS = Objective(Coefficients(0.3, 0.2, 0.1, 0.05, 0.15))
 
 

@@ -495,10 +495,15 @@ def test_a_folder_that_was_not_written_to_the_end_is_no_model(
 
 
 def test_a_model_that_is_no_mixtral_is_not_saved(tmp_path: Path, small: ModelConfig) -> None:
-    params, config = model(small, renormalize=False)
-    with pytest.raises(UserError, match="renormalize"):
-        huggingface.save(tmp_path / "saved", params, config)
-    assert not (tmp_path / "saved").exists()
+    for changes, sentence in (
+        ({"renormalize": False}, "renormalize"),
+        ({"shared_experts": 2}, "shared_experts 2 cannot be written as a Mixtral"),
+        ({"router": "sigmoid_bias"}, "router 'sigmoid_bias' cannot be written as a Mixtral"),
+    ):
+        params, config = model(small, **changes)
+        with pytest.raises(UserError, match=sentence):
+            huggingface.save(tmp_path / "saved", params, config)
+        assert not (tmp_path / "saved").exists()
 
 
 # Memory

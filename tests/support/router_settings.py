@@ -21,6 +21,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "gshard": [{}, {"second_expert": "sampling"}, {"second_expert": "all"}],
     "expert_choice": [{}, {"active_experts": 1}],
     "expert_threshold": [{}, {"active_experts": 1}],
+    "sigmoid_bias": [
+        {},
+        {"routed_scale": 2.5, "experts": 6, "expert_groups": 3, "active_groups": 2, "shared_experts": 1},
+    ],
 }
 
 

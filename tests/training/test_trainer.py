@@ -585,6 +585,7 @@ OTHER = {  # another value for every setting that may not change on the way
     **{"weight_decay": 0.3, "beta1": 0.5, "beta2": 0.5, "momentum": 0.5, "newton_schulz_steps": 5},
     **{"balance_loss": 0.5, "pooled_balance": True, "importance_loss": 0.5, "load_loss": 0.5, "z_loss": 0.5},
     "sequence_loss": 0.5,
+    "bias_rate": 0.5,
     "capacity_factor": None,
 }
 
