@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minimoe.core.arrays import Array, like, to_host, underflow_is_right
+from minimoe.core.arrays import Array, array_module, like, to_host, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
@@ -26,7 +26,7 @@ from minimoe.core.summary import brief
 from minimoe.inference import reading
 from minimoe.layers import block, moe
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.routing import by_token, experts_by_token
+from minimoe.layers.routing import Routing, by_token, experts_by_token
 
 Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
@@ -43,7 +43,7 @@ class Trace(NamedTuple):
     window: Array  # (N,)  the number of the window that the token was read in
     experts: Array  # (L, N, K)  best first
     weights: Array  # (L, N, K)
-    logits: Array  # (L, N, E)  the routers' clean logits
+    logits: Array  # (L, N, E)  the routers' clean logits; of a router that compares none, log weights
 
 
 @brief
@@ -112,7 +112,8 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
     for _, found in reading.read(params, config, like(params.norm.gain, windows), keep):
         experts, weights, logits = [], [], []
         for block_params, (routing, router_cache) in zip(params.blocks, found.blocks, strict=True):
-            (scores, _), *_ = router.compared(block_params.moe.router, router_cache)
+            compared = router.compared(block_params.moe.router, router_cache)
+            scores = compared[0][0] if compared else _log_weights(routing)
             experts.append(to_host(experts_by_token(routing)))
             weights.append(to_host(by_token(routing.weight, routing.place)))
             logits.append(to_host(scores))
@@ -124,6 +125,15 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
         by_row = [piece.reshape(len(piece), batch, -1, piece.shape[-1]) for piece in of_kind]
         joined.append(np.concatenate(by_row, axis=2).reshape(len(params.blocks), batch * length, -1))
     return tuple(joined)
+
+
+def _log_weights(routing: Routing) -> Array:
+    """Scores (N, E) for a router that compares none: the logarithm of the weights, and of nearly 0 for all others."""
+    xp = array_module(routing.weight)
+    dense = xp.zeros((len(routing.place), len(routing.counts)), routing.weight.dtype)
+    expert = xp.repeat(xp.arange(len(routing.counts)), routing.counts)
+    dense[routing.token, expert] = routing.weight
+    return xp.log(xp.maximum(dense, np.finfo(np.float32).tiny))
 
 
 def load(trace: Trace, choice: Choice = "either") -> Array:

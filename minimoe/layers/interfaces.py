@@ -19,6 +19,12 @@ Of a router:
     next_state        ``(params, stats, config, recipe)``, both lists over the layers → the parameters with their new
                       state: what the router learns without a gradient. The fields are marked ``state``; the optimiser
                       leaves them alone, and their gradient is zero
+
+Of experts:
+
+    check             raises ``UserError`` if they cannot work with these settings
+    balance_weights   ``config`` → E numbers η: the balance loss becomes E Σ η f p̄, so that a small η makes an expert's
+                      work cheap
 """
 
 from __future__ import annotations

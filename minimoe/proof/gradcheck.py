@@ -19,7 +19,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
 from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
-from minimoe.layers.experts import swiglu
+from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.layers.routing import RouterStats
@@ -43,6 +43,8 @@ CONFIG = ModelConfig(
 
 
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
+HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
+ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 
 
 def run(seed: int = 0) -> Rows:
@@ -71,6 +73,10 @@ def run(seed: int = 0) -> Rows:
         *_gate(rng, "noisy_top_k, every expert", top_k=5),
         *_router(rng, "switch", SWITCH),
         *_router(rng, "switch, tokens dropped", SWITCH, capacity_factor=0.5),
+        *_router(rng, "token_hash", HASH),
+        *_router(rng, "token_hash, tokens dropped", HASH, capacity_factor=0.5),
+        *_zero_computation(rng),
+        *_moe(rng, "moe, zero-computation experts", ZERO),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
@@ -133,6 +139,15 @@ def _swiglu(rng: np.random.Generator) -> list[Row]:
     return check("swiglu, one expert idle", forward, swiglu.backward, params, rng.standard_normal((7, 4)))
 
 
+def _zero_computation(rng: np.random.Generator) -> list[Row]:
+    def forward(params: Any, x: Array) -> tuple[Array, Any]:
+        return zero_computation.forward(params, x, [2, 0, 3, 1, 2])
+
+    config = ModelConfig(experts=5, zero_experts=1, copy_experts=2, width=4, expert_width=5)
+    params, x = zero_computation.init(rng, config), rng.standard_normal((9, 4))
+    return check("zero_computation", forward, zero_computation.backward, params, x)
+
+
 def _gate(
     rng: np.random.Generator, name: str, *, top_k: int = 2, renormalize: bool = True, noisy: bool = True
 ) -> list[Row]:
@@ -159,7 +174,8 @@ def _router(
     router = moe.router_of(config)
     noise = router.draw_noise(rng, config, (2, 6), np.float64)
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    mode = Mode(True, noise, capacity_factor, balance_by_sequence=True, mask=mask)
+    labels = np.arange(12).reshape(2, 6) % config.vocab_size
+    mode = Mode(True, noise, capacity_factor, balance_by_sequence=True, mask=mask, labels=labels)
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         routing, stats, cache = router.forward(params, x, config, mode)

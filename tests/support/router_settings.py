@@ -18,6 +18,7 @@ SMALL = ModelConfig(
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
+    "token_hash": [{}, {"hash_gate": True}],
 }
 
 
@@ -30,6 +31,7 @@ CONFIGS = {
         router, settings
     )
     for router in moe.ROUTERS
-    for settings in SETTINGS.get(router, [{}])
+    for of_router in [SETTINGS.get(router, [{}])]
+    for settings in [*of_router, {**of_router[-1], "expert_kind": "zero_computation"}]
 }
-"""A small config for each router and each of its settings, by a name for the test."""
+"""A small config for each router and each of its settings, and one with experts that compute nothing, by name."""
