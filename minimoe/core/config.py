@@ -49,11 +49,11 @@ class ModelConfig:
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
-    hash_gate: bool = _setting(False, "token_hash: a gate weighs the fixed set of experts; otherwise each weight is 1/K")
+    hash_gate: bool = _setting(False, "token_hash: a gate weighs the fixed set of experts; without it, by 1/K")
     zero_experts: int = _setting(1, "zero_computation: how many of the experts answer 0", least=0, most=65536)
     copy_experts: int = _setting(1, "zero_computation: how many of the experts answer x", least=0, most=65536)
     cheap_balance: float = _setting(
-        1.0, "zero_computation: weight of these experts in the balance loss; below 1 they get more", least=0.0, most=10.0
+        1.0, "zero_computation: weight of these in the balance loss; below 1 they get more", least=0.0, most=10.0
     )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)

@@ -45,9 +45,8 @@ def check(config: ModelConfig) -> None:
     if not 0 < cheap < config.experts:
         raise UserError(
             f"zero_experts {config.zero_experts} and copy_experts {config.copy_experts} are {cheap} of experts "
-            f"{config.experts}: with expert_kind 'zero_computation' choose at least 1 and at most {config.experts - 1}."
-            if config.experts > 1
-            else "experts 1 leaves no room for experts of expert_kind 'zero_computation': choose 2 or more, or 'swiglu'."
+            f"{config.experts}, but expert_kind 'zero_computation' needs at least one of them and at least one that "
+            "computes: change these numbers, or choose expert_kind 'swiglu'."
         )
 
 
@@ -119,7 +118,7 @@ def backward(params: ZeroComputation, cache: Cache, dy: Array) -> tuple[Array, Z
 
 
 def decode(params: ZeroComputation, x: Array, chosen: list[int], weights: list[float]) -> Array:
-    """x (D,), one token → y (D,): the weighted sum over its chosen experts. The weights stay as the router gave them."""
+    """x (D,), one token → y (D,): the weighted sum over its chosen experts, with the weights as they are."""
     computing = len(params.feed_forward.w_gate)
     first_copy = computing + len(params.zero)
     working = [(e, w) for e, w in zip(chosen, weights, strict=True) if e < computing]
