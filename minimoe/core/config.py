@@ -49,7 +49,7 @@ class ModelConfig:
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
-    hash_gate: bool = _setting(False, "token_hash: weigh the fixed set of experts with a gate, rather than with 1/K each")
+    hash_gate: bool = _setting(False, "token_hash: weigh the fixed set of experts with a gate rather than with 1/K")
     zero_experts: int = _setting(1, "zero_computation: how many of the experts answer 0", least=0, most=65536)
     copy_experts: int = _setting(1, "zero_computation: how many of the experts answer x", least=0, most=65536)
     cheap_balance: float = _setting(
