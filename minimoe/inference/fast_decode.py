@@ -66,11 +66,13 @@ def _turned(x: Array, rotation: Rotation) -> Array:
 
 def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
     """x (D,) of a token → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
-    choose, work = getattr(moe.router_of(config), "decode", None), getattr(moe.experts_of(config), "decode", None)
-    if choose is None or work is None:
+    router, work = moe.router_of(config), getattr(moe.experts_of(config), "decode", None)
+    choose, choose_by_label = getattr(router, "decode", None), getattr(router, "decode_label", None)
+    if work is None or (choose is None and choose_by_label is None):
         y: Array = moe.forward(params, x[None, None], config, Mode(labels=array_module(x).full((1, 1), token))).y[0, 0]
         return y
-    decoded: Array = work(params.experts, x, *choose(params.router, x, config))
+    chosen = choose(params.router, x, config) if choose else choose_by_label(params.router, x, config, token)
+    decoded: Array = work(params.experts, x, *chosen)
     return decoded
 
 

@@ -12,6 +12,7 @@ More is optional, and found by name. Of any module:
 Of a router:
 
     check_forward     ``check`` for a model that is not trained, if ``check`` refuses what only training cannot use
+    decode_label      ``decode`` for a router that needs the token's label: it is the last argument
     LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
     BALANCE_LOSS      the coefficient of the balance loss if the recipe names none; 0 for a router that needs no loss
     regulariser       ``(params, stats, config)`` → a loss of its own, from the sums of a layer, and the gradient with

@@ -18,6 +18,7 @@ Roller et al. 2021, arXiv 2106.04426.  Lesson: lessons/24_hash_and_zero.ipynb
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from minimoe.core.arrays import Array, array_module, like
+from minimoe.core.arrays import Array, array_module, like, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import capacity, routing
@@ -146,6 +147,17 @@ def backward(params: TokenHash, cache: Cache, dweight: Array, dstats: RouterStat
 def compared(params: TokenHash, cache: Cache) -> list[tuple[Array, int]]:
     """Nothing: no scores decide who is chosen, so no gradient check can cross a change of the choice."""
     return []
+
+
+def decode_label(params: TokenHash, x: Array, config: ModelConfig, label: int) -> tuple[list[int], list[float]]:
+    """x (D,), one token in evaluation, and its id → its K experts and their weights."""
+    chosen = table(config.vocab_size, config.experts, config.active_experts)[label].tolist()
+    if params.w_gate is None:
+        return chosen, [1 / len(chosen)] * len(chosen)
+    logits = to_host(x @ params.w_gate).tolist()
+    peak = max(logits[e] for e in chosen)
+    exp = [math.exp(logits[e] - peak) for e in chosen]
+    return chosen, [one / sum(exp) for one in exp]
 
 
 @lru_cache(maxsize=8)

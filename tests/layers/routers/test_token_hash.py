@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
+from minimoe.inference import generation, kv_cache
 from minimoe.layers import decoder, moe
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import token_hash
@@ -189,6 +190,28 @@ def test_a_full_expert_refuses_entries_and_padding_takes_no_seat(rng: np.random.
     assert routing.token.tolist() == [0, 1, 14]  # ⌈8/4⌉ = 2 of the first sequence, ⌈2/4⌉ = 1 of the second
     assert routing.dropped == 7
     assert stats.assignments.sum() == 10
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_text_is_written_as_the_whole_model_would(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, gate: bool
+) -> None:
+    """One token at a time with the cache, by ``decode_label`` alone, gives the logits of the full pass."""
+    config = config_of(hash_gate=gate, active_experts=3)
+    params = tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+    tokens = rng.integers(11, size=(1, 7))
+    whole = decoder.forward(params, tokens, config).logits[0]
+    cache = kv_cache.init(params, config)
+    monkeypatch.setattr(moe, "forward", None)
+    for position in range(7):
+        logits = generation.extend(params, cache, tokens[:, position : position + 1])[0]
+        np.testing.assert_allclose(logits, whole[position], atol=1e-12)
+
+
+def test_one_token_with_extreme_logits_has_finite_weights() -> None:
+    x = np.array([1e4, 0, 0, 0])
+    experts, weights = token_hash.decode_label(TokenHash(np.ones((4, 1)) * [1, -1, 1, -1, 1]), x, config_of(), 0)
+    assert (experts, weights) == ([0, 3], [1, 0])
 
 
 # Backward
