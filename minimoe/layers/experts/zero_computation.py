@@ -5,9 +5,9 @@
     zero                 0                  zero_experts
     copy                 x                  copy_experts, the last
 
-They compute nothing and have no parameters, but the router treats them like all others. A token of which it sends one
-or both choices there needs less work, so the router decides how much work each token gets. The weight of a zero expert
-is not lost: it lowers the weights of the token's other experts, and through it the router learns to want nothing.
+They compute nothing and have no parameters, but the router treats them like all others. A token that is sent to one of
+them needs less work, so the router decides how much work each token gets. The weight of a zero expert is not lost: it
+lowers the weights of the token's other experts, and through it the router learns which tokens need no answer.
 
 Jin et al. 2024, arXiv 2410.07348 (MoE++), without its constant experts and gating residuals.
 Lesson: lessons/24_hash_and_zero.ipynb
