@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from minimoe.core.arrays import Array, like, to_host, underflow_is_right
+from minimoe.core.arrays import Array, array_module, like, to_host, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
@@ -26,7 +26,7 @@ from minimoe.core.summary import brief
 from minimoe.inference import reading
 from minimoe.layers import block, moe
 from minimoe.layers.decoder import Decoder
-from minimoe.layers.routing import by_token, experts_by_token
+from minimoe.layers.routing import Routing, by_token, experts_by_token
 
 Choice = Literal["first", "second", "either"]
 """Which of a token's K experts count: the best, the second best, or all K."""
@@ -43,7 +43,7 @@ class Trace(NamedTuple):
     window: Array  # (N,)  the number of the window that the token was read in
     experts: Array  # (L, N, K)  the one with the largest weight first; −1 where a token has fewer than K
     weights: Array  # (L, N, K)
-    logits: Array  # (L, N, E)  the routers' clean logits, or what they compare instead; 0 if they compare nothing
+    logits: Array  # (L, N, E)  the routers' clean logits, or what they compare; log weights if they compare nothing
 
 
 @brief
@@ -119,7 +119,8 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
             order = np.argsort(np.where(of_token < 0, np.inf, -weight), axis=1, kind="stable")
             experts.append(np.take_along_axis(of_token, order, axis=1)[None])
             weights.append(np.take_along_axis(weight, order, axis=1)[None])
-            logits.append(to_host(next((s for s in compared if s.shape == shape), np.zeros(shape)))[None])
+            scores = next((scores for scores in compared if scores.shape == shape), None)
+            logits.append(to_host(_log_weights(routing) if scores is None else scores)[None])
         parts.append([_joined(kind, 0, fill) for kind, fill in zip((experts, weights, logits), FILL, strict=True)])
     if len(parts) == 1:
         return tuple(parts[0])
@@ -142,6 +143,15 @@ def _joined(parts: Sequence[Array], axis: int, fill: int) -> Array:
         for part in parts
     ]
     return np.concatenate(padded, axis=axis)
+
+
+def _log_weights(routing: Routing) -> Array:
+    """Scores (N, E) for a router that compares none: the logarithm of the weights, and of nearly 0 for all others."""
+    xp = array_module(routing.weight)
+    dense = xp.zeros((len(routing.place), len(routing.counts)), routing.weight.dtype)
+    expert = xp.repeat(xp.arange(len(routing.counts)), routing.counts)
+    dense[routing.token, expert] = routing.weight
+    return xp.log(xp.maximum(dense, np.finfo(np.float32).tiny))
 
 
 def load(trace: Trace, choice: Choice = "either") -> Array:

@@ -66,6 +66,12 @@ class ModelConfig:
         "gshard: how training treats the second expert: kept by chance, drawn by Gumbel noise, or always kept",
         choices=("random", "sampling", "all"),
     )
+    hash_gate: bool = _setting(False, "token_hash: weigh the fixed set of experts with a gate rather than with 1/K")
+    zero_experts: int = _setting(1, "zero_computation: how many of the experts answer 0", least=0, most=65536)
+    copy_experts: int = _setting(1, "zero_computation: how many of the experts answer x", least=0, most=65536)
+    cheap_balance: float = _setting(
+        1.0, "zero_computation: weight of these in the balance loss; below 1 they get more", least=0.0, most=10.0
+    )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
     norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)

@@ -118,6 +118,7 @@ def dense_twin(sparse: Preset) -> Preset:
         config=dataclasses.replace(
             config,
             router=ModelConfig.router,
+            expert_kind=ModelConfig.expert_kind,
             experts=1,
             active_experts=1,
             expert_width=(config.active_experts + config.shared_experts) * config.expert_width,

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from minimoe.core.config import ModelConfig
 from minimoe.cost import parameters
+from minimoe.layers import moe
 
 
 class Part(NamedTuple):
@@ -48,7 +49,7 @@ class Blueprint(NamedTuple):
 def of_config(name: str, config: ModelConfig, source: str = "") -> Blueprint:
     """The blueprint of a config. A model with one expert is dense: it needs no router, so none is counted."""
     counts = parameters.count(config)
-    working = counts.experts // config.experts * config.active_experts
+    working = config.layers * moe.experts_of(config).active_parameters(config)
     router = 0 if config.experts == 1 else counts.router
     parts = (
         Part("embedding", counts.embedding, counts.embedding, multiplied=config.tied_embeddings),

@@ -26,7 +26,7 @@ class Parameters(NamedTuple):
     head: int
     noise: int
     total: int  # without the noise
-    active: int  # the part of ``total`` that is used for one token: K of the E experts, and all the rest
+    active: int  # the part of ``total`` that is used for one token, at most: K of the E experts, and all the rest
 
 
 def count(config: ModelConfig) -> Parameters:

@@ -8,6 +8,8 @@ generation is several times faster. Routers and experts come from the tables in 
 
 from __future__ import annotations
 
+from typing import Any
+
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.inference.kv_cache import KVCache, LayerCache
@@ -67,11 +69,16 @@ def _turned(x: Array, rotation: Rotation) -> Array:
 
 def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
     """x (D,) of a token → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
-    choose, work = getattr(moe.router_of(config), "decode", None), getattr(moe.experts_of(config), "decode", None)
-    if choose is None or work is None:
+    router: Any = moe.router_of(config)
+    work = getattr(moe.experts_of(config), "decode", None)
+    if work is None or not (hasattr(router, "decode") or hasattr(router, "decode_label")):
         y: Array = moe.forward(params, x[None, None], config, Mode(labels=array_module(x).full((1, 1), token))).y[0, 0]
         return y
-    decoded: Array = work(params.experts, x, *choose(params.router, x, config))
+    if hasattr(router, "decode"):
+        chosen, weights = router.decode(params.router, x, config)
+    else:
+        chosen, weights = router.decode_label(params.router, x, config, token)
+    decoded: Array = work(params.experts, x, chosen, weights)
     return decoded if params.shared is None else decoded + swiglu.decode(params.shared, x, [0], [1.0])
 
 

@@ -12,6 +12,7 @@ More is optional, and found by name. Of any module:
 Of a router:
 
     check_forward     ``check`` for a model that is not trained, if ``check`` refuses settings only for training
+    decode_label      ``decode`` for a router that needs the token's label: it is the last argument
     LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
     VARIES            True if a token may have any number of experts up to E; otherwise it has at most K
     BALANCE_LOSS      the coefficient of the balance loss if the recipe names none; 0 for a router that needs no loss
@@ -20,6 +21,12 @@ Of a router:
     next_state        ``(params, stats, config, recipe)``, both lists over the layers → the parameters with their new
                       state: what the router learns without a gradient. The fields are marked ``state``; the optimiser
                       leaves them alone, and their gradient is zero
+
+Of experts:
+
+    check             raises ``UserError`` if they cannot work with these settings
+    balance_weights   ``config`` → E numbers η: the balance loss becomes E Σ η f p̄, so that a small η makes an expert's
+                      work cheap
 """
 
 from __future__ import annotations

@@ -30,10 +30,18 @@ from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError, suggestion
 from minimoe.core.summary import brief
 from minimoe.layers.exchange import Exchange
-from minimoe.layers.experts import swiglu
+from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
-from minimoe.layers.routers import expert_choice, expert_threshold, gshard, noisy_top_k, sigmoid_bias, switch
+from minimoe.layers.routers import (
+    expert_choice,
+    expert_threshold,
+    gshard,
+    noisy_top_k,
+    sigmoid_bias,
+    switch,
+    token_hash,
+)
 from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 
 ROUTERS: dict[str, RouterModule] = {
@@ -43,11 +51,13 @@ ROUTERS: dict[str, RouterModule] = {
     "expert_choice": expert_choice,
     "expert_threshold": expert_threshold,
     "sigmoid_bias": sigmoid_bias,
+    "token_hash": token_hash,
 }
 """The module for each value of ``ModelConfig.router``."""
 
 EXPERTS: dict[str, ExpertModule] = {
     "swiglu": swiglu,
+    "zero_computation": zero_computation,
 }
 """The module for each value of ``ModelConfig.expert_kind``."""
 
@@ -90,14 +100,14 @@ def experts_of(config: ModelConfig) -> ExpertModule:
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ``UserError`` if the router or the experts do not exist, or the router does not allow these settings."""
-    experts_of(config)
+    """Raises ``UserError`` if the router or the experts do not exist, or do not allow these settings."""
+    _check_experts(config)
     router_of(config).check(config)
 
 
 def check_forward(config: ModelConfig) -> None:
     """Like ``check``, but it allows settings that only training refuses: the model can be loaded, run and written."""
-    experts_of(config)
+    _check_experts(config)
     router: Any = router_of(config)
     getattr(router, "check_forward", router.check)(config)
 
@@ -116,6 +126,13 @@ def balance_coefficient(config: ModelConfig) -> float:
     """The coefficient of the balance loss for a recipe that names none: 0.01, or what the router states."""
     coefficient: float = getattr(router_of(config), "BALANCE_LOSS", 0.01)
     return coefficient
+
+
+def balance_weights(config: ModelConfig) -> list[float] | None:
+    """The weight of each expert in the balance loss, E numbers; None if all experts are alike."""
+    of_experts: Any = getattr(experts_of(config), "balance_weights", None)
+    found: list[float] | None = None if of_experts is None else of_experts(config)
+    return found
 
 
 def regulariser(params: MoE, stats: RouterStats, config: ModelConfig) -> tuple[Any, RouterStats] | None:
@@ -214,6 +231,12 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
     dx_shared, dshared = swiglu.backward(params.shared, cache.shared, dy.reshape(-1, dy.shape[-1]))
     dx += dx_shared.reshape(dx.shape)
     return dx, MoE(drouter, dexperts, dshared)
+
+
+def _check_experts(config: ModelConfig) -> None:
+    experts: Any = experts_of(config)
+    if hasattr(experts, "check"):
+        experts.check(config)
 
 
 def _named(table: dict[str, Any], name: str, setting: str) -> Any:

@@ -45,7 +45,9 @@ class Losses(NamedTuple):
     sequence: Array  # ()  0 if its coefficient is 0, because then nobody sums it up
 
 
-def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, RouterStats]:
+def loss(
+    stats: RouterStats, coefficients: Coefficients, weights: Sequence[float] | None = None
+) -> tuple[Losses, RouterStats]:
     """Sums over all tokens of a step → each loss, and the gradient of the total loss with respect to each of the sums.
 
     The total weights the losses with their coefficients: α for balance, c for z. f is computed from counts and is
@@ -54,10 +56,12 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
         ∂/∂Σp_e = α E f_e / N,    ∂/∂Σlse² = c / N
 
     The balance within each sequence is summed up by the router, so its gradient too is its coefficient over N.
+
+    ``weights`` are E numbers η if experts differ in cost: f is replaced by η f in the balance loss, and only there.
     """
     xp = array_module(stats.probability)
     experts = stats.probability.shape[0]
-    fraction = stats.assignments / xp.maximum(stats.assignments.sum(), 1)  # (E,)
+    fraction = _weighed(stats.assignments / xp.maximum(stats.assignments.sum(), 1), weights)  # (E,)
     tokens = xp.maximum(xp.full((), stats.tokens, stats.probability.dtype), 1)
     importance, dimportance = squared_variation(stats.importance)
     load, dload = squared_variation(stats.load)
@@ -81,7 +85,9 @@ def loss(stats: RouterStats, coefficients: Coefficients) -> tuple[Losses, Router
     return losses, gradient
 
 
-def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, RouterStats]:
+def pooled(
+    stats: Sequence[RouterStats], coefficient: float, weights: Sequence[float] | None = None
+) -> tuple[Array, RouterStats]:
     """The balance loss of the transformers library, and ``coefficient`` times its gradient with respect to each sum.
 
     That library adds up the sums of all layers before it multiplies them, and it does not divide f by K:
@@ -94,11 +100,13 @@ def pooled(stats: Sequence[RouterStats], coefficient: float) -> tuple[Array, Rou
     only through the total, so the gradient is the same for every layer:
 
         ∂/∂Σp_le = α E f_e / Σ_l N_l
+
+    ``weights`` are those of ``loss``.
     """
     total = tree.add(*stats)
     xp = array_module(total.probability)
     tokens = xp.maximum(xp.full((), total.tokens, total.probability.dtype), 1)
-    fraction = total.assignments / tokens  # (E,)  adds up to K
+    fraction = _weighed(total.assignments / tokens, weights)  # (E,)  adds up to K if no weights are given
     scale = len(fraction) / tokens
     gradient = tree.zeros_like(total._replace(tokens=tokens))
     return scale * (fraction * total.probability).sum(), gradient._replace(probability=coefficient * scale * fraction)
@@ -124,3 +132,8 @@ def squared_variation(v: Array) -> tuple[Array, Array]:
     safe = xp.where(mean == 0, 1, mean)
     value = xp.square(v - mean).mean() / xp.square(safe)
     return value, 2 / (len(v) * xp.square(safe)) * (v - mean * (1 + value))
+
+
+def _weighed(fraction: Array, weights: Sequence[float] | None) -> Array:
+    """f (E,) → η f, or f itself if there are no weights."""
+    return fraction if weights is None else fraction * array_module(fraction).asarray(weights, fraction.dtype)

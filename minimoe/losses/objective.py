@@ -108,15 +108,15 @@ def add_up(
     loss, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
     tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
     mean = total = loss.total / tokens
-    coefficients = objective.coefficients
+    coefficients, weights = objective.coefficients, moe.balance_weights(config)
     dpooled: RouterStats | None = None
     if objective.pooled_balance:
-        value, dpooled = balance.pooled(stats, coefficients.balance)
+        value, dpooled = balance.pooled(stats, coefficients.balance, weights)
         total = total + value * coefficients.balance
         coefficients = coefficients._replace(balance=0.0)
     auxiliary, dstats = [], []
     for block, layer in zip(params.blocks, stats, strict=True):
-        losses, dlayer = balance.loss(layer, coefficients)
+        losses, dlayer = balance.loss(layer, coefficients, weights)
         total = total + balance.weighted(losses, coefficients)
         auxiliary.append(losses)
         own = moe.regulariser(block.moe, layer, config)

@@ -83,10 +83,13 @@ def between(group: Group) -> Callable[[list[int]], Exchange]:
 def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> bool:
     """Whether each worker should own some of the experts.
 
-    This needs at least one expert for each worker and the same number of shards for all, and it must be faster.
+    This needs at least one expert for each worker, parameters that are stacks of all E experts, and the same number of
+    shards for all, and it must be faster.
     """
     shards = min(recipe.batch, workers * recipe.accumulate)
-    possible = 1 < workers <= config.experts and shards % workers == 0
+    stacks = tree.leaves(moe.experts_of(config).blank(config, placeholder))
+    divisible = all(len(stack) == config.experts for stack in stacks)
+    possible = divisible and 1 < workers <= config.experts and shards % workers == 0
     return possible and exchange_is_faster(config, rows_at_once(config, recipe, workers))
 
 

@@ -19,7 +19,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
 from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, soft_moe
 from minimoe.layers.attention import KeyValues
-from minimoe.layers.experts import swiglu
+from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.layers.routing import RouterStats
@@ -48,6 +48,8 @@ THRESHOLD = dataclasses.replace(CONFIG, router="expert_threshold")
 SIGMOID_BIAS = dataclasses.replace(CONFIG, router="sigmoid_bias", routed_scale=2.5)
 GROUPS = dataclasses.replace(SIGMOID_BIAS, experts=6, active_experts=4, expert_groups=3, active_groups=2)
 SHARED = dataclasses.replace(CONFIG, shared_experts=2)
+HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
+ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 
 
 def run(seed: int = 0) -> Rows:
@@ -84,6 +86,10 @@ def run(seed: int = 0) -> Rows:
         *_router(rng, "expert_threshold, tokens dropped", THRESHOLD, capacity_factor=0.5),
         *_router(rng, "sigmoid_bias", SIGMOID_BIAS),
         *_router(rng, "sigmoid_bias, groups, tokens dropped", GROUPS, capacity_factor=0.5),
+        *_router(rng, "token_hash", HASH),
+        *_router(rng, "token_hash, tokens dropped", HASH, capacity_factor=0.5),
+        *_zero_computation(rng),
+        *_moe(rng, "moe, zero-computation experts", ZERO),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),
@@ -148,6 +154,15 @@ def _swiglu(rng: np.random.Generator) -> list[Row]:
     return check("swiglu, one expert idle", forward, swiglu.backward, params, rng.standard_normal((7, 4)))
 
 
+def _zero_computation(rng: np.random.Generator) -> list[Row]:
+    def forward(params: Any, x: Array) -> tuple[Array, Any]:
+        return zero_computation.forward(params, x, [2, 0, 3, 1, 2])
+
+    config = ModelConfig(experts=5, zero_experts=1, copy_experts=2, width=4, expert_width=5)
+    params, x = zero_computation.init(rng, config), rng.standard_normal((9, 4))
+    return check("zero_computation", forward, zero_computation.backward, params, x)
+
+
 def _gate(
     rng: np.random.Generator, name: str, *, top_k: int = 2, renormalize: bool = True, noisy: bool = True
 ) -> list[Row]:
@@ -174,7 +189,8 @@ def _router(
     router = moe.router_of(config)
     noise = router.draw_noise(rng, config, (2, 6), np.float64)
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
-    mode = Mode(True, noise, capacity_factor, balance_by_sequence=True, mask=mask)
+    labels = np.arange(12).reshape(2, 6) % config.vocab_size
+    mode = Mode(True, noise, capacity_factor, balance_by_sequence=True, mask=mask, labels=labels)
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         routing, stats, cache = router.forward(params, x, config, mode)

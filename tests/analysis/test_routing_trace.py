@@ -1,5 +1,6 @@
 """What the experts do, against brute force: every statistic is computed again by the slowest loops that can be read."""
 
+import dataclasses
 import itertools
 import math
 import tracemalloc
@@ -16,6 +17,7 @@ from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.inference import reading
 from minimoe.layers import decoder
+from minimoe.layers.routers import token_hash
 from minimoe.layers.routing import by_token, experts_by_token
 
 
@@ -60,6 +62,21 @@ def test_a_trace_is_what_the_routers_of_a_forward_pass_decide(params, small, rng
         p = np.exp(seen.logits[layer] - np.log(np.exp(seen.logits[layer]).sum(1, keepdims=True)))
         assert_allclose(p, block.moe.router.gate.probability)
     assert_array_equal(seen.experts, np.argsort(-seen.logits, axis=-1)[..., : small.active_experts])
+
+
+def test_a_router_that_compares_no_scores_is_traced_by_its_weights(small, rng):
+    """Its uncertainty is that of the weights, and its choice is further from any other than scores could be."""
+    for gate in (False, True):
+        config = dataclasses.replace(small, router="token_hash", hash_gate=gate)
+        params = decoder.init(rng, config, np.float64)
+        tokens = rng.integers(0, small.vocab_size, small.context)
+        seen = routing_trace.trace(params, config, tokens)
+        w = seen.weights
+        table = token_hash.table(small.vocab_size, small.experts, small.active_experts)
+        assert_array_equal(np.sort(seen.experts), np.sort(table[tokens])[None].repeat(small.layers, 0))
+        assert_allclose(np.take_along_axis(seen.logits, seen.experts, -1), np.log(w))
+        assert_allclose(routing_trace.entropy(seen), -(w * np.log(w)).sum(-1))
+        assert (routing_trace.margin(seen) > 80).all()
 
 
 def test_a_text_longer_than_the_context_is_read_window_by_window(params, small, rng):

@@ -25,6 +25,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {},
         {"routed_scale": 2.5, "experts": 6, "expert_groups": 3, "active_groups": 2, "shared_experts": 1},
     ],
+    "token_hash": [{}, {"hash_gate": True}],
 }
 
 
@@ -37,6 +38,7 @@ CONFIGS = {
         router, settings
     )
     for router in moe.ROUTERS
-    for settings in SETTINGS.get(router, [{}])
+    for of_router in [SETTINGS.get(router, [{}])]
+    for settings in [*of_router, {**of_router[-1], "expert_kind": "zero_computation"}]
 }
-"""A small config for each router and each of its settings, by a name for the test."""
+"""A small config for each router and each of its settings, and one with experts that compute nothing, by name."""
