@@ -207,8 +207,8 @@ def _balance(rng: np.random.Generator) -> list[Row]:
         tokens=np.array(5),
         assignments=np.array([4, 1, 0, 3]),
         probability=rng.uniform(0.5, 3, 4),
-        importance=rng.uniform(0.5, 3, 4),
-        load=rng.uniform(0.5, 3, 4),
+        importance=rng.uniform(0.5, 3, 4) * [1, 2, 4, 8],  # uneven whatever is drawn, or the gradient would be small
+        load=rng.uniform(0.5, 3, 4) * [8, 4, 2, 1],
         squared_lse=rng.uniform(1, 3, ()),
         by_sequence=rng.uniform(1, 3, ()),
         entropy=np.array(0),

@@ -71,11 +71,3 @@ def learn(
     result = text_loss.evaluate(params, config, data.validation)
     last = active[-max(len(active) // 10, 1) :]
     return Learned(params, result.loss, result.load, float(np.mean(last)), float(np.median(times)))
-
-
-def max_violation(load: NDArray[np.float64]) -> float:
-    """load (L, E) → MaxVio: by how much the busiest expert exceeds its fair share, averaged over the layers.
-
-    0 is perfect balance, E − 1 a collapse on one expert (Wang et al. 2024, arXiv 2408.15664).
-    """
-    return float((load.max(1) / load.mean(1)).mean() - 1)

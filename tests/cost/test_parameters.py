@@ -71,4 +71,4 @@ def test_the_counts_are_those_of_a_real_decoder(config: ModelConfig) -> None:
     assert counts.noise == sum(tree.size(layer.moe.router.w_noise) for layer in params.blocks)
     idle = counts.experts * (config.experts - config.active_experts) // config.experts
     assert counts.active == counts.total - idle
-    assert parameters.by_muon(config) == counts.attention + counts.experts
+    assert parameters.by_muon(config) == counts.attention + counts.experts + counts.shared_experts

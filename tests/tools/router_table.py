@@ -20,7 +20,7 @@ for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy is imported: a proces
 import numpy as np  # noqa: E402
 import readme_numbers  # noqa: E402
 
-from minimoe.analysis.routing_trace import jensen_shannon  # noqa: E402
+from minimoe.analysis.routing_trace import jensen_shannon, max_violation  # noqa: E402
 from minimoe.core.config import ModelConfig, TrainConfig  # noqa: E402
 from minimoe.evaluate import text_loss  # noqa: E402
 from minimoe.layers import embedding, moe, rmsnorm  # noqa: E402
@@ -87,7 +87,7 @@ def measure(contender: Contender, seed: int) -> Measured:
     )
     return Measured(
         learned.loss,
-        experiment.max_violation(learned.load),
+        max_violation(learned.load),
         learned.active,
         divergence(learned, config, data.validation),
         divergence(learned, config, shuffled(data.validation, config.context, seed)),

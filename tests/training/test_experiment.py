@@ -54,9 +54,3 @@ def test_a_name_that_no_router_has_is_refused(prepared: tuple[ModelConfig, Texts
     config, data = prepared
     with pytest.raises(UserError, match="there is no router"):
         experiment.learn(dataclasses.replace(config, router="nobody"), TrainConfig(), data, 0)
-
-
-def test_the_busiest_expert_is_measured_against_its_fair_share() -> None:
-    assert experiment.max_violation(np.full((2, 4), 0.25)) == 0
-    assert experiment.max_violation(np.array([[1.0, 0, 0, 0], [0.25, 0.25, 0.25, 0.25]])) == pytest.approx((3 + 0) / 2)
-    assert experiment.max_violation(np.array([[0.5, 0.2, 0.3]])) == pytest.approx(0.5)
