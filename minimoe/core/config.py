@@ -49,6 +49,9 @@ class ModelConfig:
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     renormalize: bool = _setting(True, "noisy_top_k: softmax over the chosen experts (Mixtral) rather than over all")
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
+    cosine_form: str = _setting(
+        "tutel", "cosine: how wide the projection is and how it starts: Tutel's or X-MoE's", choices=("tutel", "x-moe")
+    )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
     norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)

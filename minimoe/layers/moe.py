@@ -28,12 +28,14 @@ from minimoe.layers.exchange import Exchange
 from minimoe.layers.experts import swiglu
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
-from minimoe.layers.routers import noisy_top_k, switch
+from minimoe.layers.routers import cosine, noisy_top_k, remoe, switch
 from minimoe.layers.routing import RouterStats, Routing, by_token, combine
 
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
     "switch": switch,
+    "cosine": cosine,
+    "remoe": remoe,
 }
 """The module for each value of ``ModelConfig.router``."""
 
@@ -109,9 +111,7 @@ def regulariser(params: MoE, stats: RouterStats, config: ModelConfig) -> tuple[A
     return found
 
 
-def update_state(
-    layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig
-) -> None:
+def update_state(layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig) -> None:
     """Changes, in place, what the routers of all layers learn without a gradient, from the sums of a whole step."""
     update: Any = getattr(router_of(config), "next_state", None)
     if update is None:

@@ -43,6 +43,9 @@ CONFIG = ModelConfig(
 
 
 SWITCH = dataclasses.replace(CONFIG, router="switch", active_experts=1)
+COSINE = dataclasses.replace(CONFIG, router="cosine")
+X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
+REMOE = dataclasses.replace(CONFIG, router="remoe")
 
 
 def run(seed: int = 0) -> Rows:
@@ -71,6 +74,11 @@ def run(seed: int = 0) -> Rows:
         *_gate(rng, "noisy_top_k, every expert", top_k=5),
         *_router(rng, "switch", SWITCH),
         *_router(rng, "switch, tokens dropped", SWITCH, capacity_factor=0.5),
+        *_router(rng, "cosine", COSINE),
+        *_router(rng, "cosine, x-moe", X_MOE),
+        *_router(rng, "cosine, tokens dropped", COSINE, capacity_factor=0.5),
+        *_router(rng, "remoe", REMOE),
+        *_router(rng, "remoe, tokens dropped", REMOE, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),

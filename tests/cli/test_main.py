@@ -107,6 +107,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other = {"tokenizer": "byte", "optimizer": "adamw", "dtype": "float64", "window": 3, "capacity_factor": 1.25}
     other["balance_loss"] = 0.5
     other["schedule"] = "linear"
+    other["cosine_form"] = "x-moe"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":

@@ -18,6 +18,8 @@ SMALL = ModelConfig(
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "noisy_top_k": [{}, {"renormalize": False}],
     "switch": [{"active_experts": 1}],
+    "cosine": [{}, {"cosine_form": "x-moe"}],
+    "remoe": [{}, {"active_experts": 1}],
 }
 
 
