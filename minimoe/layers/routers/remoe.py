@@ -43,6 +43,9 @@ BALANCE_LOSS = 0.0
 FIRST_PENALTY = 1e-8
 """λ at the start: at first, nothing is asked of the router."""
 
+START = 0.5
+"""The standard deviation of the scores at the start."""
+
 FACTOR = 1.2
 """What λ is multiplied with, or divided by, after each step."""
 
@@ -68,8 +71,12 @@ def check(config: ModelConfig) -> None:
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> ReMoE:
-    """W drawn from N(0, 0.02²): scores of both signs are equally likely, so about half of the experts are awake."""
-    w_gate = (0.02 * rng.standard_normal((config.width, config.experts))).astype(dtype)
+    """W drawn from N(0, 1/4D): scores of both signs are equally likely, so about half of the experts are awake.
+
+    The scores of a normalised token are then about 1/2 for any D. If they were much smaller, the first steps could put
+    all experts of a small model to sleep, long before λ does.
+    """
+    w_gate = (START / math.sqrt(config.width) * rng.standard_normal((config.width, config.experts))).astype(dtype)
     return ReMoE(w_gate, np.full(1, FIRST_PENALTY, dtype))
 
 

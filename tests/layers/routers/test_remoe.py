@@ -142,7 +142,7 @@ def test_renamed_experts_are_the_same_experts(rng: np.random.Generator) -> None:
 def mixture_of(router: str) -> tuple[moe.MoE, ModelConfig, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(5)
     config = config_of(router=router, noisy_gating=False, width=8, experts=6)
-    params = tree.map(lambda leaf: 5 * leaf + 0.2 * rng.standard_normal(leaf.shape), moe.init(rng, config, None, float))
+    params = tree.map(lambda leaf: leaf + 0.4 * rng.standard_normal(leaf.shape), moe.init(rng, config, None, float))
     return params, config, *rng.standard_normal((2, 8))
 
 
@@ -166,7 +166,7 @@ def test_across_the_point_where_an_expert_falls_asleep_the_output_changes_by_les
     s = z[0, expert] / (z[0, expert] - z[1, expert])
     before, after = (moe.forward(params, ((1 - at) * a + at * b)[None, None], config) for at in (s - 5e-8, s + 5e-8))
     assert before.stats.assignments[expert] == 1 and after.stats.assignments[expert] == 0
-    assert np.linalg.norm(before.y - after.y) < 1e-5
+    assert np.linalg.norm(before.y - after.y) < 1e-5 * max(np.linalg.norm(before.y), 1)
 
 
 # Who is awake
@@ -196,6 +196,7 @@ def test_about_half_of_the_experts_are_awake_at_the_start(rng: np.random.Generat
     params, x = remoe.init(rng, config), rng.standard_normal((1, 200, 64)).astype(np.float32)
     share = remoe.forward(params, x, config)[1].assignments / 200
     assert 0.4 < share.mean() < 0.6
+    assert (x[0] @ params.w_gate).std() == pytest.approx(0.5, rel=0.1)
     assert params.penalty == pytest.approx(1e-8)
 
 
@@ -234,11 +235,11 @@ def test_only_real_entries_take_a_place() -> None:
 
 @pytest.mark.parametrize(
     ("awake", "factor"),
-    [([9, 9], 1.0), ([10, 9], 1.2), ([18, 1], 1.2), ([9, 8], 1 / 1.2), ([0, 0], 1 / 1.2)],
+    [([6, 6], 1.0), ([7, 6], 1.2), ([12, 1], 1.2), ([6, 5], 1 / 1.2), ([0, 0], 1 / 1.2)],
 )
 def test_lambda_follows_the_zeros_of_all_layers_together(awake: list[int], factor: float) -> None:
-    """K = 3 of 6 experts for 3 tokens: 18 entries in two layers are on target."""
-    config = config_of(experts=6, active_experts=3)
+    """K = 2 of 6 experts for 3 tokens: 12 entries in two layers are on target."""
+    config = config_of(experts=6, active_experts=2)
     layers = [stats_of([count, 0, 0, 0, 0, 0], tokens=3) for count in awake]
     before = [router_of(np.ones((4, 6)), 0.01), router_of(np.zeros((4, 6)), 0.01)]
     after = remoe.next_state(before, layers, config, TrainConfig())
