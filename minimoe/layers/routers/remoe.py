@@ -206,8 +206,10 @@ def _within_capacity(chosen: Array, asked: Array, batch: int, config: ModelConfi
     """Which of the entries that are ``asked`` for (N, A) find a place: a fair share of a sequence is K·T/E entries."""
     xp = array_module(chosen)
     assert mode.capacity_factor is not None
-    share = mode.capacity_factor * config.active_experts / config.experts
-    length = len(chosen) // batch
-    limit = math.ceil(share * length) if mode.mask is None else xp.ceil(share * mode.mask.sum(1, keepdims=True))
+    factor, K, E = mode.capacity_factor, config.active_experts, config.experts
+    if mode.mask is None:
+        limit = math.ceil(factor * K * (len(chosen) // batch) / E)
+    else:
+        limit = xp.ceil(factor * K * mode.mask.sum(1, keepdims=True) / E)  # (B, 1)
     entries, real = chosen.reshape(batch, -1), asked.reshape(batch, -1)  # (B, T·A)
-    return capacity.within_capacity(entries, config.experts, limit, real).reshape(asked.shape)
+    return capacity.within_capacity(entries, E, limit, real).reshape(asked.shape)
