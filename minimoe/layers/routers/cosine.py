@@ -11,7 +11,7 @@ There are two published forms, and ``cosine_form`` chooses between them:
     tutel     u has 256 numbers and a bias; m starts at N(0, 0.01²)
     x-moe     u has 16 numbers and no bias; the vectors m start at right angles to each other
 
-In a small model u is narrower, at most half as wide as the token, so that the cosine is still taken between few numbers.
+In a small model u is narrower: at most half as wide as the token, so that the cosine is still one of few numbers.
 Without the bias, x and 3x have the same z. With it, they differ, because it is the projected u whose length is lost.
 
 Chi et al. 2022, arXiv 2204.09179 (X-MoE); Tutel's ``cosine_top`` (the bias, the scale and its limit).
