@@ -272,7 +272,8 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
         "loss": float(totals.cross_entropy),
         "total": float(totals.total),
         "auxiliary": {
-            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary] for name in Losses._fields
+            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
+            for name in Losses._fields
         },
         "learning_rate": schedule.learning_rate(step - 1, run.recipe),
         "gradient_norm": norm,
