@@ -72,6 +72,9 @@ class ModelConfig:
     cheap_balance: float = _setting(
         1.0, "zero_computation: weight of these in the balance loss; below 1 they get more", least=0.0, most=10.0
     )
+    cosine_form: str = _setting(
+        "tutel", "cosine: how wide the projection is and how it starts: Tutel's or X-MoE's", choices=("tutel", "x-moe")
+    )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)
     norm_eps: float = _setting(1e-5, "RMSNorm's epsilon", least=0.0, most=1.0)

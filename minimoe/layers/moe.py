@@ -34,10 +34,12 @@ from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.interfaces import ExpertModule, RouterModule
 from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.routers import (
+    cosine,
     expert_choice,
     expert_threshold,
     gshard,
     noisy_top_k,
+    remoe,
     sigmoid_bias,
     switch,
     token_hash,
@@ -52,6 +54,8 @@ ROUTERS: dict[str, RouterModule] = {
     "expert_threshold": expert_threshold,
     "sigmoid_bias": sigmoid_bias,
     "token_hash": token_hash,
+    "cosine": cosine,
+    "remoe": remoe,
 }
 """The module for each value of ``ModelConfig.router``."""
 

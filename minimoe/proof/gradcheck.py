@@ -50,6 +50,9 @@ GROUPS = dataclasses.replace(SIGMOID_BIAS, experts=6, active_experts=4, expert_g
 SHARED = dataclasses.replace(CONFIG, shared_experts=2)
 HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
 ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
+COSINE = dataclasses.replace(CONFIG, router="cosine")
+X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
+REMOE = dataclasses.replace(CONFIG, router="remoe")
 
 
 def run(seed: int = 0) -> Rows:
@@ -90,6 +93,11 @@ def run(seed: int = 0) -> Rows:
         *_router(rng, "token_hash, tokens dropped", HASH, capacity_factor=0.5),
         *_zero_computation(rng),
         *_moe(rng, "moe, zero-computation experts", ZERO),
+        *_router(rng, "cosine", COSINE),
+        *_router(rng, "cosine, x-moe", X_MOE),
+        *_router(rng, "cosine, tokens dropped", COSINE, capacity_factor=0.5),
+        *_router(rng, "remoe", REMOE),
+        *_router(rng, "remoe, tokens dropped", REMOE, capacity_factor=0.5),
         *_balance(rng),
         *_moe(rng, "moe", CONFIG),
         *_moe(rng, "moe, tokens dropped", CONFIG, capacity_factor=0.7),

@@ -22,6 +22,7 @@ from minimoe.evaluate import text_loss
 from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.losses import objective
+from minimoe.losses.objective import Totals
 from minimoe.optim import clipping, optimizer
 from minimoe.text.batches import Texts
 from minimoe.training import step as steps
@@ -46,10 +47,12 @@ def learn(
     *,
     frozen: Callable[[str], bool] = lambda name: False,
     look_ahead: bool = False,
+    watch: Callable[[Decoder, Totals], None] = lambda params, totals: None,
 ) -> Learned:
     """Trains a new model with one worker. Parameters whose name is ``frozen`` keep their initial values.
 
-    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``.
+    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. ``watch`` is called at each step with the
+    sums of the batch, before anything is changed.
     """
     rng = np.random.default_rng(seed)
     params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)
@@ -62,6 +65,7 @@ def learn(
         started = time.perf_counter()
         shards = steps.shard_batch(noise, params, *next(batches), config, recipe, 1)
         totals, gradient = objective.loss_and_gradient(params, shards, config, goal)
+        watch(params, totals)
         moving = {name: d for name, d in tree.named_leaves(gradient) if not frozen(name)}
         clipping.clip(list(moving.values()), recipe.clip)
         optimizer.update_some(named, moving, moments, recipe, number)

@@ -108,6 +108,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["balance_loss"] = 0.5
     other["schedule"] = "linear"
     other["second_expert"] = "all"
+    other["cosine_form"] = "x-moe"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":

@@ -26,6 +26,8 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"routed_scale": 2.5, "experts": 6, "expert_groups": 3, "active_groups": 2, "shared_experts": 1},
     ],
     "token_hash": [{}, {"hash_gate": True}],
+    "cosine": [{}, {"cosine_form": "x-moe"}],
+    "remoe": [{}, {"active_experts": 1}],
 }
 
 

@@ -44,6 +44,19 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
         assert (before == after).all() == (".router." in name), name
 
 
+def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    seen: list[tuple[float, float]] = []
+    remoe = dataclasses.replace(config, router="remoe")
+    experiment.learn(
+        remoe, RECIPE, data, 1,
+        watch=lambda params, totals: seen.append((float(totals.total), float(params.blocks[0].moe.router.penalty[0]))),
+    )  # fmt: skip
+    assert len(seen) == RECIPE.steps
+    assert seen[0][1] == pytest.approx(1e-8), "the first step is seen before the state moves"
+    assert len(set(seen)) == RECIPE.steps
+
+
 def test_seeds_differ_and_repeat(prepared: tuple[ModelConfig, Texts]) -> None:
     config, data = prepared
     losses = [experiment.learn(config, RECIPE, data, seed).loss for seed in (1, 1, 2)]
