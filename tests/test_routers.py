@@ -207,3 +207,18 @@ def test_the_numbers_follow_the_dtype_and_the_device(
     shard = Shard(*(None if part is None else move(part) for part in batch))
     there = objective.loss_and_gradient(move(params), [shard], config, GOAL)
     on_devices.assert_equal((here[0].total, here[1]), (there[0].total, there[1]), 1e-5)
+
+
+@every_router
+def test_only_a_router_that_says_so_gives_a_token_more_than_k_experts(
+    config: ModelConfig, rng: np.random.Generator
+) -> None:
+    """Workers that exchange rows reserve memory for this many."""
+    params = tree.map(lambda leaf: leaf + rng.standard_normal(leaf.shape), moe.init(rng, config, dtype=np.float64))
+    labels = rng.integers(config.vocab_size, size=(4, config.context))
+    routing = moe.forward(
+        params, rng.standard_normal((*labels.shape, config.width)), config, Mode(labels=labels)
+    ).cache.routing
+    most = (experts_by_token(routing) >= 0).sum(1).max()
+    assert most <= moe.most_experts(config)
+    assert (most > config.active_experts) <= getattr(moe.router_of(config), "VARIES", False)

@@ -37,6 +37,9 @@ from minimoe.layers.mode import EVALUATION, Mode
 from minimoe.layers.routers import scores
 from minimoe.layers.routing import Choice, RouterStats, Routing
 
+VARIES = True
+"""A token has as many experts as it wakes, none or all of them."""
+
 BALANCE_LOSS = 0.0
 """No balance loss by default: the router's own loss balances the load."""
 
