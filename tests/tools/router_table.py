@@ -55,8 +55,19 @@ DENSE = dataclasses.replace(CONFIG, experts=1, active_experts=1, expert_width=12
 CONTENDERS = (
     Contender("dense, equal active width", DENSE, dataclasses.replace(RECIPE, balance_loss=0.0, z_loss=0.0)),
     of("noisy top-2", "noisy_top_k"),
-    of("noisy top-2, router frozen at random", "noisy_top_k", frozen=True, noisy_gating=False),
+    of("top-2, router frozen at random", "noisy_top_k", frozen=True, noisy_gating=False),
     of("Switch, experts twice as wide", "switch", active_experts=1, expert_width=128),
+    of("GShard", "gshard"),
+    of("cosine, Tutel's form", "cosine"),
+    of("cosine, X-MoE's form", "cosine", cosine_form="x-moe"),
+    of("sigmoid + bias", "sigmoid_bias"),
+    of("sigmoid + bias, one of two shared", "sigmoid_bias", active_experts=2, shared_experts=2, expert_width=32),
+    of("expert threshold", "expert_threshold"),
+    of("expert choice", "expert_choice"),
+    of("hash", "token_hash", noisy_gating=False),
+    of("hash, gate weighs", "token_hash", noisy_gating=False, hash_gate=True),
+    of("ReMoE", "remoe"),
+    of("noisy top-2, zero and copy experts", "noisy_top_k", expert_kind="zero_computation"),
 )
 
 
@@ -84,10 +95,11 @@ def measure(contender: Contender, seed: int) -> Measured:
         data,
         seed,
         frozen=lambda name: contender.frozen_router and ".router." in name,
+        look_ahead=True,  # expert choice is shown beside the routers that a language model may use
     )
     return Measured(
         learned.loss,
-        max_violation(learned.load),
+        float(max_violation(learned.load).mean()),
         learned.active,
         divergence(learned, config, data.validation),
         divergence(learned, config, shuffled(data.validation, config.context, seed)),
@@ -132,9 +144,11 @@ def jump(learned: Learned, config: ModelConfig, data: Texts, seed: int) -> float
 
 def table(found: dict[str, list[Measured]]) -> str:
     lines = [
-        "| router | validation loss | MaxVio | experts per token | texts apart (chance), bits | jump | ms per step |",
-        "|---|---|---|---|---|---|---|",
+        "| router | validation loss | MaxVio | experts per token | texts apart (chance), bits | jumps | causal | "
+        "ms per step |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    routers = {contender.name: contender.config.router for contender in CONTENDERS}
     for name, rows in found.items():
         by_field = Measured(*(list(values) for values in zip(*rows, strict=True)))
         span = readme_numbers.span
@@ -145,6 +159,7 @@ def table(found: dict[str, list[Measured]]) -> str:
             span(by_field.active, 2),
             "" if dense else f"{span(by_field.divergence, 3)} ({span(by_field.chance, 3)})",
             "" if dense else "no" if max(by_field.jump) < 1e-4 else f"{100 * np.median(by_field.jump):.0f} %",
+            "" if dense else "yes" if routers[name] in moe.causal_routers() else "no",
             f"{np.median(by_field.milliseconds):.0f}",
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
