@@ -4,9 +4,9 @@ A matrix is (inputs, outputs) here and (outputs, inputs) in bitsandbytes and HQQ
 second form, row by row, so a matrix is transposed before it is divided: a block then holds weights of one output, or of
 two that follow each other if the inputs do not fill whole blocks.
 
-The codes of R blocks of G weights, (R, G), are packed in HQQ's layout. Several blocks share one integer: with 4 bits the
-first half of the blocks is in the high half of each byte and the second half in the low half, with 2 bits a quarter of
-the blocks is in each quarter of a byte, and with 3 bits ten blocks share an int32, of which two bits are not used.
+The codes of R blocks of G weights, (R, G), are packed in HQQ's layout. Several blocks share one integer: with 4 bits,
+the first half of the blocks is in the high half of each byte and the second half in the low half. With 2 bits, each
+quarter of a byte holds a quarter of the blocks. With 3 bits, ten blocks share an int32, of which two bits are not used.
 """
 
 from __future__ import annotations

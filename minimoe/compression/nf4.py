@@ -34,7 +34,7 @@ class Quantized(NamedTuple):
     codes: NDArray[np.uint8]  # (⌈n/2⌉,)  two weights a byte, the first in the high half
     absmax: NDArray[Any]  # (R,)  c in float32; with double quantisation its codes in uint8
     nested_absmax: NDArray[np.float32] | None  # (⌈R/256⌉,)  the largest |c − offset|
-    offset: NDArray[np.float32] | None  # ()  the mean of c
+    offset: NDArray[np.float32] | None  # (1,)  the mean of c
     shape: tuple[int, int]  # (inputs, outputs)
     block: int = BLOCK
 
@@ -82,16 +82,16 @@ def quantize(w: NDArray[Any], block: int = BLOCK, double: bool = True) -> Quanti
     rows = layout.blocks(layout.checked(w), layout.checked_size(block, "block"), "constant")
     codes, absmax = _nearest(rows, LEVELS)
     flat = np.append(codes.reshape(-1)[: w.size], [ZERO] * (w.size % 2)).astype(np.uint8)
-    packed = flat[::2] << 4 | flat[1::2]
+    packed = (flat[::2] << 4 | flat[1::2]).astype(np.uint8)
     single = absmax.astype(np.float32)
     shape = w.shape[0], w.shape[1]
     if not double:
         return Quantized(packed, single, None, None, shape, block)
-    offset = single.mean(dtype=np.float64).astype(np.float32)
+    offset = single.mean(dtype=np.float64, keepdims=True).astype(np.float32)
     of_blocks = np.pad((single - offset).astype(np.float64), (0, -single.size % NESTED_BLOCK))
     nested, largest = _nearest(of_blocks.reshape(-1, NESTED_BLOCK), DYNAMIC_MAP)
     return Quantized(
-        packed, nested.reshape(-1)[: single.size], largest.astype(np.float32), np.asarray(offset), shape, block
+        packed, nested.reshape(-1)[: single.size], largest.astype(np.float32), offset, shape, block
     )
 
 
@@ -116,7 +116,7 @@ def blank(shape: tuple[int, int], block: int = BLOCK, double: bool = True) -> Qu
     if not double:
         return Quantized(codes, placeholder((count,), np.float32), None, None, shape, block)
     nested = placeholder((-(-count // NESTED_BLOCK),), np.float32)
-    return Quantized(codes, placeholder((count,), np.uint8), nested, placeholder((), np.float32), shape, block)
+    return Quantized(codes, placeholder((count,), np.uint8), nested, placeholder((1,), np.float32), shape, block)
 
 
 def _nearest(rows: NDArray[np.float64], values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:

@@ -1,9 +1,9 @@
 """Which parts of a decoder are quantised, with which scheme, and how many bytes they take then.
 
-The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. The router, the
-norms, the embedding and the output layer stay in floating point. They are small, and a router with large errors sends
-tokens to other experts. Experts and attention may have different schemes, because attention is a small part of the
-weights and suffers more.
+The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. The router,
+the norms, the embedding and the output layer stay in floating point. They are small, and a router with large errors
+sends tokens to other experts. Experts and attention may have different schemes, because attention is a small part of
+the weights and suffers more.
 
     int8                8 bits, one maximum for each output      8 + 32/inputs bits a weight
     nf4                 4 bits, blocks of 64, their maxima in 8 bits             4.13
@@ -12,8 +12,8 @@ weights and suffers more.
     rtn2, hqq2          2 bits, groups of 32                                     3
     float               as they are
 
-Every matrix is quantised by itself, each expert too. In a file, the arrays of a matrix have its name and their own, such
-as ``blocks[0].moe.experts.w_up.codes``; those of all experts are stacked.
+Every matrix is quantised by itself, each expert too. In a file, the arrays of a matrix have its name and their own,
+such as ``blocks[0].moe.experts.w_up.codes``; those of all experts are stacked.
 """
 
 from __future__ import annotations

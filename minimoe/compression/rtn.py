@@ -5,8 +5,8 @@
 This is the plain asymmetric quantiser that every other method is compared with. Other programs write it as (q − z) step
 with the zero point z = −min/step.
 
-Minimum and step are kept in float16, 32 bits for each group. Before the weights are rounded, the minimum is rounded down
-and the step up, so the interval still holds every weight, and no code has to be clipped.
+Minimum and step are kept in float16, 32 bits for each group. Before the weights are rounded, the minimum is rounded
+down and the step up, so the interval still holds every weight, and no code has to be clipped.
 """
 
 from __future__ import annotations
