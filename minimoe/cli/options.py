@@ -50,7 +50,6 @@ EXAMPLES = {
     "quantize": (
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
-        "minimoe evaluate runs/toy-nf4                              every command opens the new folder",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),

@@ -90,9 +90,8 @@ def quantize(w: NDArray[Any], block: int = BLOCK, double: bool = True) -> Quanti
     offset = single.mean(dtype=np.float64, keepdims=True).astype(np.float32)
     of_blocks = np.pad((single - offset).astype(np.float64), (0, -single.size % NESTED_BLOCK))
     nested, largest = _nearest(of_blocks.reshape(-1, NESTED_BLOCK), DYNAMIC_MAP)
-    return Quantized(
-        packed, nested.reshape(-1)[: single.size], largest.astype(np.float32), offset, shape, block
-    )
+    nested = nested.reshape(-1)[: single.size]
+    return Quantized(packed, nested, largest.astype(np.float32), offset, shape, block)
 
 
 def dequantize(q: Quantized) -> NDArray[np.float32]:

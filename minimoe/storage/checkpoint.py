@@ -166,7 +166,7 @@ def load_config(folder: str | Path) -> RunConfig:
             from_dict(TrainConfig, values["train"], str(path)),
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
-            None if quantised is None else quantize.from_dict(quantised),
+            None if quantised is None else _plan(quantised, path),
         )
         decoder.check(run.config)
     except (TypeError, AttributeError) as error:
@@ -177,6 +177,13 @@ def load_config(folder: str | Path) -> RunConfig:
             "restore it, or train again."
         )
     return run
+
+
+def _plan(values: Any, path: Path) -> Plan:
+    try:
+        return quantize.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
 
 
 def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
