@@ -56,6 +56,8 @@ def blank(shape: tuple[int, int]) -> Quantized:
 def matmul(x: NDArray[Any], q: Quantized, threshold: float = THRESHOLD) -> NDArray[Any]:
     """x (N, inputs), finite → x ŵ (N, outputs) in the type of x, with x in 8 bits too but for its outlier columns.
 
+    The weights that meet an outlier column are the dequantised ones, so only x is exact there.
+
     With c_x the largest number of a row of x outside the outlier columns, the codes of x add an error of at most
     (c_x/254) Σ |ŵ| over the inputs outside these columns.
     """

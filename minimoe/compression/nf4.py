@@ -9,8 +9,8 @@ Sixteen levels need 4 bits a weight, but a float32 c for each block of 64 adds h
 c of all blocks in 8 bits: their mean is subtracted, and 256 of them at a time are divided by their largest and rounded
 to a map of 256 values whose steps grow with the size of the number. A weight then takes 4 + 8/64 + 32/(64 · 256) bits.
 
-Dettmers et al. 2023, arXiv 2305.14314 (QLoRA); Dettmers 2015, arXiv 1511.04561 (the dynamic map). The codes are those
-of bitsandbytes, byte for byte.
+Dettmers et al. 2023, arXiv 2305.14314 (QLoRA); Dettmers 2015, arXiv 1511.04561 (the dynamic map). Levels, blocks and
+bytes are those of bitsandbytes.
 """
 
 from __future__ import annotations

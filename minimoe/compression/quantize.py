@@ -187,7 +187,10 @@ def sizes(config: ModelConfig, by: Plan) -> list[Size]:
     """What each part of a model of this shape takes, without making it; the largest part is first."""
     params = decoder.blank(config, placeholder)
     schemes = _schemes(params, by._asdict())
-    part_of = parts(params)
+    part_of = dict.fromkeys((name for name, _ in tree.named_leaves(params)), "norms, embedding, head")
+    for i, block in enumerate(params.blocks):
+        part_of |= {name: "router" for name, _ in tree.named_leaves(block.moe.router, f"blocks[{i}].moe.router")}
+    part_of |= parts(params)
     found: dict[str, Size] = {}
     for name, leaf in tree.named_leaves(params):
         if name in schemes:
@@ -195,7 +198,7 @@ def sizes(config: ModelConfig, by: Plan) -> list[Size]:
             count = math.prod(leaf.shape[:-2]) * sum(values.nbytes for values in _arrays(empty).values())
         else:
             count = leaf.nbytes
-        part = part_of.get(name) or ("norms, embedding, head" if ".router." not in name else "router")
+        part = part_of[name]
         scheme = getattr(by, part, FLOAT)
         before = found.get(part, Size(part, scheme, 0, 0))
         found[part] = before._replace(parameters=before.parameters + leaf.size, bytes=before.bytes + count)

@@ -6,7 +6,7 @@
     int8.codes, .absmax     int8_vectorwise_quant of each output of w.normal
     nf4.{64,128}.*          quantize_4bit without double quantisation: codes, absmax, and what dequantize_4bit gives
     nested.*                quantize_4bit with it, for w.long, whose 260 blocks need two nested maxima; of what
-                            dequantize_4bit gives, eight outputs
+                            dequantize_4bit gives, the last eight outputs
     {hqq,rtn}{2,3,4}.*      Quantizer.quantize along the inputs, with and without optimisation, for w.heavy
     levels, dynamic_map     the 16 and 256 values
 
@@ -44,7 +44,7 @@ def main() -> None:
     )
     made |= {"nested.codes": codes[:, 0], "nested.absmax": state.absmax, "nested.offset": state.offset}
     made |= {"nested.nested_absmax": state.state2.absmax, "dynamic_map": state.state2.code}
-    made["nested.w"] = bnb.dequantize_4bit(codes, state)[:8]
+    made["nested.w"] = bnb.dequantize_4bit(codes, state)[-8:]
 
     for bits in (2, 3, 4):
         for name, optimize in (("hqq", True), ("rtn", False)):
