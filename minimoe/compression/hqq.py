@@ -9,8 +9,8 @@ near (q − z) step) is moved, so that Σ |w − ŵ|^p is small with p = 0.7 < 1
 e takes over what looks like an outlier. Without it, the problem is quadratic, and z is exactly its best value. The
 rounds end after 20, or when the mean of |w − ŵ| over the matrix does not fall. No text is needed.
 
-With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier. If all errors are smaller, as those of most
-trained matrices are, z only moves to where the errors of each group add up to zero.
+With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier, whatever the step. Where all errors are
+smaller, z only moves to where the errors of each group add up to zero.
 
 Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models. Their write-up lets β grow by 1 % in
 each round, their library does not; this is the library's form, and the codes are the same.

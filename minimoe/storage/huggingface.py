@@ -11,8 +11,9 @@ Newer versions of transformers keep a layer's experts in two fused tensors, gate
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
 versions can read it.
 
-A folder with quantised weights has the same config.json with a plan in it, and one model.safetensors with the arrays
-that ``compression.quantize`` describes.
+A folder with quantised weights has the same config.json with a plan in it, and quantized.safetensors with the arrays
+that ``compression.quantize`` describes. The file has another name because transformers ignores a plan that it does not
+know: in a model.safetensors it would find none of its tensors, warn, and go on with random weights.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from minimoe.text.tokenizer import Tokenizer
 
 __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 
-MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODEL, INDEX, PACKED = "model.safetensors", "model.safetensors.index.json", "quantized.safetensors"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -110,9 +111,8 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     config, dense = described.config, described.dense
     if described.plan is not None:
         _check_memory(config)
-        tensors, _ = read_tensors(folder / MODEL)
-        shapes = decoder.blank(config, placeholder)
-        return quantize.restore(tensors, shapes, described.plan, folder / MODEL), config
+        tensors, _ = read_tensors(folder / PACKED)
+        return quantize.restore(tensors, decoder.blank(config, placeholder), described.plan, folder / PACKED), config
     stored = _describe(folder)
     blank, used = {}, set()
     for name, place in layout(decoder.blank(config, placeholder), config, dense):
@@ -151,7 +151,7 @@ def save(
     """Writes a folder that transformers and ``load`` can read, in float32. A folder with a config.json is complete.
 
     With a ``plan``, the weights are quantised, under the names of the code. Only ``load`` can read such a folder;
-    transformers refuses it, because its config.json names a method that it does not know.
+    transformers refuses it, because it has no model.safetensors.
 
     A tokenizer that was read from a folder is written with all that was read there: the names of its special tokens,
     its chat template and the settings of generation.
@@ -174,7 +174,7 @@ def save(
     if packed is None or plan is None:
         safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
     else:
-        write_tensors(folder / MODEL, packed, {"format": "np"})
+        write_tensors(folder / PACKED, packed, {"format": "np"})
         values["quantization_config"] = huggingface_config.of_plan(plan)
     if tokenizer is not None:
         huggingface_tokenizer.write(folder, tokenizer)

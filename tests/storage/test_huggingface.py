@@ -550,6 +550,7 @@ def test_a_quantised_model_comes_back_as_quantising_leaves_it(
     plan = quantize.plan("nf4", "int8")
     huggingface.save(tmp_path / "small", params, config, end_tokens=(3,), plan=plan)
     loaded = huggingface.load(tmp_path / "small")
+    assert not (tmp_path / "small" / "model.safetensors").exists(), "transformers would look for its weights there"
     assert (loaded.config, loaded.end_tokens) == (config, (3,))
     for (name, a), b in zip(
         tree.named_leaves(quantize.approximate(params, plan._asdict())), tree.leaves(loaded.params), strict=True
