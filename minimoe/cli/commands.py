@@ -249,6 +249,15 @@ def params(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def quantize(chosen: argparse.Namespace) -> int:
+    from minimoe.compression import quantize
+    from minimoe.storage import quantized
+
+    rows = quantized.write(chosen.folder, chosen.out, chosen.scheme, chosen.attention)
+    print(quantize.table(rows))
+    return 0
+
+
 def bench(chosen: argparse.Namespace) -> int:
     from minimoe.timing import bench
 

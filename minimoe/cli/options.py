@@ -19,6 +19,7 @@ PUBLISHED = (
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
+SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -46,6 +47,10 @@ EXAMPLES = {
     ),
     "gradcheck": ("minimoe gradcheck", "minimoe gradcheck --seed 7 --json"),
     "params": ("minimoe params mixtral-8x7b", "minimoe params runs/toy --figure parameters.png"),
+    "quantize": (
+        "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
+        "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
+    ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
     "info": ("minimoe info",),

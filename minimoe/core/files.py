@@ -107,6 +107,25 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise unwritable(path, error) from None
 
 
+def refuse_occupied(folder: Path) -> None:
+    """Raises ``UserError`` if the folder exists and holds something, or cannot be looked into."""
+    try:
+        occupied = folder.exists() and any(folder.iterdir())
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    if occupied:
+        raise UserError(f"{folder} is not empty, and nothing in it is overwritten: choose a new folder.")
+
+
+def new_folder(folder: Path) -> None:
+    """Makes the folder, and those above it; raises ``UserError`` if it is not empty or cannot be made."""
+    refuse_occupied(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
 def chosen_place(path: str | Path) -> Path:
     """The path to write to, for a file name that the user gave: for a link, the path that it points to.
 

@@ -12,6 +12,9 @@ the previous one are taken again, and the model is written again.
 Every file has a checksum, and so has every line of the metrics, so damage is reported and never used. The two
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
 mixed up.
+
+The model of a run can be written to a folder of its own with quantised weights: see ``save_quantized``. Its config.json
+names the schemes, and it has neither metrics nor resume.safetensors, because it cannot be trained further.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimoe.compression import quantize
+from minimoe.compression.quantize import Plan
 from minimoe.core import files, tree
 from minimoe.core.arrays import Device, placeholder, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig, from_dict
@@ -49,6 +54,9 @@ FORMAT = 2
 KEYS = {"format", "model", "train", "tokenizer", "source"}
 """What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
 
+QUANTIZATION = "quantization"
+"""What the config.json of a quantised model holds besides: its ``Plan``."""
+
 STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
@@ -63,6 +71,7 @@ class RunConfig(NamedTuple):
     recipe: TrainConfig
     tokenizer: Tokenizer
     source: Source
+    quantization: Plan | None = None
 
 
 @brief
@@ -111,6 +120,8 @@ def save_config(folder: Path, run: RunConfig) -> None:
         "tokenizer": run.tokenizer.to_dict(),
         "source": run.source._asdict(),
     }
+    if run.quantization is not None:
+        values[QUANTIZATION] = quantize.to_dict(run.quantization)
     values["sha256"] = _checksum(values)
     written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     # in Python, a path that is not UTF-8 contains surrogates, which JSON can only write as escapes
@@ -142,6 +153,7 @@ def load_config(folder: str | Path) -> RunConfig:
             f"{path} was damaged or edited, and does not match its checksum: restore it, or remove its sha256 to use "
             "it as it is."
         )
+    quantised = values.pop(QUANTIZATION, None)
     for name in sorted(values.keys() ^ KEYS):
         raise UserError(
             f"{path} is not a run's config: {name!r:.40} is {'unknown' if name in values else 'missing'}; restore it, "
@@ -154,6 +166,7 @@ def load_config(folder: str | Path) -> RunConfig:
             from_dict(TrainConfig, values["train"], str(path)),
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
+            None if quantised is None else _plan(quantised, path),
         )
         decoder.check(run.config)
     except (TypeError, AttributeError) as error:
@@ -164,6 +177,13 @@ def load_config(folder: str | Path) -> RunConfig:
             "restore it, or train again."
         )
     return run
+
+
+def _plan(values: Any, path: Path) -> Plan:
+    try:
+        return quantize.from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from None
 
 
 def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
@@ -180,8 +200,32 @@ def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, 
     files.write_tensors(folder / RESUME, everything, {"settings": settings, "progress": json.dumps(progress._asdict())})
 
 
+def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
+    """Writes the model into a new folder, with the parts that the plan names quantised; config.json is written last.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written; the model is quantised already; or its weights are not
+            float32 or not finite.
+    """
+    if model.run.quantization is not None:
+        raise UserError(f"the model is {_named(model.run.quantization)} already: quantise the run that it came from.")
+    run = model.run._replace(quantization=plan)
+    tensors = quantize.compress(tree.map(to_host, model.params), plan)
+    files.new_folder(folder)
+    metadata = {"settings": json.dumps(_settings(run)), "step": str(model.step)}
+    files.write_tensors(folder / MODEL, tensors, metadata)
+    save_config(folder, run)
+
+
+def _named(plan: Plan) -> str:
+    return f"quantised ({plan.experts} experts, {plan.attention} attention)"
+
+
 def load_model(folder: str | Path) -> Model:
-    """The trained model of a run, on the host; raises ``UserError`` if it is missing or damaged, or of another run."""
+    """The trained model of a run, on the host; raises ``UserError`` if it is missing or damaged, or of another run.
+
+    Quantised weights become float32 again, so such a model takes as much memory as before.
+    """
     folder = files.user_path(folder)
     run = load_config(folder)
     path = folder / MODEL
@@ -190,8 +234,11 @@ def load_model(folder: str | Path) -> Model:
             f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
         )
     tensors, metadata = files.read_tensors(path)
-    params = _fill(_blank(run, tensors, path), tensors, path)
-    _refuse_surplus(tensors, path)
+    if run.quantization is None:
+        params = _fill(_blank(run, tensors, path), tensors, path)
+        _refuse_surplus(tensors, path)
+    else:
+        params = quantize.restore(tensors, decoder.blank(run.config, placeholder), run.quantization, path)
     _refuse_other_settings(metadata, run, path)
     step = metadata.get("step", "")
     if not (step.isdecimal() and step.isascii() and len(step) <= 10):
@@ -201,6 +248,8 @@ def load_model(folder: str | Path) -> Model:
 
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
     """What a run needs to continue, or None if it has saved nothing yet; raises ``UserError`` like ``load_model``."""
+    if run.quantization is not None:
+        raise UserError(f"{folder} is {_named(run.quantization)} and cannot be trained: resume the run it came from.")
     path = folder / RESUME
     if not path.exists():
         if (folder / MODEL).exists() and (steps := files.read_tensors(folder / MODEL)[1].get("step", "0")) != "0":
@@ -278,6 +327,8 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     """The settings that identify a run, by name."""
     settings = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
+    if run.quantization is not None:
+        settings[QUANTIZATION] = quantize.to_dict(run.quantization)
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
 

@@ -10,6 +10,10 @@ transposed; ``layout`` says, once for reading and writing, which tensor is which
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
 versions can read it.
+
+A folder with quantised weights has the same config.json with a plan in it, and quantized.safetensors with the arrays
+that ``compression.quantize`` describes. The file has another name because transformers ignores a plan that it does not
+know: in a model.safetensors it would find none of its tensors, warn, and go on with random weights.
 """
 
 from __future__ import annotations
@@ -22,11 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimoe.compression import quantize
+from minimoe.compression.quantize import Plan
 from minimoe.core import resources, tree
 from minimoe.core.arrays import Array, Device, placeholder, to_device, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.core.files import unwritable, user_path, write_atomically
+from minimoe.core.files import new_folder, read_tensors, user_path, write_atomically, write_tensors
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
 from minimoe.layers import attention, decoder, moe
@@ -40,7 +46,7 @@ from minimoe.text.tokenizer import Tokenizer
 
 __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 
-MODEL, INDEX = "model.safetensors", "model.safetensors.index.json"
+MODEL, INDEX, PACKED = "model.safetensors", "model.safetensors.index.json", "quantized.safetensors"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
@@ -103,6 +109,10 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     folder = user_path(folder)
     described = huggingface_config.read(folder)
     config, dense = described.config, described.dense
+    if described.plan is not None:
+        _check_memory(config)
+        tensors, _ = read_tensors(folder / PACKED)
+        return quantize.restore(tensors, decoder.blank(config, placeholder), described.plan, folder / PACKED), config
     stored = _describe(folder)
     blank, used = {}, set()
     for name, place in layout(decoder.blank(config, placeholder), config, dense):
@@ -136,8 +146,12 @@ def save(
     config: ModelConfig,
     tokenizer: Tokenizer | PretrainedTokenizer | MissingTokenizer | None = None,
     end_tokens: tuple[int, ...] = (),
+    plan: Plan | None = None,
 ) -> None:
     """Writes a folder that transformers and ``load`` can read, in float32. A folder with a config.json is complete.
+
+    With a ``plan``, the weights are quantised, under the names of the code. Only ``load`` can read such a folder;
+    transformers refuses it, because it has no model.safetensors.
 
     A tokenizer that was read from a folder is written with all that was read there: the names of its special tokens,
     its chat template and the settings of generation.
@@ -146,21 +160,22 @@ def save(
     as a Mistral.
 
     Raises:
-        UserError: the folder is not empty or cannot be written, or the model cannot be written as a Mixtral.
+        UserError: the folder is not empty or cannot be written, the model cannot be written as a Mixtral, or its
+            weights cannot be quantised.
     """
     folder = user_path(folder)
     generation = None
     if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer) and GENERATION in tokenizer.files:
         generation = json.loads(tokenizer.files[GENERATION])
     values = huggingface_config.to_dict(config, end_tokens, generation)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UserError(f"{folder} is not empty, and nothing in it is overwritten: choose a new folder.")
-    except OSError as error:
-        raise unwritable(folder, error) from None
     on_host = tree.map(to_host, params)
-    safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
+    packed = None if plan is None else quantize.compress(on_host, plan)
+    new_folder(folder)
+    if packed is None or plan is None:
+        safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
+    else:
+        write_tensors(folder / PACKED, packed, {"format": "np"})
+        values["quantization_config"] = huggingface_config.of_plan(plan)
     if tokenizer is not None:
         huggingface_tokenizer.write(folder, tokenizer)
     if generation is not None:

@@ -21,12 +21,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from minimoe.compression import quantize
+from minimoe.compression.quantize import Plan
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.files import read_text, user_path
 from minimoe.layers import moe
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+
+QUANT_METHOD = "minimoe"
+"""What the quantization_config of a model that minimoe quantised calls the method."""
 
 READ = """
     architectures bos_token_id eos_token_id head_dim hidden_act hidden_size intermediate_size max_position_embeddings
@@ -75,6 +80,7 @@ class Description(NamedTuple):
     dense: bool
     end_tokens: tuple[int, ...]  # ids that end a text, of config.json and of generation_config.json
     generation: dict[str, Any]  # what generation_config.json says, or would say
+    plan: Plan | None = None  # how the weights are quantised
 
 
 def is_folder(path: str | Path) -> bool:
@@ -97,6 +103,7 @@ def read(folder: str | Path) -> Description:
     generation = read_object(beside) if os.path.lexists(beside) else {}
     try:
         config, dense = _describe(values)
+        plan = _plan(values.get("quantization_config"))
         end_tokens = _end_tokens(values.get("eos_token_id"))
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from None
@@ -105,9 +112,8 @@ def read(folder: str | Path) -> Description:
     except UserError as error:
         raise UserError(f"{beside} cannot be used: {error}") from None
     inherited = {name: values[name] for name in ("bos_token_id", "pad_token_id") if values.get(name) is not None}
-    return Description(
-        config, dense, end_tokens, inherited | {name: value for name, value in generation.items() if value is not None}
-    )
+    inherited |= {name: value for name, value in generation.items() if value is not None}
+    return Description(config, dense, end_tokens, inherited, plan)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -191,9 +197,6 @@ def _describe(values: Mapping[str, Any]) -> tuple[ModelConfig, bool]:
         raise UserError(f"architectures {values['architectures']!r} is not supported, only [{architecture.name!r}] is.")
     if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise UserError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu' is.")
-    if values.get("quantization_config") is not None:
-        raise UserError("quantization_config says that the weights are quantised: use the model's original weights.")
-
     width, heads = _value(values, "hidden_size", int), _value(values, "num_attention_heads", int)
     if heads < 1:
         raise UserError(f"num_attention_heads {heads} is too small: it must be at least 1.")
@@ -220,6 +223,23 @@ def _describe(values: Mapping[str, Any]) -> tuple[ModelConfig, bool]:
     )
     _refuse_unsupported(values, config)
     return config, dense
+
+
+def of_plan(plan: Plan) -> dict[str, Any]:
+    """The quantization_config of a model that minimoe quantised."""
+    return {"quant_method": QUANT_METHOD, **quantize.to_dict(plan)}
+
+
+def _plan(value: Any) -> Plan | None:
+    """How the weights are quantised, if minimoe did it; weights that another program quantised are refused."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or value.get("quant_method") != QUANT_METHOD:
+        raise UserError(
+            "quantization_config says that another program quantised the weights: use the model's original weights, "
+            "and `minimoe quantize` if they are to be smaller."
+        )
+    return quantize.from_dict({name: one for name, one in value.items() if name != "quant_method"})
 
 
 def _refuse_unsupported(values: Mapping[str, Any], config: ModelConfig) -> None:

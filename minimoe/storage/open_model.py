@@ -14,6 +14,8 @@ from minimoe.storage.huggingface import Pretrained
 def load(folder: str | Path) -> Model | Pretrained:
     """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
 
+    If ``storage.quantized`` wrote the folder, the weights become float32 again.
+
     Raises:
         UserError: the folder holds neither, or its files are damaged or do not belong together.
     """

@@ -20,6 +20,7 @@ from small_runs import finished, metrics, options
 import minimoe
 from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
+from minimoe.compression import quantize
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
@@ -379,7 +380,35 @@ def test_corpus_says_where_the_file_is(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert capsys.readouterr().out == "/cache/shakespeare.txt\n"
 
 
-COMMANDS = ("train", "evaluate", "generate", "routing", "gradcheck", "params", "bench", "corpus", "info")
+def test_quantize_writes_a_folder_that_the_other_commands_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "small")
+    assert main.main(["quantize", str(finished()), "--scheme", "rtn3", "--attention", "int8", "--out", out]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("all ")
+    losses = []
+    for folder in (str(finished()), out):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    for words in (["generate", out, "--prompt", "ça", "--tokens", "3"], ["routing", out], ["params", out]):
+        assert main.main(words) == 0
+        assert capsys.readouterr().out
+
+
+def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, scheme: str, out: Path) -> str:
+        return refused("quantize", folder, "--scheme", scheme, "--out", out)
+
+    assert "did you mean 'int8'" in said(finished(), "int9", tmp_path / "out")
+    assert "is not empty" in said(finished(), "nf4", finished())
+    assert "is not a run" in said(tmp_path, "nf4", tmp_path / "out")
+    assert "required: --scheme" in refused("quantize", finished(), "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+COMMANDS = ("train", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -395,8 +424,9 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
         parser.build().parse_args(words)
 
 
-def test_help_names_every_corpus_and_every_published_model() -> None:
+def test_help_names_every_corpus_every_published_model_and_every_scheme() -> None:
     assert cli_options.CORPORA == corpus.NAMES
+    assert [*quantize.SCHEMES, quantize.FLOAT] == list(cli_options.SCHEMES)
     named = {name.partition("-N")[0] for name in cli_options.PUBLISHED}
     assert named == {re.sub(r"(switch-base)-\d+", r"\1", name) for name in published.PUBLISHED}
 

@@ -214,7 +214,7 @@ def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any)
     from minimoe.draw import figure_parts, plots
     from minimoe.evaluate import suite
     from minimoe.layers import decoder
-    from minimoe.storage import checkpoint, huggingface, metrics, open_model
+    from minimoe.storage import checkpoint, huggingface, metrics, open_model, quantized
     from minimoe.text import corpus, huggingface_tokenizer
     from minimoe.training import trainer
 
@@ -233,6 +233,8 @@ def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any)
         huggingface.load_params,
         lambda path: huggingface.save(path, decoder.blank(ModelConfig(), placeholder), ModelConfig(noisy_gating=False)),
         huggingface_tokenizer.load,
+        lambda path: quantized.write(path, "out", "nf4"),
+        lambda path: quantized.write("run", path, "nf4"),
         lambda path: corpus.read_files([path]),
         lambda path: plots.save(figure_parts.figure(1, 1), path),
         lambda path: trainer.train("tiny", out=path) if path is not None else files.user_path(path),
@@ -240,3 +242,21 @@ def test_what_no_path_can_be_is_refused_by_everything_that_takes_one(wrong: Any)
     for use in uses:
         with pytest.raises(UserError, match="is not a path|is not a valid path"):
             use(wrong)
+
+
+def test_a_new_folder_is_made_with_those_above_it_and_an_empty_one_is_taken(tmp_path: Path) -> None:
+    for _ in range(2):
+        files.new_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_that_holds_something_is_not_new(tmp_path: Path) -> None:
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".file").write_text("mine")
+    for refuse in (files.new_folder, files.refuse_occupied):
+        with pytest.raises(UserError, match="hidden is not empty, and nothing in it is overwritten"):
+            refuse(tmp_path / "hidden")
+        with pytest.raises(UserError, match="cannot be written"):
+            refuse(tmp_path / "hidden" / ".file")
+    files.refuse_occupied(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

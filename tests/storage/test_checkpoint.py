@@ -14,6 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import CORPUS, SMALL, finished, resume, train
 
+from minimoe.compression import quantize
 from minimoe.core import files, presets, tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
@@ -451,3 +452,16 @@ def test_config_types_are_those_of_the_classes() -> None:
     assert isinstance(run.recipe, TrainConfig)
     assert run.source.paths == [str(finished().parent / "pyramid.txt")]
     assert len(run.source.sha256) == 64
+
+
+def test_a_quantised_model_knows_its_scheme_and_is_not_trained_further(tmp_path: Path) -> None:
+    model = checkpoint.load_model(finished())
+    for scheme in ("rtn2", "hqq2"):  # the same arrays in the same shapes
+        checkpoint.save_quantized(tmp_path / scheme, model, quantize.plan(scheme))
+    run = checkpoint.load_config(tmp_path / "rtn2")
+    assert run == model.run._replace(quantization=quantize.plan("rtn2"))
+    with pytest.raises(UserError, match="cannot be trained"):
+        checkpoint.load_progress(tmp_path / "rtn2", run)
+    shutil.copy(tmp_path / "rtn2" / "model.safetensors", tmp_path / "hqq2" / "model.safetensors")
+    with pytest.raises(UserError, match="was made with another quantization than config.json says"):
+        checkpoint.load_model(tmp_path / "hqq2")

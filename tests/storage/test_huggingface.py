@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from minimoe.compression import quantize
 from minimoe.core import resources, tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
@@ -544,3 +545,29 @@ def test_loading_needs_the_model_and_one_shard(tmp_path: Path) -> None:
     assert size > 8 * largest > 50e6
     # above, what Python itself needs meanwhile; below, pages of Python that a busy machine has taken back
     assert size - 1e6 < int(done.stdout) < size + largest + 5e6
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
+def test_a_quantised_model_comes_back_as_quantising_leaves_it(
+    tmp_path: Path, small: ModelConfig, changes: dict[str, Any]
+) -> None:
+    params, config = model(small, **changes)
+    plan = quantize.plan("nf4", "int8")
+    huggingface.save(tmp_path / "small", params, config, end_tokens=(3,), plan=plan)
+    loaded = huggingface.load(tmp_path / "small")
+    assert not (tmp_path / "small" / "model.safetensors").exists(), "transformers would look for its weights there"
+    assert (loaded.config, loaded.end_tokens) == (config, (3,))
+    for (name, a), b in zip(
+        tree.named_leaves(quantize.approximate(params, plan._asdict())), tree.leaves(loaded.params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_a_quantised_model_needs_the_memory_of_its_float32_weights(
+    tmp_path: Path, small: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params, config = model(small)
+    huggingface.save(tmp_path / "small", params, config, plan=quantize.plan("rtn2"))
+    monkeypatch.setattr(resources, "memory_bytes", lambda: 100)
+    with pytest.raises(UserError, match="parameters take"):
+        huggingface.load(tmp_path / "small")

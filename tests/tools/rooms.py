@@ -27,6 +27,7 @@ ROOMS = (
     "inference",
     "beyond",
     "proof",
+    "compression",
     "storage",
     "evaluate",
     "analysis",
