@@ -137,11 +137,6 @@ def test_the_timeline_links_every_lesson_on_routers_and_history():
     assert [path.name for path in LESSONS if number(path) // 10 in (2, 6) and path.name not in linked] == []
 
 
-def test_every_later_lesson_is_linked_from_the_page():
-    linked = {file for _, file in LINK.findall("\n".join([*contents(), *(row[3] for row in timeline())]))}
-    assert [path.name for path in LESSONS if number(path) > 16 and path.name not in linked] == []
-
-
 @every_lesson
 def test_a_lesson_was_saved_executed_from_top_to_bottom(path: Path):
     code = cells(path, "code")
