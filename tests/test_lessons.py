@@ -61,8 +61,26 @@ def test_the_lessons_of_a_part_are_numbered_without_a_gap():
     assert all(later % 10 == 0 or later - 1 in numbers for later in numbers[17:])
 
 
+def page() -> list[str]:
+    """The lines of the page about the lessons."""
+    return (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def contents() -> list[str]:
+    """The rows of its tables of lessons, part after part."""
+    return [line for line in page() if line.startswith("| [")]
+
+
+def timeline() -> list[list[str]]:
+    """The rows of its timeline as (year, who, what was new, lessons, source)."""
+    return [line.strip("| ").split(" | ") for line in page() if re.match(r"\| \d{4} \|", line)]
+
+
+LINK = re.compile(r"\[([^\]]+)\]\(([^)]+)\)")
+
+
 def test_the_contents_link_every_lesson_by_its_title():
-    linked = re.findall(r"\[([^\]]+)\]\((\d\d_\w+\.ipynb)\)", (FOLDER / "README.md").read_text(encoding="utf-8"))
+    linked = LINK.findall("\n".join(contents()))
     assert linked == [(text(cells(path, "markdown")[0]["source"]).splitlines()[0][2:], path.name) for path in LESSONS]
 
 
@@ -71,13 +89,12 @@ def test_the_contents_say_what_a_lesson_needs_and_how_long_it_takes(path: Path):
     opening = text(cells(path, "markdown")[0]["source"])
     needs = sorted(re.findall(r"\]\((\d\d)_", re.search(r"^\*\*You need\*\*.*", opening, re.MULTILINE)[0]))
     minutes = re.search(r"^\*\*Time\*\* about (\d+) minutes\.$", opening, re.MULTILINE)[1]
-    (row,) = [line for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if path.name in line]
+    (row,) = [line for line in contents() if path.name in line]
     assert row.endswith(f"| {', '.join(needs) or '–'} | {minutes} min |")
 
 
 def test_a_route_through_the_lessons_leaves_out_none_that_it_needs():
-    contents = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
-    needs = {line[3:5]: re.findall(r"\d\d", line.split("|")[3]) for line in contents if line.startswith("| [")}
+    needs = {line[3:5]: re.findall(r"\d\d", line.split("|")[3]) for line in contents()}
     routes = re.findall(r"^\| [^|]+ \| ([^|]*\b\d\d\b.*) \|$", prose(LESSONS[0]), re.MULTILINE)
     assert len(routes) >= 4
     for route in routes:
@@ -85,6 +102,39 @@ def test_a_route_through_the_lessons_leaves_out_none_that_it_needs():
         for first, last in re.findall(r"\b(\d\d) to (\d\d)\b", route):
             on_it |= {f"{lesson:02d}" for lesson in range(int(first), int(last) + 1)}
         assert {need for lesson in on_it for need in needs[lesson]} <= on_it, route
+
+
+def test_the_timeline_runs_from_1991_to_now():
+    years = [int(year) for year, *_ in timeline()]
+    assert years[0] == 1991
+    assert years == sorted(years)
+    papers = re.findall(r"\[arXiv (\d{4}\.\d{5})\]", "\n".join(row[4] for row in timeline()))
+    assert papers == sorted(papers), "within a year, the earlier paper comes first"
+
+
+@pytest.mark.parametrize("row", timeline(), ids=lambda row: " ".join(row[:2]))
+def test_a_line_of_the_timeline_agrees_with_the_lesson_that_it_links(row: list[str]):
+    year, who, new, lessons, source = row
+    assert new.endswith(".")
+    links = LINK.findall(lessons)
+    assert links
+    assert [file for label, file in links if not (file.startswith(label) and (FOLDER / file).exists())] == []
+    ((reference, address),) = LINK.findall(source)
+    told = "\n".join(prose(FOLDER / file) for _, file in links)
+    assert reference in told
+    # The lesson names the first author or the method.
+    names = [re.split(r",| et al\.| and ", who)[0], *re.findall(r"\*\*(.+)\*\*", who)]
+    assert any(name in told for name in names)
+    if paper := re.fullmatch(r"arXiv ((\d\d)\d\d\.\d+)", reference):
+        assert address == f"https://arxiv.org/abs/{paper[1]}"
+        assert year == f"20{paper[2]}"
+    else:
+        assert f".{year}." in address
+
+
+def test_the_timeline_links_every_lesson_on_routers_and_history():
+    linked = {file for row in timeline() for _, file in LINK.findall(row[3])}
+    assert [path.name for path in LESSONS if number(path) // 10 in (2, 6) and path.name not in linked] == []
 
 
 @every_lesson

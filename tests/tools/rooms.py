@@ -62,8 +62,9 @@ def tree() -> str:
     for room in ROOMS:
         lines.append((f"  {room}/", question(room)))
         lines += [(f"    {inner}/", question(f"{room}/{inner}")) for inner in INSIDE.get(room, ())]
-    lines += [("lessons/", "One notebook for each component."), ("tests/", "Tests and proofs, in the same rooms.")]
-    lines += [("data/", "The texts that it learns from.")]
+    lines += [("lessons/", "Notebooks that explain each component, and where it comes from.")]
+    lines += [("tests/", "Tests and proofs, in the same rooms.")]
+    lines += [("data/", "The texts and images that it learns from.")]
     width = max(len(name) for name, _ in lines) + 2
     return "\n".join(["```", *(f"{name:<{width}}{what}".rstrip() for name, what in lines), "```"])
 
