@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 
 from minimoe.core.arrays import Array
 from minimoe.exercises.engine import Answer, gradients, values
 from minimoe.exercises.feedback import Report, first_failure
+
+EXCHANGED = "no exchange of two tokens helps any more, but an exchange among three or more does."
 
 
 def mean_second_weight(answer: Answer) -> Report:
@@ -33,6 +36,13 @@ def _mean_second_weight(answer: Answer, theta: float) -> Report:
                 "θ is not a hard limit: below it, the second expert is kept with the chance g₂/θ.": g2 * (g2 > theta),
                 "this is θ = 1/2, the paper's value.": 2 * g2 * g2,
                 "this is the mean of what is lost; subtract it from g₂.": g2 * (1 - chance),
+                "the weight of the second expert is g₂, not 1 − g₂.": (1 - g2) * chance,
+                "if the second expert is kept, its weight is g₂; the chance counts only once.": chance * chance,
+                "these cases are exchanged: above θ the second expert is always kept.": (
+                    np.where(g2 < theta, g2, g2 * g2 / theta)
+                ),
+                "θ limits the chance, not the weight.": np.minimum(g2, theta),
+                "2 g₂ is the paper's chance; here the chance is g₂/θ.": 2 * g2 * chance,
             }
         },
     )
@@ -50,6 +60,8 @@ def mean_weights_backward(answer: Answer) -> Report:
 
     g = _softmax(z)
     dg = dw * np.stack([np.ones(N), 4 * g[:, 1]], 1)
+    w = np.stack([g[:, 0], 2 * g[:, 1] ** 2], 1)
+    divided = w / w.sum(1, keepdims=True)
 
     def through_softmax(dg: Array) -> Array:
         return g * (dg - (g * dg).sum(1, keepdims=True))
@@ -76,6 +88,18 @@ def mean_weights_backward(answer: Answer) -> Report:
                 "this treats the second expert as dropped: its weight has a gradient too.": (
                     through_softmax(dw * np.array([1, 0]))
                 ),
+                "the slope of 2 g₂² depends on g₂: it is 4 g₂.": through_softmax(dw * np.array([1, 2])),
+                "the slope of 2 g₂² is 4 g₂, not 4 g₂².": (
+                    through_softmax(dw * np.stack([np.ones(N), 4 * g[:, 1] ** 2], 1))
+                ),
+                "the softmax made g, so its backward pass uses g, not w.": w * (dw - (w * dw).sum(1, keepdims=True)),
+                "the two weights are not divided by their sum here.": (
+                    divided * (dw - (divided * dw).sum(1, keepdims=True))
+                ),
+                "each token has a softmax of its own: its mean is over the two experts, not over tokens.": (
+                    g * (dg - (g * dg).sum(0))
+                ),
+                "a softmax has a slope between its entries too, not only g (1 − g).": g * (1 - g) * dg,
             }
         },
     )
@@ -122,6 +146,21 @@ def _places(answer: Answer, N: int, E: int, K: int, seed: int) -> Report:
                     "this is the order among all entries; every expert has a queue of its own.": (
                         np.arange(N)[:, None] + N * np.arange(K)
                     ),
+                    "an expert's second choices follow its own first choices, not those of all tokens.": (
+                        of_entries(own) - 1 + N * np.arange(K)
+                    ),
+                    "this counts the first choices alone; every earlier choice keeps its places.": (
+                        of_entries(own + counts[0] * (np.arange(K) > 0)[:, None]) - 1
+                    ),
+                    "the choices after this one have no places yet; only the earlier ones count.": (
+                        of_entries(own + counts.sum(0) - counts) - 1
+                    ),
+                    "within one choice, tokens come in reading order; here the last token comes first.": (
+                        of_entries(own[-1:] - own + one_hot + before) - 1
+                    ),
+                    "the first choices come first; here the last choices do.": (
+                        of_entries(own + counts.sum(0) - counts.cumsum(0)) - 1
+                    ),
                 },
             )
         },
@@ -130,7 +169,7 @@ def _places(answer: Answer, N: int, E: int, K: int, seed: int) -> Report:
 
 def balanced_assignment(answer: Answer) -> Report:
     """scores (N, E) → the expert of each token: N/E tokens each, and the largest total score."""
-    return first_failure(_balanced_assignment(answer, *case) for case in ((6, 3, 7), (8, 4, 7), (8, 2, 26)))
+    return first_failure(_balanced_assignment(answer, *case) for case in ((6, 3, 7), (8, 4, 990), (8, 2, 26)))
 
 
 def _balanced_assignment(answer: Answer, N: int, E: int, seed: int) -> Report:
@@ -143,6 +182,7 @@ def _balanced_assignment(answer: Answer, N: int, E: int, seed: int) -> Report:
         token, expert = divmod(int(entry), E)
         if greedy[token] < 0 and free[expert]:
             greedy[token], free[expert] = expert, free[expert] - 1
+    exchanged = _by_exchanges(scores)
     return values(
         answer,
         (scores,),
@@ -160,8 +200,9 @@ def _balanced_assignment(answer: Answer, N: int, E: int, seed: int) -> Report:
                 ),
                 "this has the smallest total; the scores are to be large.": np.array(everyone[int(np.argmin(totals))]),
             }
+            | ({} if np.array_equal(exchanged, best) else {EXCHANGED: exchanged})
         },
-        reference="A search through all balanced assignments",
+        reference="A search through every balanced assignment",
     )
 
 
@@ -191,6 +232,19 @@ def _by_expert(scores: Array) -> Array:
     for e in range(scores.shape[1]):
         rank = np.argsort(-np.where(experts < 0, scores[:, e], -np.inf), kind="stable")
         experts[rank[: len(scores) // scores.shape[1]]] = e
+    return experts
+
+
+def _by_exchanges(scores: Array) -> Array:
+    """Two tokens exchange their experts as long as that helps. This can end before the best assignment."""
+    experts = np.repeat(np.arange(scores.shape[1]), len(scores) // scores.shape[1])
+    helped = True
+    while helped:
+        helped = False
+        for one, other in combinations(range(len(scores)), 2):
+            here, there = experts[[one, other]], experts[[other, one]]
+            if scores[[one, other], there].sum() > scores[[one, other], here].sum():
+                experts[[one, other]], helped = there, True
     return experts
 
 

@@ -39,6 +39,14 @@ def cosine_backward(answer: Answer) -> Report:
                 ),
                 "the factor s is missing.": _across(unit_u, du) / length_u / s,
                 "u meets the normalised m̂, not m.": _across(unit_u, s * dz @ m) / length_u,
+                "the part along û is subtracted, not added.": (2 * du - _across(unit_u, du)) / length_u,
+                "this is the part along û, which must go; the rest must stay.": (du - _across(unit_u, du)) / length_u,
+                "all of it is divided by the length of u, the part along û too.": (
+                    du / length_u - (du - _across(unit_u, du))
+                ),
+                "each token has its own part along û; here they are added up over tokens.": (
+                    (du - unit_u * (unit_u * du).sum()) / length_u
+                ),
             },
             "dm": {
                 across.format("m", "m"): dm / length_m,
@@ -52,6 +60,7 @@ def cosine_backward(answer: Answer) -> Report:
                     (dz * (s * unit_u @ unit_m.T)).sum()
                 ),
                 "the cosines are those of the normalised vectors.": (dz * (u @ m.T)).sum(),
+                "z changes with s by its cosine, so each dz counts with its cosine.": dz.sum(),
             },
         },
     )
@@ -59,14 +68,14 @@ def cosine_backward(answer: Answer) -> Report:
 
 def penalties(answer: Answer) -> Report:
     """(penalty, counts, N, K) → λ of ReMoE after each of several steps."""
-    too_many, too_few = [[9, 0, 6, 3], [5, 4, 6, 3]], [[4, 3, 0, 5], [5, 0, 4, 0]]  # N K = 16 for each layer
-    first_many, on_target = [[8, 8, 4, 0], [5, 2, 0, 1]], [[8, 5, 4, 2], [6, 4, 2, 1]]
-    first_few = [[7, 5, 1, 1], [8, 6, 5, 1]]
+    too_many, too_few = [[12, 13, 16, 11], [11, 16, 12, 16]], [[2, 5, 3, 4], [6, 1, 8, 0]]  # N K = 48 for each layer
+    first_many, on_target = [[9, 11, 15, 15], [8, 10, 11, 15]], [[8, 11, 12, 14], [10, 12, 14, 15]]
+    first_few, few = [[8, 8, 12, 16], [11, 14, 16, 15]], [[7, 2, 5, 6], [4, 3, 9, 4]]
     return first_failure(
-        _penalties(answer, np.array(counts), 8, 2)
+        _penalties(answer, np.array(counts), 16, 3)
         for counts in (
-            [too_many, too_few, first_many, on_target, on_target[::-1], first_few, too_many],
-            [too_few, on_target[::-1], on_target, first_few, first_many, too_few, too_few],
+            [too_many, too_few, first_many, on_target, on_target[::-1], first_few, few, too_many],
+            [too_few, on_target[::-1], on_target, first_few, first_many, few, too_few],
         )
     )
 
@@ -112,6 +121,18 @@ def _penalties(answer: Answer, counts: Array, N: int, K: int) -> Report:
                     penalty * 1.2 ** np.sign(more)
                 ),
                 "this is λ before each step.": np.concatenate([[penalty], right[:-1]]),
+                "1 − K/E is the share of zeros; K/E is the share of scores that are not zero.": (
+                    after(np.sign(K / E - (1 - counts.mean((1, 2)) / N)))
+                ),
+                "λ moves by its own 20 %, not by 20 % of its first value.": (
+                    penalty * (1 + 0.2 * np.cumsum(np.sign(more)))
+                ),
+                "each step looks at its own counts; here those of all steps so far are added up.": (
+                    after(np.cumsum(more))
+                ),
+                "only the direction counts: one factor of 1.2 for each step, however far from the target.": (
+                    penalty * 1.2 ** np.cumsum(more)
+                ),
             }
         },
     )
@@ -151,6 +172,14 @@ def remoe_backward(answer: Answer) -> Report:
                     awake * (dw + penalty * E * np.maximum(z, 0).sum(0) / (K * N) / N)
                 ),
                 "the loss is added, so its gradient is too.": awake * (dw - penalty * f / N),
+                "the penalty λ is missing: it multiplies the price.": awake * (dw + f / N),
+                "the mean is over the N tokens only, not over experts.": awake * (dw + penalty * f / N / E),
+                "n counts tokens for each expert; here it counts experts for each token.": (
+                    awake * (dw + penalty * E * awake.sum(1, keepdims=True) / (K * N) / N)
+                ),
+                "the slope of relu is 0 or 1; here w stands in its place.": np.maximum(z, 0) * (dw + penalty * f / N),
+                "dw is for experts that are awake, as the price is.": dw + awake * penalty * f / N,
+                "the price is added to dw and does not multiply it.": awake * dw * (1 + penalty * f / N),
             }
         },
     )
@@ -174,6 +203,9 @@ def _experts_of_top_p(answer: Answer, p: Array, threshold: float) -> Report:
         ),
         "the probabilities must be added from the largest to the smallest.": (
             (np.cumsum(p, axis=1) - p < threshold).sum(1)
+        ),
+        "this counts from the expert that reaches P to the last one; count up to it.": (
+            (before + ranked >= threshold).sum(1)
         ),
         "this adds from the smallest to the largest; the fewest experts are the most probable ones.": (
             (np.cumsum(np.sort(p, axis=1), axis=1) - np.sort(p, axis=1) < threshold).sum(1)
@@ -216,6 +248,13 @@ def entropy_backward(answer: Answer) -> Report:
                 "the mean of the softmax must be weighted with p.": -p * (log - log.mean(1, keepdims=True)) / N,
                 "1/N from the mean over tokens is missing.": -p * (log + H),
                 "this mixes the tokens: each has its own H.": -p * (log + H.mean()) / N,
+                "log p + H: the mean of log p is −H, so H is added.": -p * (log - H) / N,
+                "p multiplies both, log p and H.": -(p * log + H) / N,
+                "the factor p from the softmax is missing.": -(log + H) / N,
+                "the 1 of the slope log p + 1 cancels in the softmax: p (log p + H).": -p * (log + 1 + H) / N,
+                "H, the mean term of the softmax, is missing.": -p * log / N,
+                "H is made with the natural logarithm; this is in bits.": -p * (log + H) / N / np.log(2),
+                "a softmax has a slope between its entries too, not only p (1 − p).": -p * (1 - p) * (log + 1) / N,
             }
         },
     )

@@ -58,6 +58,20 @@ def root_gate_backward(answer: Answer) -> Report:
                     r / total * slope * (dw - (share * dw).sum(0))
                 ),
                 "the sign is wrong.": -right,
+                "the slope of the root has softplus's own slope, the sigmoid, as a factor.": (
+                    r / total * centred / (2 * s)
+                ),
+                "the slope of a root is 1/(2 s), with s the root itself, not softplus.": right / s,
+                "the slope of softplus is the sigmoid of z, not of −z.": r / total * centred * (1 - up) / (2 * s),
+                "this is the backward pass for s = softplus(z); its root is missing.": (
+                    _sum_backward(s * s, dw, r) * up
+                ),
+                "this is the backward pass of a softmax of z; here w = r s/Σs.": _softmax_backward(z, dw, r),
+                "the mean of dw is weighted with s/Σs; the division by Σs is missing.": (
+                    r / total * slope * (dw - (s * dw).sum(1, keepdims=True))
+                ),
+                "1/Σs stands twice.": right / total,
+                "this is the gradient with respect to log s, times the slope of s; divide by s.": right * s,
             }
         },
     )
@@ -74,11 +88,15 @@ def _choose_in_groups(answer: Answer, experts: int, G: int, M: int, K: int, lowe
     scored = rng.random((N, experts)) + 0.4 * rng.standard_normal(experts) - lower  # negative in the second case
     by_group = np.sort(scored.reshape(N, G, -1), axis=2)[:, :, ::-1]
 
-    def chosen(worth: Array, outside: float = -np.inf) -> Array:
+    def within(worth: Array, active: int = M) -> Array:
         kept = np.zeros((N, G), bool)
-        np.put_along_axis(kept, np.argsort(-worth, axis=1)[:, :M], True, axis=1)
-        return _best(np.where(kept.repeat(experts // G, axis=1), scored, outside), K)
+        np.put_along_axis(kept, np.argsort(-worth, axis=1)[:, :active], True, axis=1)
+        return kept.repeat(experts // G, axis=1)
 
+    def chosen(worth: Array, outside: float = -np.inf, active: int = M) -> Array:
+        return _best(np.where(within(worth, active), scored, outside), K)
+
+    inside = within(by_group[:, :, : K // M].sum(2))
     right = chosen(by_group[:, :, : K // M].sum(2))
     return values(
         answer,
@@ -99,6 +117,22 @@ def _choose_in_groups(answer: Answer, experts: int, G: int, M: int, K: int, lowe
                     ),
                     "a group is judged by its K/M best experts, not by its K best.": chosen(by_group[:, :, :K].sum(2)),
                     "these are the K best of all experts, whatever their groups.": _best(scored, K),
+                    "a group is judged by the sum of its K/M best, not by the last of them.": (
+                        chosen(by_group[:, :, K // M - 1])
+                    ),
+                    "a group is judged by its K/M best experts; these are its worst.": (
+                        chosen(by_group[:, :, -(K // M) :].sum(2))
+                    ),
+                    "a group is judged by its K/M best experts, not by its worst one.": chosen(by_group[:, :, -1]),
+                    "K/M belongs to the judging of a group; then the K best of all M groups are chosen.": (
+                        _best(np.where(_among_best(scored, G, K // M) & inside, scored, -np.inf), K)
+                    ),
+                    "the experts of a group are neighbours: 0 to E/G − 1 are the first group.": (
+                        _strided(scored, G, M, K)
+                    ),
+                    "these are experts of more than M groups.": (
+                        chosen(by_group[:, :, : K // M].sum(2), active=M + 1)
+                    ),
                     "this takes the worst groups.": chosen(-by_group[:, :, : K // M].sum(2)),
                     "the experts are right, but the best comes first.": np.sort(right, axis=1),
                     "the experts are right, but the best comes first, not last.": right[:, ::-1],
@@ -126,10 +160,47 @@ def _choices_in_groups(answer: Answer, E: int, K: int, G: int, M: int) -> Report
         "K/M experts from each of M groups is only one way to divide them.": (
             comb(G, M) * comb(size, K // M) ** M if K % M == 0 else right
         ),
+        "this adds up sets from 1, 2, … M groups, but a set from few groups is among those from more groups too.": (
+            sum(comb(G, j) * comb(j * size, K) for j in range(1, M + 1))
+        ),
+        "a set of M − 1 groups lies in several choices of M groups, so taking it away once is too little.": (
+            comb(G, M) * comb(M * size, K) - (comb(G, M - 1) * comb((M - 1) * size, K) if M > 1 else 0)
+        ),
+        "these are the sets that touch more than M groups; the others are allowed.": comb(E, K) - right,
+        "this is a share of all sets; the number is asked for.": right / comb(E, K),
         "this counts the orders of the K experts too, but a set has none.": right * _factorial(K),
     }
     mistakes = {f"E = {E}, K = {K}, G = {G}, M = {M}: {hint}": wrong for hint, wrong in hints.items() if wrong != right}
     return values(answer, (E, K, G, M), {"choices": right}, mistakes={"choices": mistakes})
+
+
+def _sum_backward(s: Array, dw: Array, r: float) -> Array:
+    """The gradient with respect to s of w = r s/Σs."""
+    total = s.sum(1, keepdims=True)
+    ds: Array = r / total * (dw - (s * dw).sum(1, keepdims=True) / total)
+    return ds
+
+
+def _softmax_backward(z: Array, dw: Array, r: float) -> Array:
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    dz: Array = r * p * (dw - (p * dw).sum(1, keepdims=True))
+    return dz
+
+
+def _among_best(scored: Array, G: int, count: int) -> Array:
+    """True for the ``count`` best experts of each group, (N, E)."""
+    of_groups = scored.reshape(len(scored), G, -1)
+    least = np.sort(of_groups, axis=2)[:, :, -count, None]
+    return (of_groups >= least).reshape(scored.shape)
+
+
+def _strided(scored: Array, G: int, M: int, K: int) -> Array:
+    """The choice if every G-th expert belonged to the same group."""
+    N, E = scored.shape
+    worth = np.sort(scored.reshape(N, E // G, G), axis=1)[:, -(K // M) :].sum(1)  # (N, G)
+    kept = np.zeros((N, G), bool)
+    np.put_along_axis(kept, np.argsort(-worth, axis=1)[:, :M], True, axis=1)
+    return _best(np.where(np.tile(kept, (1, E // G)), scored, -np.inf), K)
 
 
 def _exactly(j: int, size: int, K: int) -> int:

@@ -108,6 +108,32 @@ def experts_in_turn(scores):
     return expert
 
 
+def pairs_exchanged(scores):
+    """Two tokens exchange their experts for as long as one exchange helps."""
+    N, E = scores.shape
+    expert = np.repeat(np.arange(E), N // E)
+    improved = True
+    while improved:
+        improved = False
+        for i, j in permutations(range(N), 2):
+            if scores[i, expert[j]] + scores[j, expert[i]] > scores[i, expert[i]] + scores[j, expert[j]]:
+                expert[[i, j]], improved = expert[[j, i]], True
+    return expert
+
+
+def backwards(tokens=1, choices=1):
+    """Places if the last tokens, or the last choices, come first."""
+
+    def places(chosen, experts):
+        return by_sorting(chosen[::tokens, ::choices], experts)[::tokens, ::choices]
+
+    return places
+
+
+def mean_weights(g):
+    return np.stack([g[:, 0], 2 * g[:, 1] ** 2], 1)
+
+
 def by_search(scores):
     """A cycle of exchanges for as long as one helps: pairs and triples are enough for so few tokens."""
     N, E = scores.shape
@@ -147,6 +173,11 @@ WRONG = {
         (lambda g2, theta: g2 * (g2 > theta), "not a hard limit"),
         (lambda g2, theta: 2 * g2**2, "the paper's value"),
         (lambda g2, theta: g2 - g2 * np.minimum(1, g2 / theta), "what is lost"),
+        (lambda g2, theta: (1 - g2) * np.minimum(1, g2 / theta), "not 1 − g₂"),
+        (lambda g2, theta: np.where(g2 > theta, 1, g2 / theta) ** 2, "counts only once"),
+        (lambda g2, theta: np.where(g2 > theta, g2**2 / theta, g2), "exchanged"),
+        (lambda g2, theta: np.minimum(g2, theta), "not the weight"),
+        (lambda g2, theta: 2 * g2 * np.minimum(1, g2 / theta), "the paper's chance"),
     ],
     check.mean_weights_backward: [
         (slope(one, lambda g: 2 * g), "the chance depends on it too"),
@@ -157,6 +188,12 @@ WRONG = {
         (right_dg, "the softmax is left"),
         (lambda g, dw: pair(g, right_dg(g, dw), 0), "lacks the softmax's mean"),
         (lambda g, dw: pair(g, right_dg(g, dw), right_dg(g, dw).mean(1, keepdims=True)), "weighted with g"),
+        (slope(one, lambda g: 2 * one(g)), "it is 4 g₂."),
+        (slope(one, lambda g: 4 * g**2), "not 4 g₂²"),
+        (lambda g, dw: pair(mean_weights(g), dw), "uses g, not w"),
+        (lambda g, dw: pair(mean_weights(g) / mean_weights(g).sum(1, keepdims=True), dw), "not divided by their sum"),
+        (lambda g, dw: pair(g, right_dg(g, dw), (g * right_dg(g, dw)).sum(0)), "not over tokens"),
+        (lambda g, dw: g * (1 - g) * right_dg(g, dw), "between its entries"),
     ],
     check.places: [
         (queue(last_choice_only), "the choice before alone"),
@@ -165,12 +202,18 @@ WRONG = {
         (queue(first=1), "one too high"),
         (queue(lambda counts, k: counts[: k + 1].sum(0)), "its own count is added too"),
         (lambda chosen, experts: np.arange(chosen.size).reshape(chosen.shape[::-1]).T, "a queue of its own"),
+        (queue(lambda counts, k: np.full(counts.shape[1], counts[:k].sum())), "not those of all tokens"),
+        (queue(lambda counts, k: counts[0] * (k > 0)), "the first choices alone"),
+        (queue(lambda counts, k: counts.sum(0) - counts[k]), "only the earlier ones"),
+        (backwards(tokens=-1), "the last token comes first"),
+        (backwards(choices=-1), "here the last choices do"),
     ],
     check.balanced_assignment: [
         (lambda scores: scores.argmax(1), "loads are unequal"),
         (tokens_in_turn, "in reading order"),
         (largest_first, "served first"),
         (experts_in_turn, "the experts chose in turn"),
+        (pairs_exchanged, "no exchange of two tokens helps"),
         (lambda scores: by_table(-scores), "smallest total"),
     ],
 }

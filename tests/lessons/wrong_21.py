@@ -91,6 +91,7 @@ def relu(awake_dw=True, awake_price=True, price=True, own=True, mean=True, f="E 
         N, E = z.shape
         n = (z > 0).sum(0)
         of = {"E n / (K N)": E * n / (K * N), "1": 1, "n / N": n / N, "E n / N": E * n / N}
+        of["rows"] = E * (z > 0).sum(1, keepdims=True) / (K * N)
         of["weights"] = E * np.maximum(z, 0).sum(0) / (K * N)
         cost = sign * penalty * of[f] / (N if mean else 1) * np.ones(z.shape)
         return (z > 0 if awake_dw else 1) * dw * price + own * (z > 0 if awake_price else 1) * cost
@@ -171,6 +172,10 @@ WRONG = {
         (lambda penalty, counts, N, K: penalty + 0.2 * np.cumsum(np.sign(more_than(counts, N, K))), "0.2 is added"),
         (lambda penalty, counts, N, K: penalty * 1.2 ** np.sign(more_than(counts, N, K)), "each begins with the first"),
         (one_late, "before each step"),
+        (moved(lambda counts, N, K: K / counts.shape[2] - 1 + counts.mean((1, 2)) / N), "K/E is the share"),
+        (lambda penalty, counts, N, K: penalty * (1 + 0.2 * np.cumsum(np.sign(more_than(counts, N, K)))), "its own"),
+        (moved(lambda counts, N, K: np.cumsum(more_than(counts, N, K))), "its own counts"),
+        (lambda penalty, counts, N, K: penalty * 1.2 ** np.cumsum(more_than(counts, N, K)), "only the direction"),
     ],
     check.remoe_backward: [
         (relu(awake_dw=False, awake_price=False), "asleep learns nothing"),
@@ -183,6 +188,12 @@ WRONG = {
         (relu(f="E n / N"), "division by K is missing"),
         (relu(f="weights"), "sum of their weights"),
         (relu(sign=-1), "its gradient is too"),
+        (lambda z, dw, penalty, K: relu()(z, dw, 1, K), "the penalty λ is missing"),
+        (lambda z, dw, penalty, K: relu()(z, dw, penalty / z.shape[1], K), "not over experts"),
+        (relu(f="rows"), "n counts tokens"),
+        (lambda z, dw, penalty, K: z * relu()(z, dw, penalty, K), "the slope of relu"),
+        (relu(awake_dw=False), "as the price is"),
+        (lambda z, dw, penalty, K: (z > 0) * dw * (1 + relu(dw=False)(z, dw, penalty, K)), "does not multiply"),
     ],
     check.experts_of_top_p: [
         (lambda p, P: (ranked_sums(p) < P).sum(1), "left out"),
@@ -190,6 +201,7 @@ WRONG = {
         (lambda p, P: (p >= P).sum(1), "own probability"),
         (lambda p, P: (np.cumsum(p, axis=1) - p < P).sum(1), "from the largest to the smallest"),
         (lambda p, P: (np.cumsum(np.sort(p, axis=1), axis=1) - np.sort(p, axis=1) < P).sum(1), "the most probable"),
+        (lambda p, P: (ranked_sums(p) >= P).sum(1), "count up to it"),
     ],
     check.entropy_backward: [
         (lambda p: entropy(p, sign=1), "wrong way"),
@@ -198,6 +210,13 @@ WRONG = {
         (lambda p: entropy(p, lambda p, H: -np.log(p).mean(1, keepdims=True)), "weighted with p"),
         (lambda p: entropy(p, mean=False), "1/N"),
         (lambda p: entropy(p, lambda p, H: H.mean()), "each has its own H"),
+        (lambda p: entropy(p, lambda p, H: -H), "so H is added"),
+        (lambda p: entropy(p, lambda p, H: H / p), "p multiplies both"),
+        (lambda p: entropy(p) / p, "the factor p"),
+        (lambda p: entropy(p, lambda p, H: 1 + H), "cancels in the softmax"),
+        (lambda p: entropy(p, lambda p, H: 0), "mean term of the softmax"),
+        (lambda p: entropy(p) / np.log(2), "in bits"),
+        (lambda p: entropy(p, lambda p, H: 1) * (1 - p), "between its entries"),
     ],
 }
 

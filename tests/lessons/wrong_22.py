@@ -28,6 +28,7 @@ def gate(slope=right_slope, r=True, inner=1, mean=True, divided=True, sign=1):
         total = s.sum(1, keepdims=True)
         by_share = (s / total * dw).sum(1, keepdims=True)
         mean_of = {True: by_share, False: 0, "plain": dw.mean(1, keepdims=True), "tokens": (s / total * dw).sum(0)}
+        mean_of["sums"] = by_share * total
         ds = (dw - (scale if inner == "r" else 1) * mean_of[mean]) / (total if divided else 1)
         return sign * (scale if r else 1) * ds * slope(z)
 
@@ -48,6 +49,46 @@ def gate_by_logarithm(z, dw, r):
     v = root(z) / root(z).sum(1, keepdims=True)
     dlogs = r * v * (dw - (v * dw).sum(1, keepdims=True))
     return dlogs * right_slope(z) / root(z)
+
+
+def gate_by_softplus(z, dw, r):
+    s = root(z) ** 2
+    v = s / s.sum(1, keepdims=True)
+    return r * (dw - (v * dw).sum(1, keepdims=True)) / s.sum(1, keepdims=True) * sigmoid(z)
+
+
+def gate_of_softmax(z, dw, r):
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    return r * p * (dw - (p * dw).sum(1, keepdims=True))
+
+
+def judged(by):
+    """The right choice, but for how a group is judged: ``by(ranked, K/M)``, its scores from the best down."""
+
+    def choose_in_groups(scored, G, M, K):
+        N, E = scored.shape
+        worth = by(np.sort(scored.reshape(N, G, -1), axis=2)[:, :, ::-1], K // M)
+        least = np.sort(worth, axis=1)[:, [-M]]
+        inside = np.where((worth >= least).repeat(E // G, axis=1), scored, -np.inf)
+        return np.argsort(-inside, axis=1)[:, :K]
+
+    return choose_in_groups
+
+
+def a_share_of_each(scored, G, M, K):
+    """K/M experts from each of the best groups."""
+    size, chosen = scored.shape[1] // G, []
+    for row in scored:
+        parts = [sorted(range(g * size, (g + 1) * size), key=lambda e: -row[e])[: K // M] for g in range(G)]
+        best = sorted(parts, key=lambda part: -sum(row[e] for e in part))[:M]
+        chosen.append(sorted(sum(best, []), key=lambda e: -row[e]))
+    return chosen
+
+
+def every_gth(scored, G, M, K):
+    """As if experts 0, G, 2G, ... were a group."""
+    order = np.arange(scored.shape[1]).reshape(-1, G).T.ravel()
+    return order[groups()(scored[:, order], G, M, K)]
 
 
 def groups(best=lambda K, M, size: K // M, outside=-np.inf, sign=1, order=lambda chosen: chosen):
@@ -106,6 +147,11 @@ def by_shares(E, K, G, M):
     return total
 
 
+def one_correction(E, K, G, M):
+    """Subtracts the sets of M − 1 groups once, however many choices of M groups hold them."""
+    return comb(G, M) * comb(M * E // G, K) - comb(G, M - 1) * comb((M - 1) * E // G, K)
+
+
 def exactly(E, K, G, M):
     return by_listing(E, K, G, M) - (by_listing(E, K, G, M - 1) if M > 1 else 0)
 
@@ -124,6 +170,14 @@ WRONG = {
         (gate(divided=False), "under the fraction"),
         (gate(mean="tokens"), "over tokens"),
         (gate(sign=-1), "sign"),
+        (gate(slope=lambda z: 1 / (2 * root(z))), "the sigmoid, as a factor"),
+        (gate(slope=lambda z: sigmoid(z) / (2 * root(z) ** 2)), "not softplus"),
+        (gate(slope=lambda z: sigmoid(-z) / (2 * root(z))), "not of −z"),
+        (gate_by_softplus, "its root is missing"),
+        (gate_of_softmax, "a softmax of z"),
+        (gate(mean="sums"), "the division by Σs is missing"),
+        (lambda z, dw, r: gate()(z, dw, r) / root(z).sum(1, keepdims=True), "twice"),
+        (lambda z, dw, r: gate()(z, dw, r) * root(z), "divide by s"),
     ],
     check.choose_in_groups: [
         (groups(outside=0.0), "must score −∞"),
@@ -132,6 +186,12 @@ WRONG = {
         (groups(best=lambda K, M, size: 2), "need not be 2"),
         (of_all, "whatever their groups"),
         (groups(sign=-1), "the worst groups"),
+        (judged(lambda ranked, few: ranked[:, :, few - 1]), "not by the last of them"),
+        (judged(lambda ranked, few: ranked[:, :, -few:].sum(2)), "these are its worst"),
+        (judged(lambda ranked, few: ranked[:, :, -1]), "not by its worst one"),
+        (a_share_of_each, "belongs to the judging"),
+        (every_gth, "are neighbours"),
+        (lambda scored, G, M, K: groups(best=lambda *_: K // M)(scored, G, M + 1, K), "more than M groups"),
         (groups(order=lambda chosen: np.sort(chosen, axis=1)), "best comes first."),
         (groups(order=lambda chosen: chosen[:, ::-1]), "not last"),
     ],
@@ -142,6 +202,10 @@ WRONG = {
         (lambda E, K, G, M: comb(M * E // G, K), "which ones is a choice too"),
         (lambda E, K, G, M: comb(G, M) * comb(E // G, K // M) ** M, "only one way to divide"),
         (lambda E, K, G, M: by_listing(E, K, G, M) * factorial(K), "a set has none"),
+        (lambda E, K, G, M: sum(comb(G, j) * comb(j * E // G, K) for j in range(1, M + 1)), "adds up sets"),
+        (one_correction, "taking it away once"),
+        (lambda E, K, G, M: comb(E, K) - by_listing(E, K, G, M), "the others are allowed"),
+        (lambda E, K, G, M: by_listing(E, K, G, M) / comb(E, K), "this is a share"),
     ],
 }
 
