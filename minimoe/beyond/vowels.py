@@ -45,7 +45,10 @@ MEASURED = {
         "ʌ": (758, 68, 1409, 119, 0.28),
     },
 }
-"""F1 and its standard deviation, F2 and its, in Hz, and the correlation of F1 and F2 (Peterson and Barney 1952)."""
+"""F1 and its standard deviation, F2 and its, in Hz, and the correlation of F1 and F2.
+
+Computed from the measurements of Peterson and Barney 1952, in the form in which the program Praat distributes them.
+"""
 
 SPEAKERS = {"children": 15, "men": 32, "women": 28}
 """75 speakers, as in the experiment of 1991; 50 of them are learned from."""

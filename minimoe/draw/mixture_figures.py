@@ -60,8 +60,8 @@ def clouds(
 
     for number, name in enumerate(names):
         chosen = points[label == number]
-        colour = INK if colours is None else colours[number]
-        axes.scatter(chosen[:, 0], chosen[:, 1], s=9, color=QUIET if colours is None else colour, linewidths=0)
+        colour = QUIET if colours is None else colours[number]
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=9, color=colour, linewidths=0)
         x, y = np.median(chosen, axis=0)
         border = [withStroke(linewidth=3, foreground="white")]
-        axes.text(x, y, name, fontsize=17, weight="bold", color=colour, ha="center", va="center", path_effects=border)
+        axes.text(x, y, name, fontsize=17, weight="bold", color=INK, ha="center", va="center", path_effects=border)

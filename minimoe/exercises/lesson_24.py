@@ -76,6 +76,10 @@ def fixed_set_backward(answer: Answer) -> Report:
                 dW[:, chosen[t]] = np.outer(x[t], dz[t])
         return {"dx": full @ W.T, "dW": dW}
 
+    dw_of_all = np.zeros((N, E))
+    np.put_along_axis(dw_of_all, chosen, dw, axis=1)
+    p_of_all = _softmax(x @ W)
+    everywhere = p_of_all * (dw_of_all - (p_of_all * dw_of_all).sum(1, keepdims=True))  # also outside the set
     over_all = np.take_along_axis(_softmax(x @ W), chosen, axis=1)
     wrong = {
         "the softmax's mean term is missing: raising one logit lowers the other weights.": of(w * dw),
@@ -83,6 +87,10 @@ def fixed_set_backward(answer: Answer) -> Report:
         "this uses the softmax over all E experts, but only those of the set are weighed.": (
             of(over_all * (dw - (over_all * dw).sum(1, keepdims=True)))
         ),
+        "a logit outside the set gets no gradient: the softmax is over the set alone.": {
+            "dx": everywhere @ W.T,
+            "dW": x.T @ everywhere,
+        },
         "the mean of the softmax must be weighted with w.": of(w * (dw - dw.mean(1, keepdims=True))),
         "the mean of the softmax is over the set of each token, not over the tokens.": of(w * (dw - (w * dw).sum(0))),
         "this goes the wrong way.": of(-w * (dw - (w * dw).sum(1, keepdims=True))),
@@ -123,6 +131,14 @@ def cheap_backward(answer: Answer) -> Report:
         "this uses y where the copy itself, x, belongs.": {
             "dw": copies * (dy * (w * copies).sum(1, keepdims=True) * x).sum(1, keepdims=True)
         },
+        "the weights are given, so no softmax follows: dw is the gradient with respect to w itself.": {
+            "dw": w * (right["dw"] - (w * right["dw"]).sum(1, keepdims=True))
+        },
+        "a gradient with respect to x is made of dy, not of x.": {"dx": (w * copies).sum(1, keepdims=True) * x},
+        "this passes dy through the zero experts and not through the copies.": {
+            "dx": (w * ~copies).sum(1, keepdims=True) * dy,
+            "dw": ~copies * along,
+        },
         "this uses x alone; the gradient of y is missing.": {"dw": copies * x.sum(1, keepdims=True)},
     }
     return gradients(
@@ -149,6 +165,9 @@ def _loads_at_equal_price(answer: Answer, eta: Array) -> Report:
         "this is K or E times too much: the shares must add up to 1.": len(eta) * right,
         "these loads are equal, so the prices η f are not.": np.full(len(eta), 1 / len(eta)),
         "this divides by Σ η; divide by the sum of 1/η.": 1 / eta / eta.sum(),
+        "what is left of 1 grows as η falls, but η f is not equal then: divide by η.": (
+            (1 - eta / eta.sum()) / (len(eta) - 1)
+        ),
         "no softmax is needed: η f must be equal, not η + log f.": np.exp(-eta) / np.exp(-eta).sum(),
     }
     return values(

@@ -39,6 +39,11 @@ def competitive_backward(answer: Answer) -> Report:
                 "gradient.": p * (mean - squares),
                 "the mean of the softmax must be weighted with p.": p * (squares - squares.mean(1, keepdims=True)),
                 "this is the gate of the mixture error, p − h; here no posterior is needed.": p - h,
+                "this is the gate of the cooperative error, which sees only the blend.": (
+                    -2 * p * ((o - blend[:, None]) * (d - blend)[:, None]).sum(2)
+                ),
+                "a logit changes all p: the mean term adds up p ‖d − o‖² over the experts.": p * squares * (1 - p),
+                "use ‖d − o‖², not ‖d − o‖.": p * (np.sqrt(squares) - (p * np.sqrt(squares)).sum(1, keepdims=True)),
                 "compare an expert with the mean error of the experts, not with the error of the blend.": (
                     p * (squares - ((d - blend) ** 2).sum(1, keepdims=True))
                 ),
@@ -47,6 +52,7 @@ def competitive_backward(answer: Answer) -> Report:
                 "the factor 2 of the square is missing.": -p[..., None] * away,
                 "do has the wrong sign: o grows towards d when you go against the gradient.": 2 * p[..., None] * away,
                 "the weight p is missing: an expert is asked as often as the gate trusts it.": -2 * away,
+                "the weight is p, not p².": -2 * p[..., None] ** 2 * away,
                 "each expert has its own residual d − o_i; this is the residual of the blend.": (
                     -2 * p[..., None] * (d - blend)[:, None]
                 ),
@@ -88,6 +94,10 @@ def class_mixture_backward(answer: Answer) -> Report:
                 "ds lacks the prior: it comes from the sum that divides the softmax.": -h,
                 "this is the gradient with respect to p; the softmax is left.": -said / total,
                 "the posterior must add up to 1 over the experts: divide by Σ p π.": p - p * said,
+                "this is for Σ p (−log π), the mean of the logarithms; the error is −log Σ p π, the log of the mean.": (
+                    p * ((p * np.log(said)).sum(1, keepdims=True) - np.log(said))
+                ),
+                "this gives the whole case to the likeliest expert; h shares it out.": p - _largest(h),
                 "this posterior forgets the prior: it must be proportional to p π, not to π alone.": (
                     p - said / said.sum(1, keepdims=True)
                 ),
@@ -95,6 +105,8 @@ def class_mixture_backward(answer: Answer) -> Report:
             "dz": {
                 "this weighs with the prior p: use the posterior h.": p[..., None] * away,
                 "the weight h is missing: an expert is asked as far as it was responsible.": away,
+                "the posterior must add up to 1 over the experts: divide by Σ p π.": (p * said)[..., None] * away,
+                "this gives the whole case to the likeliest expert; h shares it out.": _largest(h)[..., None] * away,
                 "dz has the wrong sign.": -h[..., None] * away,
                 "this compares the blend with the class, but each expert has its own π.": (
                     h[..., None] * (blend - onehot)[:, None]
@@ -143,16 +155,31 @@ def _posterior_at(answer: Answer, variance: float, far: float) -> Report:
             np.log(p) - squares / (2 * variance), axis=0
         ),
         "use ‖d − o‖², not ‖d − o‖.": from_logs(np.log(p) - np.sqrt(squares) / (2 * variance)),
+        "the logarithm of p is missing: log (p · density) is log p + the exponent.": (
+            from_logs(p - squares / (2 * variance))
+        ),
+        "this gives the whole case to the nearest expert; h shares it out.": _largest(-squares),
     }
     ordinary = far == 0  # far away, many mistakes give the same certain posterior
+    hidden = {
+        "every density is 0 here, and a tiny number in the sum hides it: subtract the largest exponent of each case "
+        "before exp.": np.zeros((N, E)),
+        "every density is 0 here, and a tiny number in its place leaves only the prior: subtract the largest exponent "
+        "of each case before exp.": p,
+    }
     return values(
         answer,
         (p, o, d, variance),
         {"h": right},
         sizes={"N": N, "E": E, "M": M},
-        mistakes={"h": mistakes if ordinary else {}},
+        mistakes={"h": mistakes if ordinary else hidden},
         shares=("h",),
     )
+
+
+def _largest(x: Array) -> Array:
+    """x (N, E) → 1 at the largest entry of each row, 0 elsewhere."""
+    return np.eye(x.shape[1])[x.argmax(1)]
 
 
 def _softmax(x: Array) -> Array:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 
 from minimoe.draw import figure_parts, mixture_figures, palette
 
@@ -47,5 +47,6 @@ def test_every_cloud_carries_its_name_in_its_middle(colours: list[str] | None) -
     mixture_figures.clouds(drawn, points, np.array([0, 0, 0, 1, 1]), ["i", "ɑ"], colours)
     assert [(text.get_text(), text.get_position()) for text in drawn.texts] == [("i", (1, 1)), ("ɑ", (8, 8))]
     assert [len(dots.get_offsets()) for dots in drawn.collections] == [3, 2]
-    if colours:
-        assert [text.get_color() for text in drawn.texts] == colours
+    if colours:  # the dots have them; the names are dark, so that they can be read on the dots
+        assert [to_hex(dots.get_facecolor()[0]) for dots in drawn.collections] == colours
+        assert {text.get_color() for text in drawn.texts} == {mixture_figures.INK}

@@ -5,7 +5,7 @@ import numpy as np
 from minimoe.exercises import lesson_23 as check
 
 
-def moved(changed=None, keep=False, which=lambda T: np.tri(T, k=-1, dtype=bool), transpose=False):
+def moved(changed=None, keep=False, which=lambda T: np.tri(T, k=-1, dtype=bool), transpose=False, after=False):
     """The right answer but for one thing."""
     changed = changed or (lambda a, b: abs(a - b).max(1) > 1e-9)
 
@@ -15,6 +15,8 @@ def moved(changed=None, keep=False, which=lambda T: np.tri(T, k=-1, dtype=bool),
         for s in range(T):
             now = now.copy() if keep else x.copy()
             now[s] = new[s]
+            if after:
+                now[s:] = new[s:]
             found[s] = changed(layer(now), layer(x))
         found &= which(T)
         return found.T if transpose else found
@@ -71,6 +73,15 @@ def from_the_whole_batch(p, real, K):
     taken = np.zeros((B * T, E), bool)
     np.put_along_axis(taken, np.argsort(-ranked, axis=0, kind="stable")[:c], True, axis=0)
     return taken.reshape(B, T, E)
+
+
+def all_of_equal_ones(p, real, K):
+    B, T, E = p.shape
+    taken = np.zeros(p.shape, bool)
+    for b, n in enumerate(real.sum(1)):
+        ranked = np.where(real[b][:, None], p[b], -1)
+        taken[b] = ranked >= -np.sort(-ranked, axis=0)[-(-K * n // E) - 1]
+    return taken & real[:, :, None]
 
 
 def expert_by_expert(p, real, K):
@@ -188,6 +199,9 @@ WRONG = {
         (moved(which=lambda T: ~np.tri(T, dtype=bool)), "outputs after s"),
         (moved(keep=True), "still there"),
         (moved(lambda a, b: abs((a - b).sum(1)) > 1e-9), "number by number"),
+        (moved(lambda a, b: abs(a - b)[:, 0] > 1e-9), "a leak that this does not find"),
+        (moved(lambda a, b: abs(a - b)[:, -1] > 1e-9), "a leak that this does not find"),
+        (moved(after=True), "replace token s alone"),
         (moved(lambda a, b: (a != b).any(1)), "rounding"),
     ],
     check.choose_tokens: [
@@ -197,12 +211,16 @@ WRONG = {
         (chosen(quota=lambda K, n, T, E: -(-K * T // E), cut=True), "counts padding: T_b"),
         (chosen(quota=lambda K, n, T, E: -(-K * T // E), padding=True), "and padding is taken"),
         (chosen(quota=lambda K, n, T, E: K * n // E), "rounded down"),
+        (chosen(quota=lambda K, n, T, E: K * n // E + 1), "leaves a whole number"),
+        (chosen(quota=lambda K, n, T, E: round(K * n / E)), "to the nearest"),
+        (all_of_equal_ones, "takes exactly"),
         (chosen(quota=lambda K, n, T, E: -(-n // E)), "K is missing"),
         (from_the_whole_batch, "all sequences together"),
         (chosen(sign=-1), "worst tokens"),
         (chosen(latest=True), "earlier one should win"),
     ],
     check.renormalized_backward: [
+        (lambda p, taken, dw: raw(p, taken, dw / np.maximum((p * taken).sum(1, keepdims=True), 1e-9)), "of its own"),
         (raw, "raw weights"),
         (no_mean, "mean term is missing"),
         (with_p, "only after the division"),
@@ -219,6 +237,9 @@ WRONG = {
         (threshold(fair=lambda tau, load, N, K: load.mean()), "mean load"),
         (lambda tau, load, N, K: tau + 0.05 * (load * len(tau) / (K * N) - 1), "this adds"),
         (lambda tau, load, N, K: tau * np.exp(0.05 * np.sign(load - K * N / len(tau))), "only the direction"),
+        (threshold(fair=lambda tau, load, N, K: K * N // len(tau)), "here it is rounded"),
+        (threshold(rate=1), "rate η = 0.05 is missing"),
+        (threshold(fair=lambda tau, load, N, K: N), "share of all N tokens"),
         (threshold(minus=0), "− 1 is missing"),
         (threshold(old=False), "old τ is missing"),
         (threshold(step=lambda s: 1 + s), "use exp"),

@@ -33,6 +33,13 @@ def by_frequency(counts, E):
     return dealt()(counts, E)[np.argsort(-counts, kind="stable")]
 
 
+def back_and_forth(counts, E):
+    """0, 1, 2, 2, 1, 0, 0, 1 …, from the most frequent id to the rarest."""
+    turns, experts = np.concatenate([np.arange(E), np.arange(E)[::-1]]), np.zeros(len(counts), int)
+    experts[np.argsort(-counts, kind="stable")] = np.resize(turns, len(counts))
+    return experts
+
+
 def with_a_heap(counts, E):
     load = [(0, e) for e in range(E)]
     heapify(load)
@@ -82,6 +89,13 @@ def by_jacobian(w, dw):
     return np.stack([(np.diag(p) - np.outer(p, p)) @ d for p, d in zip(w, dw, strict=True)])
 
 
+def outside_the_set_too(x, W, chosen, dw):
+    p, full = softmax(x @ W), np.zeros((len(x), W.shape[1]))
+    np.put_along_axis(full, chosen, dw, axis=1)
+    dz = right_slope(p, full)
+    return dz @ W.T, x.T @ dz
+
+
 def with_minus_infinity(x, W, chosen, dw):
     """The softmax of all E logits, of which those outside the set are −∞."""
     kept = np.full((len(x), W.shape[1]), -np.inf)
@@ -110,6 +124,11 @@ def weighted_twice(x, w, copies, dy):
     return dx, dw * w
 
 
+def through_a_softmax(x, w, copies, dy):
+    dx, dw = cheap()(x, w, copies, dy)
+    return dx, right_slope(w, dw)
+
+
 def one_expert_after_the_other(x, w, copies, dy):
     dx, dw = np.zeros_like(x), np.zeros_like(w)
     for t, k in zip(*np.nonzero(copies), strict=True):
@@ -132,11 +151,13 @@ WRONG = {
         (dealt(order=higher_id_first), "the lower one comes first"),
         (by_frequency, "entry i must belong to id i"),
         (dealt(pick=np.argmax), ""),
+        (back_and_forth, ""),
     ],
     check.fixed_set_backward: [
         (through(lambda w, dw: w * dw), "mean term is missing"),
         (through(lambda w, dw: dw), "the softmax is left"),
         (through(right_slope, everyone=True), "softmax over all E experts"),
+        (outside_the_set_too, "outside the set gets no gradient"),
         (through(lambda w, dw: w * (dw - dw.mean(1, keepdims=True))), "weighted with w"),
         (through(lambda w, dw: w * (dw - (w * dw).sum(0))), "not over the tokens"),
         (through(lambda w, dw: -right_slope(w, dw)), "the wrong way"),
@@ -157,6 +178,9 @@ WRONG = {
             "the copy itself, x, belongs",
         ),
         (cheap(dw=lambda x, w, copies, dy: x), "the gradient of y is missing"),
+        (through_a_softmax, "no softmax follows"),
+        (lambda x, w, copies, dy: (cheap()(x, w, copies, x)[0], cheap()(x, w, copies, dy)[1]), "made of dy, not of x"),
+        (lambda x, w, copies, dy: cheap()(x, w, ~copies, dy), "not through the copies"),
     ],
     check.loads_at_equal_price: [
         (lambda eta: eta / eta.sum(), "turned round"),
@@ -164,6 +188,7 @@ WRONG = {
         (lambda eta: len(eta) / eta / (1 / eta).sum(), "times too much"),
         (lambda eta: np.full(len(eta), 1 / len(eta)), "these loads are equal"),
         (lambda eta: 1 / eta / eta.sum(), "divide by the sum of 1/η"),
+        (lambda eta: (1 - eta / eta.sum()) / (len(eta) - 1), "what is left of 1"),
         (lambda eta: softmax(-eta[None])[0], "no softmax"),
     ],
 }

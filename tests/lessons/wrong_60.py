@@ -22,6 +22,12 @@ def by_the_blend(p, o, d):
     return competitive()(p, o, d)[0], -2 * p[..., None] * r[:, None]
 
 
+def cooperative_gate(p, o, d):
+    blend = (p[..., None] * o).sum(1)
+    ds = -2 * p * np.einsum("nem,nm->ne", o - blend[:, None], d - blend)
+    return ds, competitive()(p, o, d)[1]
+
+
 def by_the_blends_error(p, o, d):
     squares = ((d[:, None] - o) ** 2).sum(2)
     r = d - (p[..., None] * o).sum(1)
@@ -62,6 +68,14 @@ def classes(gate=None, output=None):
     return class_mixture_backward
 
 
+def mean_of_logs(p, h, said):
+    return p * ((p * np.log(said)).sum(1, keepdims=True) - np.log(said))
+
+
+def not_divided(p, h, pi, onehot):
+    return (p * (pi * onehot).sum(2))[..., None] * (pi - onehot)
+
+
 def classes_through_softmax(p, pi, labels):
     """With respect to p and π first, then through both softmaxes."""
     said = np.take_along_axis(pi, labels[:, None, None], axis=2)[..., 0]
@@ -84,11 +98,11 @@ def classes_by_loop(p, pi, labels):
     return ds, dz
 
 
-def at(exponent, prior=True, axis=1):
+def at(exponent, prior=True, axis=1, log=np.log):
     """The posterior with another exponent."""
 
     def posterior_at(p, o, d, variance):
-        logs = np.log(p) * prior + exponent(((d[:, None] - o) ** 2).sum(2), variance)
+        logs = log(p) * prior + exponent(((d[:, None] - o) ** 2).sum(2), variance)
         h = np.exp(logs - logs.max(axis, keepdims=True))
         return h / h.sum(axis, keepdims=True)
 
@@ -100,6 +114,16 @@ def plainly(p, o, d, variance):
     with np.errstate(all="ignore"):
         h = p * np.exp(-((d[:, None] - o) ** 2).sum(2) / (2 * variance))
         return h / h.sum(1, keepdims=True)
+
+
+def with_a_tiny_number_added(p, o, d, variance):
+    h = p * np.exp(-((d[:, None] - o) ** 2).sum(2) / (2 * variance))
+    return h / (h.sum(1, keepdims=True) + 1e-12)
+
+
+def with_densities_of_at_least_a_tiny_number(p, o, d, variance):
+    h = p * np.maximum(np.exp(-((d[:, None] - o) ** 2).sum(2) / (2 * variance)), 1e-300)
+    return h / h.sum(1, keepdims=True)
 
 
 def by_differences(p, o, d, variance):
@@ -122,6 +146,10 @@ WRONG = {
         (competitive(gate=lambda p, squares: p * (squares - squares.mean(1, keepdims=True))), "weighted with p"),
         (competitive(gate=lambda p, squares: p - posterior_of(p, squares)), "no posterior is needed"),
         (by_the_blends_error, "not with the error of the blend"),
+        (cooperative_gate, "sees only the blend"),
+        (competitive(gate=lambda p, squares: p * squares * (1 - p)), "adds up p"),
+        (competitive(gate=lambda p, squares: p * (squares**0.5 - (p * squares**0.5).sum(1, keepdims=True))), "not ‖d"),
+        (competitive(output=lambda p, away: -2 * (p**2)[..., None] * away), "not p²"),
         (competitive(output=lambda p, away: -p[..., None] * away), "factor 2"),
         (competitive(output=lambda p, away: 2 * p[..., None] * away), "wrong sign"),
         (competitive(output=lambda p, away: -2 * away), "weight p is missing"),
@@ -138,14 +166,16 @@ WRONG = {
         (classes(gate=lambda p, h, said: p - p * said), "divide by Σ p π"),
         (classes(gate=lambda p, h, said: p - said / said.sum(1, keepdims=True)), "forgets the prior"),
         (classes(output=lambda p, h, pi, onehot: p[..., None] * (pi - onehot)), "use the posterior"),
+        (classes(gate=mean_of_logs), "the log of the mean"),
+        (classes(gate=lambda p, h, said: p - (h == h.max(1, keepdims=True))), "h shares it out"),
+        (classes(output=lambda p, h, pi, onehot: (h == h.max(1, keepdims=True))[..., None] * (pi - onehot)), "shares"),
+        (classes(output=not_divided), "divide by Σ p π"),
         (classes(output=lambda p, h, pi, onehot: pi - onehot), "weight h is missing"),
         (classes(output=lambda p, h, pi, onehot: h[..., None] * (onehot - pi)), "wrong sign"),
         (classes(output=lambda p, h, pi, onehot: h[..., None] * (pi - onehot) * onehot), "all logits"),
         (
             classes(
-                output=lambda p, h, pi, onehot: (
-                    h[..., None] * ((p[..., None] * pi).sum(1, keepdims=True) - onehot)
-                )
+                output=lambda p, h, pi, onehot: h[..., None] * ((p[..., None] * pi).sum(1, keepdims=True) - onehot)
             ),
             "its own π",
         ),
@@ -164,7 +194,11 @@ WRONG = {
         (at(lambda squares, variance: squares / (2 * variance)), "exponent is negative"),
         (at(lambda squares, variance: -squares / (2 * variance), axis=0), "not over the cases"),
         (at(lambda squares, variance: -np.sqrt(squares) / (2 * variance)), "not ‖d − o‖."),
+        (at(lambda squares, variance: -squares / (2 * variance), log=lambda p: p), "logarithm of p is missing"),
+        (lambda p, o, d, variance: np.eye(p.shape[1])[((d[:, None] - o) ** 2).sum(2).argmin(1)], "shares it out"),
         (plainly, "not finite"),
+        (with_a_tiny_number_added, "in the sum hides it"),
+        (with_densities_of_at_least_a_tiny_number, "leaves only the prior"),
     ],
 }
 
