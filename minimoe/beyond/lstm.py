@@ -21,7 +21,7 @@ from minimoe.core.arrays import Array, array_module
 
 
 class LSTM(NamedTuple):
-    """The columns of all three are four blocks of D: for i, f, o and u."""
+    """The columns of all three arrays are four blocks of D: for i, f, o and u."""
 
     w_x: Array  # (D_in, 4D)
     w_h: Array  # (D, 4D)
@@ -29,7 +29,7 @@ class LSTM(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Time comes first, so that one step is one piece of memory."""
+    """Time is the first axis, so that the values of one step are contiguous in memory."""
 
     x: Array  # (T, B, D_in)
     gates: Array  # (T, B, 4D)  i, f, o, u
