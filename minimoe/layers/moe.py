@@ -217,7 +217,8 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
 
         dw_tk = dy_t · e_tk,    de_tk = w_tk dy_t,    dx_t = Σ_k dx of expert S_tk + dx of the router
 
-    The shared experts add their output unweighted: their gradient dy is dy itself, and their dx is added to the sum.
+    The shared experts add their output unweighted: the gradient of their output is dy itself, and their dx is added to
+    the sum.
     """
     xp = array_module(dy)
     routing, exchange = cache.routing, cache.exchange
