@@ -279,7 +279,7 @@ def train(params: list[Weights], text: Array, config: Config, steps: int, rng: R
 
 
 def generate(params: list[Weights], text: Array, count: int, temperature: float, config: Config, rng: Rng) -> Array:
-    """text (characters,) → the text and ``count`` more, each drawn from softmax(logits / temperature)."""
+    """text (characters,) → the text and ``count`` new characters, each drawn from softmax(logits / temperature)."""
     for _ in range(count):
         seen = text[None, -config.T :]  # (1, T), or shorter
         logits, _, _ = model(params, seen, np.zeros((config.L, seen.size, config.E), np.float32), config)

@@ -204,8 +204,8 @@ def jensen_shannon(*distributions: Array) -> Array:
 def max_violation(load: Array) -> Array:
     """By how much the fullest expert exceeds the mean, load (…, E) → (…): 0 at perfect balance, at most E − 1.
 
-    MaxVio of Wang et al. 2024, arXiv 2408.15664. Few tokens are never shared out evenly: with uniform random choices, a
-    batch of 256 tokens that choose 2 of 8 experts has 0.17 on average.
+    MaxVio of Wang et al. 2024, arXiv 2408.15664. A small number of tokens is never distributed evenly: with uniform
+    random choices, a batch of 256 tokens that choose 2 of 8 experts has 0.17 on average.
     """
     violation: Array = load.max(-1) / load.mean(-1) - 1
     return violation
@@ -214,8 +214,8 @@ def max_violation(load: Array) -> Array:
 def divergence_by_chance(traces: Sequence[Trace], groupings: int = 20, seed: int = 0) -> Array:
     """The ``jensen_shannon`` (L,) between the loads of texts, if the texts made no difference.
 
-    The windows of all texts are distributed at random over as many groups of the same sizes; the mean over several
-    ``groupings``. Windows stay whole, because neighbours in a text resemble each other.
+    The windows of all texts are distributed at random over the same number of groups, of the same sizes. The result is
+    the mean over several ``groupings``. Windows stay whole, because neighbours in a text resemble each other.
 
     Raises:
         UserError: fewer than two texts are given, or their routers have different numbers of experts or layers.

@@ -6,9 +6,9 @@
     competitive    Σ p_i ‖d − o_i‖²                 each expert is asked for the whole answer, as often as p_i says
     mixture        −log Σ p_i exp(−½ ‖d − o_i‖²)    one expert made the answer; which of them is not known
 
-The mixture weighs its push on an expert by the posterior h_i ∝ p_i exp(−½ ‖d − o_i‖²): how likely it is, given the
-target, that this expert made it. The competitive error weighs it by the prior p_i, which does not know the target. For
-classes, an expert's answer is the softmax π_i of its o_i, and the mixture's error is −log Σ p_i π_i(d).
+The mixture error weights the gradient of an expert by the posterior h_i ∝ p_i exp(−½ ‖d − o_i‖²), the probability that
+this expert made the given target. The competitive error weights it by the prior p_i, which does not depend on the
+target. For classes, an expert's answer is the softmax π_i of its o_i, and the mixture's error is −log Σ p_i π_i(d).
 
 All experts compute for every case: choosing only a few came later. M is the number of entries of an answer.
 
@@ -119,7 +119,8 @@ def alone(answers: Answers) -> Array:
 def cooperative(answers: Answers, target: Array) -> tuple[Array, Answers]:
     """‖d − Σ p o‖² with target d (N, M) → the error of each case (N,), and its gradient.
 
-    With r = d − Σ p o, each output has its share of the same residual, and each logit learns how the blend would move:
+    With r = d − Σ p o, each output gets a share of the same residual, and the gradient of a logit shows how it moves
+    the blend:
 
         do_i = −2 p_i r,    ds_i = −2 p_i (o_i − Σ p o) · r
     """

@@ -4,13 +4,14 @@ A skill is a small policy, and a gate says which skill the situation x asks for:
 
     g = softmax(x W_gate)    π_e = softmax(tanh(x W_in,e) W_out,e)    π(a) = Σ_e g_e π_e(a)
 
-The agent improves by REINFORCE with a baseline. It plays, and raises the log-probability of each action by how much
-better the rewards that followed were than the baseline b had predicted. That difference is the advantage δ = R − b:
+The agent improves by REINFORCE with a baseline. It plays, and raises the log-probability of each action in proportion
+to the advantage δ = R − b, where R is the sum of the rewards that followed and b is the sum that the baseline had
+predicted:
 
     loss = mean over episodes of  Σ_t [ −δ_t log π(a_t) − β H(π_t) ]  +  ½ Σ_t (R_t − b_t)²,    R_t = r_t + r_{t+1} + …
 
 δ counts as a constant in the first part, so the baseline learns from the second alone. H is the entropy; its bonus β
-keeps the agent trying. A single policy is the case of one skill and no gate.
+keeps the agent exploring. A single policy is the case of one skill and no gate.
 
 There are two ways to play. *Soft*: the action is drawn from π, and all skills run. *Sampled*: a skill is drawn from g,
 only this skill runs, and the action is drawn from it.
@@ -134,7 +135,7 @@ def backward(policy: Policy, cache: Cache, dlog_pi: Array) -> tuple[Array, Polic
         d log π(a) / ds_e = h_e(a) − g_e,    d log π(a) / dz_e = h_e(a) (onehot_a − π_e)
 
     which is Jacobs's rule with an action in the place of a target: the gate moves from the prior towards the posterior,
-    and each skill learns as far as it was behind the action.
+    and each skill learns in proportion to its posterior h_e.
     """
     weighted = cache.posterior * dlog_pi  # (E, N, A)
     of_skill = weighted.sum(2, keepdims=True)  # (E, N, 1)
@@ -189,12 +190,12 @@ def backward_sampled(policy: Policy, cache: SkillCache, dlogs: tuple[Array, Arra
 
 
 def reward_to_go(reward: Array) -> Array:
-    """reward (T, N) → R (T, N), what came at each step and after it. An action has no part in earlier rewards."""
+    """reward (T, N) → R (T, N), the sum of the rewards from each step on. An action does not affect earlier rewards."""
     return np.cumsum(reward[::-1], axis=0)[::-1]
 
 
 def features(x: Array) -> Array:
-    """x (T, N, D) → φ (T, N, 8), from which the baseline is a weighted sum: a quadratic in position and time."""
+    """x (T, N, D) → φ (T, N, 8). The baseline is a weighted sum of these: a quadratic in position and time."""
     px, py = x[..., 0], x[..., 1]
     left = np.broadcast_to((1 - np.arange(len(x)) / windy_world.STEPS)[:, None], px.shape)
     return np.stack([np.ones_like(px), px, py, px * px, py * py, px * py, left, left * left], axis=-1)

@@ -1,4 +1,4 @@
-"""Agents at practice in the windy world: they play, learn, and are measured.
+"""The training of agents in the windy world: they play, learn, and are measured.
 
     run = train(SETTINGS["skills, soft gate"], seed=0)
     measure(run.agent, SETTINGS["skills, soft gate"])
@@ -94,7 +94,7 @@ def play(
 ) -> Episodes:
     """Plays episodes side by side. ``greedy`` takes the likeliest skill and action; ``shuffled`` exchanges the gates.
 
-    With exchanged gates every episode obeys the gate of another one, which mostly has another wind.
+    With exchanged gates, every episode uses the gate of another episode, which usually has another wind.
     """
     world = windy_world.start(rng, episodes)
     partner = rng.permutation(episodes)
@@ -125,7 +125,7 @@ def play(
 
 
 def train(setting: Setting, seed: int, updates: int = 200, keep: tuple[int, ...] = (), rate: float = RATE) -> Run:
-    """Plays and learns. The episodes of a seed begin alike for every setting."""
+    """Plays and learns. With the same seed, the episodes begin in the same states for every setting."""
     agent, rng = init(setting, seed), np.random.default_rng([seed, 1])
     moments = tree.zeros_like(agent), tree.zeros_like(agent)
     recipe = TrainConfig()
@@ -160,7 +160,7 @@ def measure(agent: Agent, setting: Setting, episodes: int = 2000, seed: int = 10
 
 
 def updates_to(success: Array, share: float = 0.5, window: int = 5) -> int | None:
-    """success (updates,) → the first update at which the mean of ``window`` of them reaches ``share``; None if none."""
+    """success (updates,) → the first update at which the mean of the last ``window`` reaches ``share``, or None."""
     sums = np.cumsum(np.concatenate([[0.0], success]))
     reached = np.flatnonzero(sums[window:] - sums[:-window] >= share * window - 1e-9)
     return int(reached[0]) + window if len(reached) else None
@@ -169,7 +169,8 @@ def updates_to(success: Array, share: float = 0.5, window: int = 5) -> int | Non
 def sizes(agent: Agent, setting: Setting) -> tuple[int, int]:
     """How many parameters of the policy compute one action, and how many there are.
 
-    If all skills run, all are active. If the wind is given, or a skill is drawn, one skill is active, and the gate.
+    If all skills run, all parameters are active. If the wind is given or a skill is drawn, those of one skill and of
+    the gate, if there is one, are active.
     """
     total = tree.size(agent.policy)
     gate = 0 if agent.policy.gate is None else agent.policy.gate.size
@@ -177,7 +178,7 @@ def sizes(agent: Agent, setting: Setting) -> tuple[int, int]:
 
 
 def mutual_information(a: Array, b: Array) -> float:
-    """Whole numbers a (N,) and b (N,) → how many bits of one the other tells, from their joint frequencies."""
+    """Whole numbers a (N,) and b (N,) → how many bits each tells about the other, from joint frequencies."""
     joint = np.zeros((int(a.max()) + 1, int(b.max()) + 1))
     np.add.at(joint, (a, b), 1)
     joint /= len(a)

@@ -76,7 +76,8 @@ def moves(rng: np.random.Generator, cases: int) -> Moves:
 
 
 def relative_error(guess: Array, y: Array) -> float:
-    """Mean squared error of a guess (N, M), relative to that of the mean of y: 1 knows nothing, 0 is perfect."""
+    """Mean squared error of a guess (N, M), relative to that of the mean of y: 1 is no better than the mean, 0 is
+    perfect."""
     return float(((guess - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
 
 

@@ -4,7 +4,7 @@
     p(y | x) = Σ_i g_i Σ_j g_{j|i} N(y; μ_ij, σ²_ij)
 
 The root gate chooses a branch i, the gate of that branch chooses a leaf j, and the leaf's linear expert makes y with
-Gaussian noise. Which leaf made y is not known, but after y was seen its posterior can be computed:
+Gaussian noise. It is not known which leaf made y, but once y has been seen, the posterior of each leaf can be computed:
 
     h_i ∝ g_i Σ_j g_{j|i} N(y; μ_ij, σ²_ij),     h_{j|i} ∝ g_{j|i} N(y; μ_ij, σ²_ij),     h_ij = h_i h_{j|i}
 
@@ -164,7 +164,7 @@ def backward(params: HierarchicalMixture, cache: Cache, dy: Array) -> tuple[Arra
 
 
 def objective(params: HierarchicalMixture, x: Array, y: Array, ridge: float = RIDGE) -> float:
-    """What EM climbs: the log-likelihood of all cases, less ½ ridge ‖gates and experts‖²."""
+    """What EM maximises: the log-likelihood of all cases, less ½ ridge ‖gates and experts‖²."""
     weights = sum(float((leaf**2).sum()) for leaf in params[:3])
     return float(forward(params, x, y)[0].sum()) - ridge / 2 * weights
 
@@ -222,7 +222,7 @@ def online_init(params: HierarchicalMixture, ridge: float = 1.0) -> Online:
     """The memory before the first case: as if Σ x xᵀ were ``ridge`` times the identity.
 
     Raises:
-        UserError: ``ridge`` is not above 0, so that there would be no inverse.
+        UserError: ``ridge`` is not above 0; the matrix would have no inverse.
     """
     if not ridge > 0:
         raise UserError(f"ridge {ridge} has no inverse: choose a number above 0.")
@@ -237,13 +237,15 @@ def online_init(params: HierarchicalMixture, ridge: float = 1.0) -> Online:
 def online_step(
     params: HierarchicalMixture, memory: Online, x: Array, y: Array, decay: float, floor: float = FLOOR
 ) -> tuple[HierarchicalMixture, Online]:
-    """One case x (D,), y (M,) → new parameters and memory. ``decay`` is what a case counts one case later, up to 1.
+    """One case x (D,), y (M,) → new parameters and memory. ``decay``, at most 1, is the weight of a case after one more
+    case.
 
     With R the inverse of the weighted Σ x xᵀ, a case of weight h changes both by a product of vectors:
 
         k = R x / (decay/h + xᵀ R x),    U ← U + k (y − x U),    R ← (R − k (R x)ᵀ) / decay
 
-    Leaves fit y with the weight h_ij, the root fits ln h_i with the weight 1, and a branch ln h_{j|i} with h_i.
+    A leaf fits y with the weight h_ij, the root fits ln h_i with the weight 1, and a branch fits ln h_{j|i} with the
+    weight h_i.
 
     Raises:
         UserError: ``decay`` is not in (0, 1].

@@ -8,8 +8,8 @@ from minimoe.core.arrays import Array, array_module, underflow_is_right
 def log_sum_exp(x: Array) -> Array:
     """log Σ exp(x) over the last axis, which is kept with length 1.
 
-    The largest entry is taken out first, so that at least one of the exponentials is 1: without that, all of them can
-    become zero, and the logarithm −∞, or overflow.
+    The largest entry is subtracted first, so that at least one of the exponentials is 1. Otherwise all of them could
+    become zero, so that the logarithm is −∞, or one of them could overflow.
     """
     largest = x.max(-1, keepdims=True)
     return largest + array_module(x).log(exp(x - largest).sum(-1, keepdims=True))
@@ -22,5 +22,5 @@ def log_softmax(x: Array) -> Array:
 
 @underflow_is_right
 def exp(x: Array) -> Array:
-    """exp(x), where what is too small for its dtype is 0."""
+    """exp(x); a result that is too small for its dtype is 0."""
     return array_module(x).exp(x)

@@ -21,7 +21,7 @@ from minimoe.core.arrays import Array, array_module
 
 
 class LSTM(NamedTuple):
-    """The columns of all three are four blocks of D: for i, f, o and u."""
+    """The columns of all three arrays are four blocks of D: for i, f, o and u."""
 
     w_x: Array  # (D_in, 4D)
     w_h: Array  # (D, 4D)
@@ -29,7 +29,7 @@ class LSTM(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Time comes first, so that one step is one piece of memory."""
+    """Time is the first axis, so that the values of one step are contiguous in memory."""
 
     x: Array  # (T, B, D_in)
     gates: Array  # (T, B, 4D)  i, f, o, u
@@ -79,7 +79,7 @@ def backward(params: LSTM, cache: Cache, dh: Array) -> tuple[Array, LSTM]:
     """dh (B, T, D) → dx (B, T, D_in) and the gradient of the parameters. From the last step to the first:
 
         dh_t += da_{t+1} W_hᵀ                       h_t is the output of step t and an input of step t + 1
-        dc_t  = dh_t ⊙ o (1 − tanh² c_t) + dc_{t+1} ⊙ f_{t+1}      so is c_t
+        dc_t  = dh_t ⊙ o (1 − tanh² c_t) + dc_{t+1} ⊙ f_{t+1}      and so is c_t
         di = dc ⊙ u,   df = dc ⊙ c_{t−1},   do = dh ⊙ tanh c,   du = dc ⊙ i
         da = each times the slope of its own function: g (1 − g) for i, f and o, and 1 − u² for u
 

@@ -144,7 +144,7 @@ def gates(cache: Cache) -> Array:
 
 
 class Setting(NamedTuple):
-    """One model of the experiment: what stands between the LSTMs, and how hard its load is balanced."""
+    """One model of the experiment: what is between the LSTMs, and how strongly its load is balanced."""
 
     name: str
     experts: int  # 0 for two LSTMs alone

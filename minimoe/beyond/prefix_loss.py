@@ -1,14 +1,14 @@
-"""Does a small decoder profit from seeing the future? Its loss on whole sequences, and on prefixes that end there.
+"""Does a small decoder profit from seeing the future? Its loss on whole sequences, and on prefixes without the future.
 
     losses(model, sequences, lengths)    nats at the same targets: within whole sequences, and at the end of prefixes
 
-A causal model gives a token the same prediction whether or not later tokens stand behind it, so the two losses are
-equal up to rounding. A layer that looks ahead can read the answer in a whole sequence. In a prefix, which is all that
-exists when a model writes, the answer is not there yet, and the loss shows what the model is worth without it.
+A causal model gives a token the same prediction whether or not other tokens follow it, so the two losses are equal up
+to rounding. A layer that looks ahead can read the answer in a whole sequence. When a model writes, only the prefix
+exists, and the answer is not in it. The loss on a prefix therefore shows how well the model predicts in use.
 
 ``train`` makes such a model with any router, allowed or not, or with ``SOFT``: Soft MoE in the place of router and
-experts, which the package's own decoder does not offer. For that one this module has the decoder's forward and backward
-pass; all other models are those of ``minimoe.layers.decoder``.  Lesson: lessons/23_who_may_look_ahead.ipynb
+experts, which the package's own decoder does not offer. For Soft MoE, this module has a forward and a backward pass of
+the decoder; all other models are those of ``minimoe.layers.decoder``.  Lesson: lessons/23_who_may_look_ahead.ipynb
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def predict(model: Model, tokens: Array) -> Array:
 def losses(model: Model, sequences: Array, lengths: Sequence[int]) -> Compared:
     """sequences (B, T + 1) → the loss of the tokens that follow the first n, for each n of ``lengths``.
 
-    In a whole sequence, all T tokens stand before the model, the token to be predicted among them. A prefix ends before
+    In a whole sequence, the model sees all T tokens, and the token to be predicted is one of them. A prefix ends before
     that token.
 
     Raises:

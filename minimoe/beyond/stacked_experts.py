@@ -6,10 +6,11 @@
 
 Every expert runs on every input: the mixtures are dense. With 4 experts in each layer, there are 16 ways through both.
 
-**The constraint.** Without help, the experts that are good first get all the weight. So a running total of each gate is
-kept in training, and an expert whose total exceeds the mean of its layer by a margin is barred: its weight is 0, and
-the softmax is taken over the others. ``open_experts`` says who is not barred, and ``count`` adds a batch to the totals.
-The totals belong to the caller, who passes them in and gets new ones back. Late in training the constraint is lifted.
+**The constraint.** Without a constraint, the experts that improve first get all the weight. Therefore a running total
+of each gate is kept in training, and an expert whose total exceeds the mean of its layer by a margin is barred: its
+weight is 0, and the softmax is taken over the others. ``open_experts`` says who is not barred, and ``count`` adds a
+batch to the totals. The totals belong to the caller, who passes them in and gets new ones back. Late in training the
+constraint is lifted.
 
 Eigen, Ranzato and Sutskever 2013, arXiv 1312.4314, who bar experts image by image; here it is batch by batch.
 Lesson: lessons/62_where_then_what.ipynb
@@ -94,9 +95,9 @@ def init(
     """Weights drawn from N(0, 1/(3 · inputs)), biases 0.
 
     ``widths`` are the outputs F of an expert in each layer, ``hidden`` the units U of a gate. The weights are smaller
-    than what would keep the variance from layer to layer, 2/inputs. From such larger ones, the gates of the experiment
-    below come to know less: 0.11 to 0.13 bits of the place and 0.46 to 0.56 of the class, instead of 0.18 to 0.30 and
-    0.60 to 0.69. The classes are then named a little better, 80 to 83 % instead of 76 to 80 %.
+    than what would keep the variance from layer to layer, 2/inputs. With those larger weights, the gates of the
+    experiment below learn less: 0.11 to 0.13 bits about the place and 0.46 to 0.56 about the class, instead of 0.18 to
+    0.30 and 0.60 to 0.69. The classification is then a little better, 80 to 83 % instead of 76 to 80 %.
     """
 
     def drawn(*shape: int) -> Array:
@@ -242,7 +243,7 @@ def by_label(gate: Array, labels: Array, kinds: int = 10) -> Array:
 
 
 def chance(rng: np.random.Generator, gate: Array, labels: Array, times: int = 20) -> float:
-    """The mean ``information`` about labels in random order: what so many images show of a gate that knows nothing."""
+    """The mean ``information`` about labels in random order: the value for a gate that knows nothing."""
     return float(np.mean([information(gate, rng.permutation(labels)) for _ in range(times)]))
 
 

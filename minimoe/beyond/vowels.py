@@ -3,7 +3,7 @@
 Each case is a pair of formants, F1 and F2: the two lowest resonances of a voice, in Hz. The vowel is to be named.
 Peterson and Barney measured the formants of 76 speakers, each of whom said every vowel twice. The measurements
 themselves are not used here: tokens are drawn from Gaussians that have their means, spreads and correlations. The
-tokens of a drawn speaker have only the speaker's group in common; those of a real speaker are more alike than that.
+tokens of a drawn speaker have only the speaker's group in common; the tokens of a real speaker are more alike.
 
 Peterson and Barney 1952, "Control methods used in a study of the vowels", JASA 24, 175-184.
 Lesson: lessons/60_adaptive_mixtures.ipynb
@@ -69,7 +69,8 @@ class Vowels(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The two parts, and what turns Hz into inputs: mean 0 and standard deviation 1 over the learned tokens."""
+    """The training and the held-out part, and the scaling of Hz to mean 0 and standard deviation 1 over the training
+    tokens."""
 
     learned: Vowels  # 400 tokens
     heldout: Vowels  # 200 tokens, of other speakers
@@ -139,7 +140,7 @@ def mixture_of(experts: int, error: str = "mixture") -> System:
 
 
 def network_of(hidden: int, error: str = "cross-entropy") -> System:
-    """A network with one hidden layer that learns with the cross-entropy, the log loss of the mixture, or ``squares``.
+    """A network with one hidden layer that learns with the cross-entropy (the mixture's log loss) or with ``squares``.
 
     Raises:
         UserError: ``error`` is neither of the two.

@@ -1,7 +1,8 @@
 """A small world for agents: a point must reach the origin, and the wind decides what its four keys do.
 
 In each of at most 12 steps, the agent presses one of four keys and the point moves by 1/2: east, north, west or south.
-There are four winds. Without wind (wind 0) key 0 moves the point east; each further wind turns every key by a quarter:
+There are four winds. Without wind (wind 0) key 0 moves the point east; each of the next winds turns every key by
+another quarter turn:
 
     direction = (key + wind) mod 4
 
@@ -11,7 +12,7 @@ no better than guess, and one that has learned a wind must learn something else 
     reward of a step = distance before − distance after − 0.05,    and 1 more on arrival
 
 The wind stays the same for an episode. The agent sees it through noise. Many episodes are played side by side; those
-that have arrived wait, without reward. Nothing here draws random numbers but ``start`` and ``draw_noise``.
+that have arrived wait, without reward. Only ``start`` and ``draw_noise`` draw random numbers.
 
 Lesson: lessons/64_an_agent_of_many_skills.ipynb
 """

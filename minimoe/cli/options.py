@@ -82,7 +82,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--dense-twin",
         metavar="DIR",
-        help="train the dense twin of this run: as many active parameters, same text and recipe",
+        help="train the dense twin of this run: the same number of active parameters, the same text and recipe",
     )
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer

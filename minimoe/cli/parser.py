@@ -106,12 +106,12 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    sub = command("quantize", commands.quantize, "write a model with weights of fewer bits, and show what they take")
+    sub = command("quantize", commands.quantize, "write a model with fewer bits per weight, and show its size")
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument(
         "--scheme", required=True, metavar="NAME", help=f"scheme of the experts: {', '.join(options.SCHEMES)}"
     )
-    sub.add_argument("--attention", metavar="NAME", help="scheme of the attention (that of the experts)")
+    sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
     options.of_the_bench(

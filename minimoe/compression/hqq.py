@@ -1,13 +1,16 @@
-"""Half-quadratic quantisation: round to nearest, with an offset of each group that lets a few large weights be wrong.
+"""Half-quadratic quantisation: round to nearest, with an offset for each group that tolerates large errors in a few
+weights.
 
-Plain rounding spends its interval on the largest weights of a group. Here the step stays, and the zero point z (w is
-near (q − z) step) is moved, so that Σ |w − ŵ|^p is small with p = 0.7 < 1, an error that forgives outliers:
+Plain rounding chooses an interval that contains the largest weights of a group. Here the step is the same, but the zero
+point z (w is near (q − z) step) is moved to make Σ |w − ŵ|^p small. With p = 0.7 < 1, outliers have little effect on
+this error:
 
     ŵ = (q − z) step,    e = shrink(w − ŵ),    z = mean of q − (w − e)/step over the group
     shrink(r) = sign(r) max(|r| − |r|^(p−1)/β, 0),    β = 10
 
-e takes over what looks like an outlier. Without it, the problem is quadratic, and z is exactly its best value. The
-rounds end after 20, or when the mean of |w − ŵ| over the matrix does not fall. No text is needed.
+e holds the errors that look like outliers. For fixed e, the problem is quadratic, and z is its exact solution. The
+iteration ends after 20 rounds, or when the mean of |w − ŵ| over the matrix does not fall. No calibration text is
+needed.
 
 With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier, whatever the step. Where all errors are
 smaller, z only moves to where the errors of each group add up to zero.
@@ -34,9 +37,9 @@ POWER, BETA, ROUNDS = 0.7, 10.0, 20
 def quantize(w: NDArray[Any], bits: int = 4, group: int = 64, dtype: DTypeLike = np.float16) -> Quantized:
     """w (inputs, outputs) in float16 or float32 → its codes.
 
-    A weight within [offset, offset + (2^bits − 1) step] is at most step/2 away from ŵ. A weight outside of it gets the
-    nearest end, so its distance from the interval comes on top. ``dtype`` is the type of step and offset. With 4 bits,
-    z starts at a whole number, as in the library.
+    A weight within [offset, offset + (2^bits − 1) step] is at most step/2 away from ŵ. A weight outside this interval
+    is rounded to its nearest end, so the distance to the interval is added to the error. ``dtype`` is the type of step
+    and offset. With 4 bits, z starts at a whole number, as in the library.
 
     Raises:
         UserError: as for ``rtn.quantize``.

@@ -49,12 +49,12 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
 
 
 def blank(shape: tuple[int, int]) -> Quantized:
-    """The codes of a matrix of this shape, without memory."""
+    """The codes of a matrix of this shape, without allocating memory."""
     return Quantized(placeholder(shape, np.int8), placeholder(shape[1:], np.float32))
 
 
 def matmul(x: NDArray[Any], q: Quantized, threshold: float = THRESHOLD) -> NDArray[Any]:
-    """x (N, inputs), finite → x ŵ (N, outputs) in the type of x, with x in 8 bits too but for its outlier columns.
+    """x (N, inputs), finite → x ŵ (N, outputs) in the type of x, with x in 8 bits too, except its outlier columns.
 
     The weights that meet an outlier column are the dequantised ones, so only x is exact there.
 

@@ -61,8 +61,9 @@ def checked_size(size: int, what: str) -> int:
 def blocks(w: NDArray[np.float64], size: int, mode: Any) -> NDArray[np.float64]:
     """w (inputs, outputs) → (R, size), the transposed matrix cut into blocks.
 
-    If the size does not divide the number of weights, the last block is filled up: with zeros if ``mode`` is
-    ``"constant"``, with copies of the last weight, which change no maximum and no minimum, if it is ``"edge"``.
+    If the size does not divide the number of weights, the last block is filled up. If ``mode`` is ``"constant"``, it is
+    filled with zeros. If it is ``"edge"``, it is filled with copies of the last weight, which change no maximum and no
+    minimum.
     """
     flat = w.T.reshape(-1)
     return np.pad(flat, (0, -flat.size % size), mode).reshape(-1, size)

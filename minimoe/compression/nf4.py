@@ -73,8 +73,8 @@ MAP_ERROR = float(np.diff(DYNAMIC_MAP).max() / 2)
 def quantize(w: NDArray[Any], block: int = BLOCK, double: bool = True) -> Quantized:
     """w (inputs, outputs) in float16 or float32 → its codes.
 
-    |w − ŵ| ≤ 0.152 c in a block with maximum c. With ``double`` quantisation of c, 0.0071 m comes on top of it, where m
-    is the largest |c − offset| of 256 blocks.
+    |w − ŵ| ≤ 0.152 c in a block with maximum c. With ``double`` quantisation of c, the bound is larger by 0.0071 m,
+    where m is the largest |c − offset| of 256 blocks.
 
     Raises:
         UserError: see ``layout.checked``; or the block size is not positive.
@@ -109,7 +109,7 @@ def absmax_of(q: Quantized) -> NDArray[np.float32]:
 
 
 def blank(shape: tuple[int, int], block: int = BLOCK, double: bool = True) -> Quantized:
-    """The codes of a matrix of this shape, without memory."""
+    """The codes of a matrix of this shape, without allocating memory."""
     codes = placeholder((-(-shape[0] * shape[1] // 2),), np.uint8)
     count = layout.number_of_blocks(shape, block)
     if not double:

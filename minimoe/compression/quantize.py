@@ -12,8 +12,8 @@ the weights and suffers more.
     rtn2, hqq2          2 bits, groups of 32                                     3
     float               as they are
 
-Every matrix is quantised by itself, each expert too. In a file, the arrays of a matrix have its name and their own,
-such as ``blocks[0].moe.experts.w_up.codes``; those of all experts are stacked.
+Every matrix is quantised by itself, each expert too. In a file, the name of an array is that of its matrix followed by
+its own, such as ``blocks[0].moe.experts.w_up.codes``; the arrays of all experts are stacked.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Plan(NamedTuple):
 
 
 class Size(NamedTuple):
-    """What a part of a model takes."""
+    """The size of a part of a model."""
 
     part: str
     scheme: str
@@ -78,7 +78,7 @@ class Size(NamedTuple):
 
 
 def plan(experts: str, attention: str | None = None) -> Plan:
-    """The plan with these schemes; the attention has that of the experts unless it is given.
+    """The plan with these schemes; the scheme of the attention is that of the experts unless one is given.
 
     Raises:
         UserError: there is no such scheme, or nothing would be quantised.
@@ -169,9 +169,9 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
 
 
 def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
-    """``params`` after quantising and dequantising the parts that ``schemes`` names, the router too if it does.
+    """``params`` after quantising and dequantising the parts that ``schemes`` names; the router may be one of them.
 
-    A folder never has a quantised router; this is how to see what it would do.
+    No folder has a quantised router; this function shows the effect that one would have.
     """
     chosen = _schemes(params, schemes)
     leaves = []
@@ -184,7 +184,7 @@ def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
 
 
 def sizes(config: ModelConfig, by: Plan) -> list[Size]:
-    """What each part of a model of this shape takes, without making it; the largest part is first."""
+    """The size of each part of a model of this shape, computed without making the model; the largest part is first."""
     params = decoder.blank(config, placeholder)
     schemes = _schemes(params, by._asdict())
     part_of = dict.fromkeys((name for name, _ in tree.named_leaves(params)), "norms, embedding, head")

@@ -54,7 +54,7 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
 
 
 def blank(shape: tuple[int, int], bits: int = 4, group: int = 64, dtype: DTypeLike = np.float16) -> Quantized:
-    """The codes of a matrix of this shape, without memory."""
+    """The codes of a matrix of this shape, without allocating memory."""
     count = layout.number_of_blocks(shape, group)
     codes = placeholder(layout.packed_shape(count, group, bits), layout.PACKINGS[bits].dtype)
     return Quantized(codes, placeholder((count,), dtype), placeholder((count,), dtype), shape, bits)

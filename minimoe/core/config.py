@@ -54,7 +54,7 @@ class ModelConfig:
         1, "sigmoid_bias: groups that the experts are divided into; 1 for no groups", least=1, most=65536
     )
     active_groups: int = _setting(
-        1, "sigmoid_bias: groups with the best scores, the only ones that a token uses", least=1, most=65536
+        1, "sigmoid_bias: number of groups that a token may use, those with the best scores", least=1, most=65536
     )
     routed_scale: float = _setting(
         1.0, "sigmoid_bias: what the weights of a token's experts add up to; 2.5 in DeepSeek-V3", least=1e-6, most=1e6
@@ -63,17 +63,20 @@ class ModelConfig:
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
     second_expert: str = _setting(
         "random",
-        "gshard: how training treats the second expert: kept by chance, drawn by Gumbel noise, or always kept",
+        "gshard, second expert in training: kept by chance, drawn by Gumbel noise, or always kept",
         choices=("random", "sampling", "all"),
     )
     hash_gate: bool = _setting(False, "token_hash: weigh the fixed set of experts with a gate rather than with 1/K")
     zero_experts: int = _setting(1, "zero_computation: how many of the experts answer 0", least=0, most=65536)
     copy_experts: int = _setting(1, "zero_computation: how many of the experts answer x", least=0, most=65536)
     cheap_balance: float = _setting(
-        1.0, "zero_computation: weight of these in the balance loss; below 1 they get more", least=0.0, most=10.0
+        1.0,
+        "zero_computation: weight of zero and copy experts in the balance loss; below 1, they get more tokens",
+        least=0.0,
+        most=10.0,
     )
     cosine_form: str = _setting(
-        "tutel", "cosine: how wide the projection is and how it starts: Tutel's or X-MoE's", choices=("tutel", "x-moe")
+        "tutel", "cosine: width and initial values of the projection, Tutel's or X-MoE's", choices=("tutel", "x-moe")
     )
     tied_embeddings: bool = _setting(False, "use the embedding table as the output layer too")
     rope_theta: float = _setting(10_000.0, "base of RoPE's wavelengths", least=1.0)

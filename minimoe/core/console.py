@@ -1,4 +1,4 @@
-"""Text that is only shown: a progress bar, an opening, a sample. Whatever happens to it, the work goes on.
+"""Text that is only shown, such as a progress bar or a sample. If it cannot be written, the work continues.
 
 A terminal may not know a character, a pipe may have lost its reader, a disk may be full, and a stream may be closed.
 None of these is a reason to lose a training run, so nothing here raises. A command whose output is its result, such as

@@ -101,11 +101,12 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
 
 
 def dense_twin(sparse: Preset) -> Preset:
-    """The dense model with as many active parameters, and its recipe: one expert, as wide as the active ones.
+    """A dense model with the same number of active parameters, in one expert as wide as the active ones; and its
+    recipe.
 
-    Active are the K experts that a token is sent to and the S shared ones. The only difference is the router, which a
-    dense model does not need. Corpus, steps, batch and optimiser stay the same; everything about routers (noise,
-    auxiliary losses, capacity) is turned off.
+    The active experts are the K experts that a token is sent to and the S shared ones. The only difference is the
+    router, which a dense model does not need. Corpus, steps, batch and optimiser stay the same; everything about
+    routers (noise, auxiliary losses, capacity) is turned off.
 
     Raises:
         UserError: the model is already dense, or its twin would be wider than a model may be.

@@ -104,7 +104,7 @@ def thread_count(wish: int | None) -> int:
 
 
 def memory_bytes() -> int | None:
-    """The memory of this machine in bytes, or of its container if that is less; None if the system does not tell."""
+    """The memory of this machine in bytes, or of its container if that is less; None if it is unknown."""
     try:
         whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):

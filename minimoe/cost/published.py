@@ -67,7 +67,7 @@ def olmoe_1b_7b() -> Blueprint:
 
 
 def deepseek_moe_16b() -> Blueprint:
-    """64 small experts, of which 6 are active, and 2 that always are; the first of 28 layers is dense."""
+    """64 small experts, of which 6 are active, and 2 that are always active; the first of 28 layers is dense."""
     V, D, L, F = 102_400, 2048, 28, 1408
     expert, attention, first = 3 * D * F, L * 4 * D * D, 3 * D * 10_944
     norms = (2 * L + 1) * D

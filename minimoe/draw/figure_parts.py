@@ -34,7 +34,7 @@ def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal
 
 
 def expert_key(figure: Figure, experts: int) -> None:
-    """Draws a key above the figure: the colour and dash of every expert. No key beyond 32 experts: both repeat."""
+    """Draws a key above the figure: the colour and dash of every expert. None beyond 32 experts, where both repeat."""
     from matplotlib.lines import Line2D
 
     if experts > len(DASHES) * len(palette.COLOURS):
@@ -71,7 +71,7 @@ def dash(expert: int) -> Line:
 
 
 def load_matplotlib() -> None:
-    """Imports matplotlib, also if ``MPLBACKEND`` names a backend that does not exist: figures for files need none."""
+    """Imports matplotlib, even if ``MPLBACKEND`` names a missing backend: figures for files need no backend."""
     if "matplotlib" in sys.modules:
         return
     wish = os.environ.pop("MPLBACKEND", None)

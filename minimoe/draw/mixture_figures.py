@@ -1,4 +1,4 @@
-"""Figures of mixtures: where a gate trusts which expert, on a line and in a plane.
+"""Figures of mixtures: which expert a gate trusts at each point of a line or a plane.
 
 Trust is drawn in the colours of the experts: a strong colour where one expert is trusted alone, a mixed colour where
 several are. The functions draw into axes that the caller made.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def lines_by_trust(axes: Axes, x: Array, output: Array, trust: Array) -> None:
-    """Draws the output (G, E) of each expert over x (G,): a thin line, and a thick one as opaque as its trust."""
+    """Draws the output (G, E) of each expert over x (G,): a thin line, and a thick line whose opacity is the trust."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
 
@@ -47,7 +47,8 @@ def plane_by_trust(axes: Axes, x: Array, y: Array, trust: Array, strength: float
 
 
 def borders(axes: Axes, x: Array, y: Array, winner: Array) -> None:
-    """Draws where winner (Y, X), the number of a class at each point of a grid, changes."""
+    """Draws the lines between points of a grid that have different classes; winner (Y, X) has the class of each
+    point."""
     for number in np.unique(winner)[:-1]:
         axes.contour(x, y, (winner <= number).astype(float), levels=[0.5], colors=INK, linewidths=1.3)
 
@@ -55,7 +56,8 @@ def borders(axes: Axes, x: Array, y: Array, winner: Array) -> None:
 def clouds(
     axes: Axes, points: Array, label: Array, names: Sequence[str], colours: Sequence[str] | None = None
 ) -> None:
-    """Draws points (N, 2) as dots, and the name of each label (N,) in the middle of them; grey without colours."""
+    """Draws points (N, 2) as dots, grey without colours, and the name of each label (N,) in the middle of its
+    points."""
     from matplotlib.patheffects import withStroke
 
     for number, name in enumerate(names):

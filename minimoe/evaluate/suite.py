@@ -12,7 +12,8 @@ answer given every time, or the model's own texts with their characters shuffled
 number that real text reaches: held-out text, cut in the same way. If a run's text has no sums or no Python, the row
 says so, because a number would mean nothing.
 
-The fair opponent of a mixture is the dense model with as many active parameters: ``trainer.train_dense_twin``.
+A fair comparison for a mixture is a dense model with the same number of active parameters: see
+``trainer.train_dense_twin``.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def is_right(written: str, answer: str) -> bool:
 
 
 def best_constant(questions: list[Question]) -> float:
-    """The share of questions that the commonest answer is right for: what chance can reach."""
+    """The share of questions for which the commonest answer is right: the rate that chance can reach."""
     _, counts = np.unique([question.answer for question in questions], return_counts=True)
     return float(counts.max() / len(questions))
 

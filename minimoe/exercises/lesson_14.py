@@ -68,7 +68,8 @@ def paired_difference(answer: Answer) -> Report:
 
 
 def tokens_per_second(answer: Answer) -> Report:
-    """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens per second, limited by either."""
+    """(shared, experts_total, E, K, batch, bytes_each, bandwidth, peak) → tokens per second, limited by memory or
+    arithmetic."""
     model = (1.6e9, 45.1e9, 8, 2)
     cases = (
         (*model, 4, 2, 2e12, 3e14),

@@ -143,7 +143,7 @@ def _choose_in_groups(answer: Answer, experts: int, G: int, M: int, K: int, lowe
 
 
 def choices_in_groups(answer: Answer) -> Report:
-    """(E, K, G, M) → in how many sets of K experts from at most M of G groups a token can be sent."""
+    """(E, K, G, M) → to how many sets of K experts, from at most M of G groups, a token can be sent."""
     return first_failure(_choices_in_groups(answer, *case) for case in ((16, 4, 4, 2), (15, 3, 5, 3), (8, 2, 2, 1)))
 
 

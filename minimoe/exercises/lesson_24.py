@@ -12,7 +12,8 @@ from minimoe.exercises.feedback import Report, first_failure
 
 
 def balanced_table(answer: Answer) -> Report:
-    """(counts, E) → the expert of each id: from the most frequent id to the rarest, to the expert with the least."""
+    """(counts, E) → the expert of each id: from the most frequent id on, each id goes to the expert with the fewest
+    tokens."""
     cases = (([5, 5, 7, 9, 1, 2, 8], 3), ([4, 4, 1, 8, 2, 4], 2), ([1, 1, 1, 1, 1], 4))
     return first_failure(_balanced_table(answer, np.array(counts), E) for counts, E in cases)
 

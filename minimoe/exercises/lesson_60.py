@@ -123,7 +123,7 @@ def class_mixture_backward(answer: Answer) -> Report:
 
 
 def posterior_at(answer: Answer) -> Report:
-    """(p, o, d, variance) → h, also where every density is too small for a floating-point number."""
+    """(p, o, d, variance) → h, even where every density is too small for a floating-point number."""
     return first_failure(_posterior_at(answer, *case) for case in ((0.4, 0.0), (2.5, 0.0), (0.01, 30.0)))
 
 

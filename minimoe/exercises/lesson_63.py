@@ -153,7 +153,7 @@ def _rows_per_expert(answer: Answer, B: int, T: int, K: int, E: int) -> Report:
 
 
 def paper_counts(answer: Answer) -> Report:
-    """(D, F, E, K) → products per position and parameters of LSTM, mixture, LSTM as in the paper."""
+    """(D, F, E, K) → the products per position and the parameters of the paper's three layers: LSTM, mixture, LSTM."""
     # small sizes first: in the paper's, which are powers of 2, several mistakes give the same number
     return first_failure(_paper_counts(answer, *sizes) for sizes in ((6, 5, 7, 3), (512, 1024, 256, 4)))
 

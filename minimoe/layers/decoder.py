@@ -70,7 +70,7 @@ class Hidden(NamedTuple):
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ``UserError`` for settings that no language model can be trained with: ``moe.check``, ``check_causal``."""
+    """Raises ``UserError`` for settings that cannot train a language model: see ``moe.check`` and ``check_causal``."""
     moe.check(config)
     check_causal(config)
 
@@ -146,7 +146,8 @@ def forward(
     """tokens (B, T) of integers in [0, V) → logits (B, T, V), and what the routers report.
 
     ``mode`` says how the pass is run: see ``Mode``. By default the model is deterministic and drops nothing. ``past``
-    holds the keys and values of each layer for the ``position`` tokens before these (for fewer, if there is a window).
+    holds the keys and values of each layer for the ``position`` earlier tokens, or for only the latest of these if
+    there is a window.
     """
     x, routed, embedded, caches, normed = hidden(params, tokens, config, mode, past=past, position=position)
     logits, headed = linear.forward(output_layer(params), x)

@@ -4,14 +4,14 @@ Besides its mathematics, a module states facts about itself, so a new module nee
 table. These facts are the shapes of its parameters, how many of them are active for one token, and the marks on their
 tuple (``tree.marks``), which say which parameters are matrices for Muon and which serve only training.
 
-More is optional, and found by name. Of any module:
+Other names are optional: minimoe uses them if a module defines them. In any module:
 
     decode            a faster form of ``forward`` for a single token
     mixtral_tensors   the names of the parameters in Mixtral's layout; a model without it cannot be written in that way
 
-Of a router:
+In a router:
 
-    check_forward     ``check`` for a model that is not trained, if ``check`` refuses settings only for training
+    check_forward     the check of a model that is only run, if ``check`` refuses some settings only for training
     decode_label      ``decode`` for a router that needs the token's label: it is the last argument
     LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
     VARIES            True if a token may have any number of experts up to E; otherwise it has at most K
@@ -22,7 +22,7 @@ Of a router:
                       state: what the router learns without a gradient. The fields are marked ``state``; the optimiser
                       leaves them alone, and their gradient is zero
 
-Of experts:
+In experts:
 
     check             raises ``UserError`` if they cannot work with these settings
     balance_weights   ``config`` → E numbers η: the balance loss becomes E Σ η f p̄, so that a small η makes an expert's

@@ -6,8 +6,8 @@ A router decides which entries (token, expert, weight) exist. ``routing`` sorts 
 its rows, and ``combine`` adds up the weighted rows of each token. Nothing is padded. Tokens are dropped only if the
 router has a capacity: see ``capacity``. If workers own different experts, they exchange the sorted rows.
 
-Besides, every token may pass through S shared experts, which no router weighs. They are kept as one SwiGLU of width
-S·F: its hidden channels are those of the S experts side by side, and W_down adds up their outputs.
+In addition, every token may pass through S shared experts, which are not weighted by a router. They are kept as one
+SwiGLU of width S·F: its hidden channels are those of the S experts side by side, and W_down adds up their outputs.
 
 The plain form, a loop over the experts, is in ``minimoe/reference.py``.
 
@@ -217,7 +217,8 @@ def backward(params: MoE, cache: Cache, dy: Array, dstats: RouterStats | None) -
 
         dw_tk = dy_t · e_tk,    de_tk = w_tk dy_t,    dx_t = Σ_k dx of expert S_tk + dx of the router
 
-    The shared experts add their output unweighted: their dy is dy, and their dx is one term more.
+    The shared experts add their output unweighted: the gradient of their output is dy itself, and their dx is added to
+    the sum.
     """
     xp = array_module(dy)
     routing, exchange = cache.routing, cache.exchange

@@ -1,4 +1,4 @@
-"""Soft MoE: each expert answers weighted means of all tokens of a sequence, and each token takes a mean of the answers.
+"""Soft MoE: each expert reads weighted means of all tokens of a sequence; each token takes a mean of the outputs.
 
     L = s X̂ Φ̂                    cosines of tokens and slots, times a learned scale
     D = softmax of L over tokens      what each slot reads        X̃ = Dᵀ X
@@ -9,7 +9,7 @@ tokens or experts there are. No token is dropped, nothing jumps, and no balancin
 always gets P rows. Tokens are compared by direction (X̂ has unit rows), but the slots read X itself, with its lengths.
 
 A slot reads the whole sequence, so each output depends on later tokens. The layer therefore serves data in which all
-tokens are given at once, such as the patches of an image. It must not stand in a decoder.
+tokens are given at once, such as the patches of an image. It must not be used in a decoder.
 
 Puigcerver et al. 2023, arXiv 2308.00951.  Lesson: lessons/23_who_may_look_ahead.ipynb
 """
@@ -145,9 +145,9 @@ def backward(params: SoftMoE, cache: Cache, dy: Array) -> tuple[Array, SoftMoE]:
 def normalize(x: Array, axis: int) -> tuple[Array, Array]:
     """x → x̂ = x / √(‖x‖² + ε) along ``axis``, and the factor 1/√(‖x‖² + ε).
 
-    A vector of zeros stays zero: its logits are 0, so each slot reads it as it reads a token at right angles, and it
-    takes the plain mean of all answers. Its gradient is finite, at most 1/√ε = 1000 times that of x̂. A vector much
-    shorter than √ε counts as nearly zero; others have length 1 almost exactly.
+    A vector of zeros stays zero. Its logits are 0, like those of a token that is orthogonal to the slots, and it takes
+    the plain mean of all outputs. Its gradient is finite, at most 1/√ε = 1000 times that of x̂. x̂ is nearly zero if x
+    is much shorter than √ε; if x is much longer, x̂ has a length of almost exactly 1.
     """
     inv = 1 / array_module(x).sqrt((x * x).sum(axis, keepdims=True) + EPS)
     return x * inv, inv

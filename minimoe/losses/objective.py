@@ -31,7 +31,7 @@ from minimoe.parallel.group import ALONE, Group
 
 
 class Objective(NamedTuple):
-    """What is minimised beside the cross-entropy, and what happens only in training."""
+    """What is minimised in addition to the cross-entropy, and what happens only in training."""
 
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None

@@ -108,9 +108,9 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
     """Whether a step is faster if the ``rows`` that are processed at the same time are sent to the owners of experts.
 
     In each layer the rows are sent there and back, in forward and in backward. In return, the gradient of the experts
-    need not be added up between workers. It must have at least twice as many numbers as these four transfers together,
-    and ``WAITING_COST`` more, because owners wait for each other in every layer. On 2 cores, a gradient of ``toy`` with
-    other numbers of experts took, in ms:
+    need not be added up between workers. The exchange is chosen only if that gradient has at least twice as many
+    numbers as these four transfers together, and ``WAITING_COST`` more, because owners wait for each other in every
+    layer. On 2 cores, a gradient of ``toy`` with other numbers of experts took, in ms:
 
         experts                      rows sent    rows kept
         64                           218          246
@@ -119,7 +119,7 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
         8                            183          170
         8, 8 shards per worker       460          380
 
-    With 8 wide experts both took the same time, and the rows are kept there too.
+    With 8 wide experts both took the same time, and the rows are kept in this case too.
     """
     travelling = 4 * rows * config.width
     staying = tree.size(moe.experts_of(config).blank(config, placeholder))

@@ -1,4 +1,5 @@
-"""Does a function jump? It is followed along a line, and where it changes most, the line is halved again and again.
+"""Does a function jump? The function is evaluated along a line, and the interval in which it changes most is halved
+repeatedly.
 
 Where a function is continuous, its change shrinks with the interval. At a jump the change stays, however short the
 interval is. A router that chooses the k largest scores jumps wherever two experts change places; see lesson 21.
@@ -20,8 +21,9 @@ HALVINGS = 40
 def largest_jump(function: Callable[[float], Array], points: int = 100, candidates: int = 5) -> float:
     """The largest jump of ``function`` on [0, 1], relative to the largest norm that it has there.
 
-    It is evaluated at ``points`` + 1 places. The ``candidates`` intervals across which it changes most are halved, each
-    time to the half with the larger change. The result is near 1e-9 or below for a continuous function.
+    The function is evaluated at ``points`` + 1 places. The ``candidates`` intervals with the largest changes are then
+    halved repeatedly; each time, the half with the larger change is kept. The result is near 1e-9 or below for a
+    continuous function.
 
     Raises:
         UserError: ``points`` or ``candidates`` is less than 1.

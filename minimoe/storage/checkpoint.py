@@ -6,8 +6,8 @@
     resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
 
 Each name always holds a whole file (see ``core.files``), except that the last line of the metrics may be cut short. All
-that must agree is in one file, resume.safetensors, which is written last. If a crash comes before that, the steps since
-the previous one are taken again, and the model is written again.
+data that must be consistent are in one file, resume.safetensors, which is written last. If a crash comes before this
+file is written, the steps since the previous one was written are taken again, and the model is written again.
 
 Every file has a checksum, and so has every line of the metrics, so damage is reported and never used. The two
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be

@@ -5,7 +5,7 @@
     tokenizer.json and files beside it   huggingface_tokenizer
 
 The names and the orientation differ. A matrix is (outputs, inputs) there and (inputs, outputs) here, so every matrix is
-transposed; ``layout`` says, once for reading and writing, which tensor is which. RoPE pairs channels by halves in both.
+transposed; ``layout`` matches the tensors; reading and writing both use it. RoPE pairs channels by halves in both.
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
@@ -13,7 +13,7 @@ versions can read it.
 
 A folder with quantised weights has the same config.json with a plan in it, and quantized.safetensors with the arrays
 that ``compression.quantize`` describes. The file has another name because transformers ignores a plan that it does not
-know: in a model.safetensors it would find none of its tensors, warn, and go on with random weights.
+know: it would find none of its tensors in a file of the usual name, print a warning, and use random weights.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ def save(
 
 
 def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[str, Array]]:
-    """Yields every tensor of a folder: its name there, and a view of its place in ``params`` with its shape there.
+    """Yields, for every tensor of a folder, its name in the folder and a view into ``params`` with the shape that it
+    has there.
 
     ``dense`` selects Mistral's layout, which has no router and does not number its only expert. Attention, router and
     experts state their own tensors, in ``mixtral_tensors``.

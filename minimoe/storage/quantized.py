@@ -1,7 +1,7 @@
-"""Makes a folder with quantised weights of a folder with a model, in the same layout.
+"""Reads a folder with a model and writes a new one with quantised weights, in the same layout.
 
-Every command opens the new folder as it opens the old one: the weights become float32 when they are loaded. The file is
-smaller; the memory and the time of a model that was opened are not.
+Every command opens the new folder as it opens the old one, because the weights become float32 when they are loaded.
+Only the file is smaller: a loaded model needs as much memory and time as before.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from minimoe.storage.checkpoint import Model
 
 
 def write(source: str | Path, out: str | Path, experts: str, attention: str | None = None) -> list[Size]:
-    """Writes the model of the folder ``source`` to the new folder ``out``; returns what each part takes there.
+    """Writes the model of the folder ``source`` to the new folder ``out``; returns the size of each part.
 
-    ``experts`` and ``attention`` are schemes of ``compression.quantize``; without the second, both have the first.
+    ``experts`` and ``attention`` are schemes of ``compression.quantize``; without ``attention``, ``experts`` is used
+    for both.
 
     Raises:
         UserError: there is no such scheme; ``source`` cannot be loaded or is quantised already; a weight cannot be

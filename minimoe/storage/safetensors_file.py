@@ -139,7 +139,8 @@ def size_of(tensor: Stored) -> int:
 
 
 def copy(tensor: Stored, place: NDArray[Any]) -> None:
-    """Reads a tensor into ``place``, an array or a view of the same shape, in the floating-point type that it has."""
+    """Reads a tensor into ``place``, an array or a view of the same shape, and converts it to the dtype of
+    ``place``."""
     for start, rows in _pieces(tensor):
         place[start : start + ROWS] = rows
 

@@ -1,10 +1,10 @@
 """Prepares a corpus for training: encodes it, splits it, and reads it in sequences.
 
 A run reads its text in epochs. Each epoch cuts every document into sequences, starting at another offset, shuffles the
-sequences and reads each once, so that an epoch reads nothing twice. The ends of a document that do not fill a sequence,
-up to two sequences' worth of tokens, wait for another epoch: this is little of a long text, but much of a document that
-is only a few sequences long. Sequences drawn at random instead would leave out a fraction e⁻ᵗ of a text after t times
-its length in tokens: a fifth of it at t = 1.5.
+sequences and reads each once, so that an epoch reads nothing twice. Both ends of a document may be too short for a
+sequence. They are left to another epoch. Together they have up to two sequences' worth of tokens: a small part of a
+long text, but a large part of a document that is only a few sequences long. If sequences were drawn at random instead,
+a fraction e⁻ᵗ of a text of n tokens would still be unread after t·n tokens: a fifth at t = 1.5.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Texts(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """The longest length of a sequence that fits at every place in ``starts``: the context of ``prepare``."""
+        """The largest length for which a sequence fits at every place in ``starts``: the context given to
+        ``prepare``."""
         return len(self.train) - 1 - int(self.starts[-1])
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
@@ -132,7 +133,8 @@ def read_source(source: Source) -> Corpus:
 
 
 def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus | None = None) -> Texts:
-    """The texts of an earlier run, which may be given as ``corpus``; ``UserError`` if they are no longer the same."""
+    """The texts of an earlier run, read from ``corpus`` if it is given; ``UserError`` if they are no longer the
+    same."""
     read = read_source(source) if corpus is None else _as_corpus(corpus)
     named = ", ".join(source.paths) or f"the corpus {source.corpus!r}"
     changed = UserError(f"{named} has changed since this run began: {ELSEWHERE}.")
@@ -157,14 +159,15 @@ def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus 
 
 
 def where_now(source: Source, corpus: str | Corpus | None) -> Source:
-    """The source of a run, with the files of this corpus, which ``reload`` has found to be the same text."""
+    """The source of a run, with the files of ``corpus`` as its place; ``reload`` has checked that the text is the
+    same."""
     if not isinstance(corpus, Corpus) or not corpus.paths:
         return source
     return source._replace(corpus=corpus.name, paths=[str(path) for path in corpus.paths])
 
 
 def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) -> bool:
-    """Whether this corpus is the text of an earlier run, which is no longer where the run says."""
+    """Whether ``corpus`` is the text of an earlier run, and is no longer at the place that the run names."""
     try:
         reload(source, codec, context, corpus)
     except UserError:

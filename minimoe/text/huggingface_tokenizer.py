@@ -1,11 +1,11 @@
 """The tokenizer of a Hugging Face folder, with the methods of ``minimoe.text.tokenizer``.
 
     tokenizer.json                                     the vocabulary of word pieces, and the rules
-    tokenizer_config.json, special_tokens_map.json, …  FILES: what others need to know; kept, to be written again
+    tokenizer_config.json, special_tokens_map.json, …  FILES: not used here, but kept, so that they can be written again
 
 tokenizer.json is read by the ``tokenizers`` library, an optional dependency: ``pip install "minimoe[hf]"``. The library
 is only ever called through ``_ask``, which turns all its failures into a ``UserError``. The files come from a stranger,
-so the rules are examined before they are used: none may make a long text of a short one.
+so the rules are examined before they are used: no rule may turn a short text into a very long one.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class PretrainedTokenizer:
             yield rest
 
     def bytes_of(self, ids: AnyIds) -> int:
-        """The number of UTF-8 bytes that the ids, of any shape, stand for; of a cut character, only those present."""
+        """The number of UTF-8 bytes of the ids, of any shape; an incomplete character counts the bytes that it has."""
         row = np.asarray(ids).reshape(-1)
         text = self.decode(row)
         size = len(text.encode())
@@ -156,7 +156,7 @@ class PretrainedTokenizer:
         return None if name is None else str(name)
 
     def beside(self, name: str, content: str) -> PretrainedTokenizer:
-        """The same tokenizer with one more file that was read."""
+        """A copy of the tokenizer that also keeps the file ``name``."""
         return dataclasses.replace(self, files={**self.files, name: content})
 
     @cached_property
@@ -215,7 +215,7 @@ class MissingTokenizer:
         self._refuse()
 
     def beside(self, name: str, content: str) -> MissingTokenizer:
-        """The same with one more file that was read."""
+        """A copy that also keeps the file ``name``."""
         return dataclasses.replace(self, files={**self.files, name: content})
 
     def _refuse(self) -> NoReturn:
@@ -386,9 +386,9 @@ BYTE_OF = _letters_of_bytes()
 
 
 def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer | MissingTokenizer) -> None:
-    """Writes tokenizer.json, tokenizer_config.json, and whatever else was read beside them.
+    """Writes tokenizer.json, tokenizer_config.json, and the other files that were read with them.
 
-    What was read is written as it was. tokenizer_config.json is completed by ``READS_UNCHANGED``, without which some
+    All files are written unchanged, but tokenizer_config.json is completed by ``READS_UNCHANGED``, without which some
     versions of transformers do not follow tokenizer.json.
 
     Raises:

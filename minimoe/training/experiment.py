@@ -49,7 +49,7 @@ def learn(
     look_ahead: bool = False,
     watch: Callable[[Decoder, Totals], None] = lambda params, totals: None,
 ) -> Learned:
-    """Trains a new model with one worker. Parameters whose name is ``frozen`` keep their initial values.
+    """Trains a new model with one worker. A parameter for which ``frozen(name)`` is true keeps its initial values.
 
     ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. ``watch`` is called at each step with the
     sums of the batch, before anything is changed.

@@ -45,9 +45,9 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
 
 
 def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]], step: int | None = None) -> str:
-    """The sample, the validation loss and the paths of the files; of an interrupted run, how to resume it.
+    """The sample, the validation loss and the paths of the files; for an interrupted run, how to resume it.
 
-    ``step`` is how far the run has come, by default as far as its metrics.
+    ``step`` is the number of steps that the run has taken; by default, it is read from the metrics.
     """
     if step is None:
         step = metrics[-1]["step"] if metrics else 0

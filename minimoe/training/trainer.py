@@ -140,7 +140,8 @@ def train_dense_twin(
     threads: int | None = None,
     progress: bool = True,
 ) -> Trained:
-    """Trains a dense model with as many active parameters as the run in ``folder``, on its text and with its recipe.
+    """Trains a dense model with the same number of active parameters as the run in ``folder``, on its text, by its
+    recipe.
 
     ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now.
     ``changes`` may hold other settings, for example of the recipe: the best recipe for a mixture need not be the best

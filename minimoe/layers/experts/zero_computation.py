@@ -6,8 +6,8 @@
     copy                 x                  copy_experts, the last
 
 They compute nothing and have no parameters, but the router treats them like all others. A token that is sent to one of
-them needs less work, so the router decides how much work each token gets. The weight of a zero expert is not lost: it
-lowers the weights of the token's other experts, and through it the router learns which tokens need no answer.
+them needs less work, so the router decides how much work each token gets. The weight of a zero expert has an effect: it
+lowers the weights of the token's other experts, and from this effect the router learns which tokens need no answer.
 
 Jin et al. 2024, arXiv 2410.07348 (MoE++), without its constant experts and gating residuals.
 Lesson: lessons/24_hash_and_zero.ipynb
@@ -72,7 +72,7 @@ def active_parameters(config: ModelConfig) -> int:
 
 
 def balance_weights(config: ModelConfig) -> list[float]:
-    """E numbers η: the balance loss is E Σ η f p̄, so experts with a small η may have more to do than the others."""
+    """E numbers η: the balance loss is E Σ η f p̄, so experts with a small η may get more tokens than the others."""
     cheap = config.zero_experts + config.copy_experts
     return [1.0] * (config.experts - cheap) + [config.cheap_balance] * cheap
 
@@ -104,7 +104,7 @@ def forward(params: ZeroComputation, x: Array, counts: Sequence[int]) -> tuple[A
 def backward(params: ZeroComputation, cache: Cache, dy: Array) -> tuple[Array, ZeroComputation]:
     """dy (M, D) → dx (M, D) and the gradient of every expert that has parameters.
 
-    An expert that answers 0 whatever x is passes nothing back, and one that answers x passes back dy:
+    The output of a zero expert does not depend on x, so its dx is 0. A copy expert returns x, so its dx is dy:
 
         dx = 0 for zero,    dx = dy for copy
 

@@ -11,8 +11,9 @@ There are two published forms, and ``cosine_form`` chooses between them:
     tutel     u has 256 numbers and a bias; m starts at N(0, 0.01²)
     x-moe     u has 16 numbers and no bias; the vectors m start at right angles to each other
 
-In a small model u is narrower: at most half as wide as the token, so that the cosine is still one of few numbers.
-Without the bias, x and 3x have the same z. With it, they differ, because it is the projected u whose length is lost.
+In a small model, u is narrower: at most half as wide as the token, so that the cosine is still computed in few
+dimensions. Without the bias, x and 3x have the same z. With it, they differ, because only the length of u is lost, and
+u is no longer proportional to x.
 
 Chi et al. 2022, arXiv 2204.09179 (X-MoE); Tutel's ``cosine_top`` (the bias, the scale and its limit).
 Lesson: lessons/21_other_gates.ipynb
@@ -81,7 +82,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_forward(config: ModelConfig) -> None:
-    """Allows every config: only training cannot use one expert of weight 1."""
+    """Allows every config: a model with one expert of weight 1 cannot be trained, but it can be run."""
 
 
 def width_of(config: ModelConfig) -> int:
@@ -92,7 +93,8 @@ def width_of(config: ModelConfig) -> int:
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Cosine:
     """P and b uniform in ±1/√D, as in the published code; τ = ln 2; the experts' vectors as the form says.
 
-    In the form "x-moe" they are orthonormal if E ≤ W. More than W vectors cannot be: then the W columns are.
+    In the form "x-moe" the vectors are orthonormal if E ≤ W. If E > W this is impossible, and the W columns are
+    orthonormal instead.
     """
     D, E, W = config.width, config.experts, width_of(config)
     bound = D**-0.5

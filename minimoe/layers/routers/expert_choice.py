@@ -1,4 +1,4 @@
-"""Expert choice: not tokens choose experts, but each expert takes the tokens of a sequence that suit it best.
+"""Expert choice: instead of tokens choosing experts, each expert takes the tokens of a sequence that suit it best.
 
     p = softmax(x W)             over the experts, as for other routers
     c = ⌈factor · K·T / E⌉       the tokens that each expert takes of a sequence of T; at most all of them
@@ -10,7 +10,7 @@ from none to all E. Padding is never taken, and T counts real tokens only. Each 
 else is in the batch does not matter.
 
 An expert compares a token with all others of its sequence, the later ones included: if a later token suits it better,
-an earlier one loses its place. Such a layer must not stand in a language model, but ``expert_threshold`` may.
+an earlier one loses its place. Such a layer must not be used in a language model; ``expert_threshold`` may be.
 
 Zhou et al. 2022, arXiv 2202.09368.  Lesson: lessons/23_who_may_look_ahead.ipynb
 """
@@ -59,7 +59,7 @@ class Cache(NamedTuple):
 
 
 def check(config: ModelConfig) -> None:
-    """Every number of experts works; that no language model may use it is checked by ``decoder.check_causal``."""
+    """Allows every number of experts; ``decoder.check_causal`` refuses this router in a language model."""
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> ExpertChoice:

@@ -6,8 +6,8 @@
 
 In expert choice, the p of the last token that an expert takes is a threshold too, but one that depends on the whole
 sequence. Here the threshold is remembered from earlier steps, so a token is compared with a number that no other token
-of its sequence can change. In return, the load is fair on average only: a token gets as many experts as it is good
-enough for, none to all E, and an expert gets K·T/E tokens of a sequence only on average.
+of its sequence can change. In return, the load is fair only on average: a token gets every expert whose threshold it
+exceeds, from none to all E, and an expert gets K·T/E tokens of a sequence on average.
 
 After each step, a threshold moves by the expert's load relative to its fair share:
 
@@ -15,8 +15,8 @@ After each step, a threshold moves by the expert's load relative to its fair sha
 
 It rests where the expert takes a share K/E of all tokens, that is, at the same quantile of p_e as the smallest p that
 expert choice takes. Sun et al. 2026 keep an exponential moving average of a threshold that is estimated from all tokens
-together. Such an estimate is a quantile of the batch, which its shards cannot find without each other. The load is a
-sum over tokens, so any division of the batch into shards or workers gives the same thresholds.
+together. Such an estimate is a quantile of the batch, which cannot be computed from each shard separately. The load is
+a sum over tokens, so any division of the batch into shards or workers gives the same thresholds.
 
 Zhou et al. 2022, arXiv 2202.09368 (expert choice); Sun et al. 2026, arXiv 2603.11535 (thresholds).
 Lesson: lessons/23_who_may_look_ahead.ipynb
@@ -73,10 +73,10 @@ def check(config: ModelConfig) -> None:
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> ExpertThreshold:
-    """W drawn from N(0, 0.02²), and thresholds at which an expert then takes about a share K/E of the tokens.
+    """W drawn from N(0, 0.02²), and thresholds at which a fresh expert takes about a share K/E of the tokens.
 
-    The input of the layer is normalised, so a fresh logit z is nearly N(0, s²) with s = 0.02 √D, and p nearly exp z
-    over E exp(s²/2). If K = E, the threshold is 0: every expert takes every token.
+    The input of the layer is normalised, so a fresh logit z is nearly N(0, s²) with s = 0.02 √D, and p is nearly exp(z)
+    / (E exp(s²/2)). If K = E, the threshold is 0: every expert takes every token.
     """
     D, E, K = config.width, config.experts, config.active_experts
     w_gate = (0.02 * rng.standard_normal((D, E))).astype(dtype)

@@ -1,13 +1,14 @@
-"""The GShard router: each token goes to its best expert, and to its second best with a chance that its weight sets.
+"""The GShard router: each token goes to its best expert, and to its second best with a probability that depends on its
+weight.
 
     z = x W                          logits
     S = the 2 largest of z           the lowest index wins a tie
     g = softmax(z_S)                 g₁ + g₂ = 1
     w = (g₁, k g₂),  k = [2 g₂ > u]  u ~ U(0, 1), only in training
 
-A second expert that hardly counts is mostly not asked, which saves its work. The weights are normalised before the
-second expert is dropped, so g₁ = 1 − g₂ still says how much the token missed: a token with one expert left teaches the
-gate. The mean of w₂ over u is 2 g₂².
+A second expert with a small weight is usually dropped, which saves its work. The weights are normalised before the
+second expert is dropped, so g₁ = 1 − g₂ still depends on both logits. The gate therefore learns even from a token with
+only one expert left. The mean of w₂ over u is 2 g₂².
 
 ``second_expert`` chooses how training treats the second expert:
 
@@ -18,10 +19,10 @@ gate. The mean of w₂ over u is 2 g₂².
 In training an expert accepts at most 2T/E entries of a sequence of T tokens, unless the recipe sets another capacity
 factor. In evaluation no noise is used, both experts are kept, and no entry is refused: this is Mixtral's top 2.
 
-From the paper: the normalised pair, the chance 2 g₂, and the capacity 2T/E of a group of T tokens. Different here: a
-group is one sequence; its entries are accepted in reading order, while GShard accepts all first choices of a group
-before any second one, so that a later token can cost an earlier one its second expert; evaluation has no capacity; and
-the balance loss counts every expert that a token asks for, not only the first.
+As in the paper: the normalised pair, the probability 2 g₂, and the capacity 2T/E of a group of T tokens. Unlike the
+paper: a group is one sequence, and its entries are accepted in reading order. (GShard accepts all first choices of a
+group before any second one, so a later token can take the place of an earlier token's second choice.) There is no
+capacity in evaluation, and the balance loss counts every expert that a token asks for, not only the first.
 
 Lepikhin et al. 2020, arXiv 2006.16668.
 Lesson: lessons/20_switch_and_gshard.ipynb
@@ -160,7 +161,7 @@ def backward(params: GShard, cache: Cache, dweight: Array, dstats: RouterStats |
 
 
 def compared(params: GShard, cache: Cache) -> list[tuple[Array, int]]:
-    """What was compared: the logits (N, E), and by chance 2 g₂ with u, or the noisy logits of all but the first."""
+    """What was compared: the logits (N, E); then 2 g₂ and u, or the noisy logits of all experts but the best."""
     if cache.noise is None:
         return [(cache.logits, 2)]
     if cache.second_expert == "sampling":

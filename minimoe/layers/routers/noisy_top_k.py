@@ -88,7 +88,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_forward(config: ModelConfig) -> None:
-    """Allows every config: one expert of weight 1 cannot be trained, but there are models of this kind elsewhere."""
+    """Allows every config: one expert of weight 1 cannot be trained, but published models of this kind can be run."""
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32, std: float = 0.02) -> Router:

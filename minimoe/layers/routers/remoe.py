@@ -1,11 +1,12 @@
-"""ReMoE: the weight of an expert is its score, cut off at zero. Nothing jumps, and nothing adds up to one.
+"""ReMoE: the weight of an expert is its score, or zero if that is negative. The output never jumps; the weights need
+not add up to 1.
 
     z = x W
     w = relu(z)        expert e is awake for token t if z_te > 0, with just this weight
 
-There is no top-k. An expert that leaves has a weight near zero by then, so the output of the layer is continuous. How
-many experts a token wakes follows from its scores: from none to all of them. A loss of the router's own keeps the mean
-near K:
+There is no top-k. The weight of an expert approaches zero before the expert falls asleep, so the output of the layer is
+continuous. How many experts a token wakes follows from its scores: from none to all of them. A loss of the router's own
+keeps the mean near K:
 
     λ Σ_e f_e mean_t w_te,    f_e = E n_e / (K N),   n_e how many of N tokens wake expert e
 
@@ -13,9 +14,9 @@ A busy expert is more expensive, so the same loss balances the load. After each 
 λ ← 1.2 λ if fewer than 1 − K/E of all scores (tokens × experts × layers) are zero, λ ← λ/1.2 if more are. λ is one
 number for the whole model, and every layer holds the same copy.
 
-In the sums, ``probability`` and ``importance`` are both Σ_t w_t: without a softmax, the weights are all that says how
-much an expert was asked for. A balance loss is possible (its f adds up to 1), but it is off by default. The z-loss
-bounds the normaliser of a softmax; here its sum is 0. The entropy is that of a token's weights divided by their sum.
+In the sums, ``probability`` and ``importance`` are both Σ_t w_t: without a softmax, only the weights say how much a
+token prefers an expert. A balance loss is possible (its f adds up to 1), but it is off by default. The z-loss bounds
+the normaliser of a softmax; here its sum is 0. The entropy is that of a token's weights divided by their sum.
 
 Wang et al. 2024, arXiv 2412.14711.  Lesson: lessons/21_other_gates.ipynb
 """
@@ -77,7 +78,7 @@ def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.fl
     """W drawn from N(0, 1/4D): scores of both signs are equally likely, so about half of the experts are awake.
 
     The scores of a normalised token are then about 1/2 for any D. If they were much smaller, the first steps could put
-    all experts of a small model to sleep, long before λ does.
+    all experts of a small model to sleep long before λ has an effect.
     """
     w_gate = (START / math.sqrt(config.width) * rng.standard_normal((config.width, config.experts))).astype(dtype)
     return ReMoE(w_gate, np.full(1, FIRST_PENALTY, dtype))

@@ -79,7 +79,8 @@ def sums(
 
 
 def shares_by_sequence(chosen: Array, batch: int, mask: Array | None) -> Array:
-    """chosen (N, E), the choices of ``batch`` sequences → (B, E): E times each expert's share of its assignments."""
+    """chosen (N, E), the choices of ``batch`` sequences → (B, E): E times each expert's share of the sequence's
+    assignments."""
     xp = array_module(chosen)
     present = chosen if mask is None else chosen * mask
     counts = present.reshape(batch, -1, chosen.shape[1]).sum(1)
@@ -104,7 +105,7 @@ def sums_backward(
 
 
 def probability_backward(dstats: RouterStats, shares: Array | None, tokens: int) -> Array:
-    """The gradient with respect to Σp and ``by_sequence`` → with respect to p: (N, E), or (1, E) for equal rows."""
+    """The gradient with respect to Σp and ``by_sequence`` → that of p: (N, E), or (1, E) if all rows are equal."""
     u: Array = dstats.probability[None]
     return u if shares is None else u + dstats.by_sequence * _by_token(shares, tokens)
 

@@ -13,13 +13,13 @@ The experts may be divided into G groups (DeepSeek: the experts of one machine).
 groups, where the score of a group is the sum of its K/M largest s + b. Outside of these the score is −∞, not 0, because
 s + b may be negative.
 
-Two shares s/Σs are softmaxes of log s: the weights, over the chosen experts, and the probability that the balance
-losses use, over all. So nothing is divided by a sum that may be 0.
+A share s/Σs is a softmax of log s. The weights are computed in this way over the chosen experts, and the probability in
+the balance losses over all experts, so there is no division by a sum that may be 0.
 
 What the losses see: ``squared_lse`` is that of the raw logits, as in every router, so that the coefficient of the
-z-loss means the same; DeepSeek has no z-loss. ``sequence_loss`` is DeepSeek's sequence-wise loss. Both are 1 at perfect
-balance, so its coefficient is the paper's α, per layer; f counts the choices that were made, with the bias (Eq. 18 of
-the paper writes the K largest s). The load is a count and has no gradient.
+z-loss has the same meaning; DeepSeek has no z-loss. ``sequence_loss`` is DeepSeek's sequence-wise loss. As in the
+paper, it is 1 at perfect balance, so its coefficient is the paper's α, per layer; f counts the choices that were made,
+with the bias (Eq. 18 of the paper writes the K largest s). The load is a count and has no gradient.
 
 DeepSeek-AI 2024, arXiv 2412.19437 (router, groups, sequence-wise loss); Wang et al. 2024, arXiv 2408.15664 (bias).
 Lesson: lessons/22_balance_without_a_loss.ipynb
@@ -70,7 +70,8 @@ class Cache(NamedTuple):
 
 
 def check(config: ModelConfig) -> None:
-    """Raises ``UserError`` if the groups are impossible, or if the one weight of every token would be constant."""
+    """Raises ``UserError`` if the groups are impossible, or if every token has one expert, whose weight is always the
+    same."""
     check_forward(config)
     if config.active_experts == 1 < config.experts:
         raise UserError(
@@ -81,7 +82,8 @@ def check(config: ModelConfig) -> None:
 
 
 def check_forward(config: ModelConfig) -> None:
-    """Raises ``UserError`` unless the groups divide the experts, and the active groups have room for a token's K."""
+    """Raises ``UserError`` unless the groups divide the experts equally, and the active groups have K experts or
+    more."""
     E, K, G, M = config.experts, config.active_experts, config.expert_groups, config.active_groups
     if E % G:
         raise UserError(
@@ -154,7 +156,8 @@ def backward(
 
         d log s_S = r v ⊙ (dw − Σ v dw),    d log s += p ⊙ (u − Σ p u),    dz = d log s ⊙ (1 − s)
 
-    and the z-loss adds 2 lse · softmax(z) · dΣlse². 1 − s = s exp(−z) is computed without a difference of near numbers.
+    and the z-loss adds 2 lse · softmax(z) · dΣlse². 1 − s = s exp(−z) is computed without a difference of nearly equal
+    numbers.
     """
     xp = array_module(dweight)
     dweights = routing.by_token(dweight, cache.place)  # (N, K), zero for a refused entry
@@ -190,7 +193,7 @@ def next_state(
 
 
 def compared(params: SigmoidBias, cache: Cache) -> list[tuple[Array, int]]:
-    """What was compared: s + b (N, E), below all others outside the active groups, and the scores of the groups."""
+    """What was compared: s + b (N, E), set below all others outside the active groups, and the scores of the groups."""
     xp = array_module(cache.logits)
     config, biased = cache.config, xp.exp(cache.log_scores) + params.bias
     if config.expert_groups == 1:

@@ -2,7 +2,7 @@
 
     p = softmax(x̃ W),    x̃ = x ⊙ ξ,   ξ ~ U(1 − 0.01, 1 + 0.01), only in training
     e = argmax p          the lowest index wins a tie
-    w = p_e               raw, not renormalised: it is how the router learns from the language-model loss
+    w = p_e               raw, not renormalised: through it the router learns from the language-model loss
 
 In training an expert accepts at most 1.25 times its fair share of a sequence, unless the recipe sets another capacity
 factor. A refused token skips the layer; the residual stream carries it past. In evaluation no token is refused.

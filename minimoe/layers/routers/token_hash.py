@@ -1,4 +1,4 @@
-"""The hash router: a fixed table names the K experts of each token id, and nothing learns whom to send where.
+"""The hash router: a fixed table names the K experts of each token id, and the choice is not learned.
 
     S = table[id]                 K different experts, the same in every layer and at every step
     w = 1/K                       or, with ``hash_gate``,
@@ -8,8 +8,9 @@ The set never depends on x, so the output has no jump anywhere: finite differenc
 balance either, because the load follows from the table and from how often each id occurs.
 
 The table is not a parameter. It is computed from V, E and K with whole-number arithmetic, so it is the same with every
-seed, on every machine and with every version of NumPy, and a checkpoint need not hold it. Each expert gets the same
-number of *ids*, up to one; ``ids_by_count`` renames the ids so that it gets nearly the same number of *tokens*.
+seed, on every machine and with every version of NumPy, and a checkpoint need not hold it. The numbers of *ids* of any
+two experts differ by at most one; ``ids_by_count`` renames the ids so that each expert gets nearly the same number of
+*tokens*.
 
 The module is not called ``hash``, because an import of that name would hide Python's own function.
 
@@ -128,7 +129,7 @@ def backward(params: TokenHash, cache: Cache, dweight: Array, dstats: RouterStat
 
         dz = p ⊙ (dw − Σ p dw),    dx = dz Wᵀ,    dW = xᵀ dz
 
-    A logit outside the set gets exactly 0. Without a gate, so does everything.
+    A logit outside the set gets exactly 0. Without a gate, all logits do.
     """
     xp = array_module(dweight)
     if params.w_gate is None:
@@ -162,7 +163,7 @@ def decode_label(params: TokenHash, x: Array, config: ModelConfig, label: int) -
 
 @lru_cache(maxsize=8)
 def table(vocabulary: int, experts: int, active: int) -> NDArray[np.int64]:
-    """The K different experts of each id, (V, K), read-only. Each expert is named equally often, up to one.
+    """The K different experts of each id, (V, K), read-only. How often two experts are named differs by at most one.
 
     The ids are shuffled and dealt out in rounds of E. In a round, the k-th choice of the r-th id is r + s_k modulo E,
     where the K shifts s are different and drawn anew for each round: so a round names every expert K times, and any two
@@ -186,8 +187,8 @@ def ids_by_count(counts: NDArray[np.int64], experts: int, active: int) -> NDArra
     """counts (V,), how often each token occurs → a new id for each token, (V,), with which the loads are nearly even.
 
     The table stays as it is, and the tokens exchange their rows: from the most frequent token to the rarest, each takes
-    the free row whose busiest expert has the least to do. Roller et al. call a table that was made with the frequencies
-    of the training text balanced.
+    the free row whose busiest expert has the least to do. If the counts are those of the training text, this is the
+    balanced table of Roller et al.
     """
     rows = table(len(counts), experts, active)
     load = np.zeros(experts)
