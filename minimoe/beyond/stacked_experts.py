@@ -242,9 +242,14 @@ def by_label(gate: Array, labels: Array, kinds: int = 10) -> Array:
     return np.divide(total, images, out=np.full_like(total, np.nan), where=images > 0).T
 
 
-def chance(rng: np.random.Generator, gate: Array, labels: Array, times: int = 20) -> float:
-    """The mean ``information`` about labels in random order: the value for a gate that knows nothing."""
-    return float(np.mean([information(gate, rng.permutation(labels)) for _ in range(times)]))
+def chance(rng: np.random.Generator, gate: Array, labels: Array, copies: int = 1, times: int = 20) -> float:
+    """The mean ``information`` about labels in random order: the value for a gate that knows nothing.
+
+    If every ``copies`` rows in succession show the same image, they exchange their label together: ten views of an
+    image are not ten independent images.
+    """
+    orders = (rng.permutation(labels[::copies]) for _ in range(times))
+    return float(np.mean([information(gate, np.repeat(order, copies)) for order in orders]))
 
 
 class Seen(NamedTuple):

@@ -111,7 +111,12 @@ def animation(scenes: Sequence[Scene], per_wind: int = 6) -> Film:
                 f'fill="#E6E6E6"/>'
             )
             chosen = _episodes(scene, wind, per_wind)
+            # An inner SVG cuts off what lies beyond its panel, and keeps the coordinates of the page.
+            parts.append(
+                f'<svg x="{left}" y="{top}" width="{SIDE}" height="{SIDE}" viewBox="{left} {top} {SIDE} {SIDE}">'
+            )
             parts += [_point(scene, int(n), left, top) for n in chosen]
+            parts.append("</svg>")
             count += len(chosen)
     steps = len(scenes[0].skill)
     return Film("".join([*parts, "</svg>"]), f"A film of {count} episodes, {steps} steps each; a browser plays it.")

@@ -33,12 +33,17 @@ def posteriors(answer: Answer) -> Report:
                     _shares(unweighted, 1)
                 ),
                 "a branch is as likely as all its leaves together, not as its best one.": _shares(joint.max(2), 1),
+                "a case was made by one of the leaves: add up what they could have made, do not multiply.": _shares(
+                    g_root * (g_branch * density).prod(2), 1
+                ),
+                "the branches of a case must add up to 1 (axis 1), not the cases.": _shares(joint.sum(2), 0),
             },
             "leaf": {
                 "this is h_ij, the posterior of a leaf among all leaves; divide by that of its branch.": (
                     joint / joint.sum((1, 2), keepdims=True)
                 ),
                 "this is the prior within the branch: y has not been used.": g_branch,
+                "the leaves of a branch must add up to 1: divide by their sum.": g_branch * density,
                 "the gate of the branch is missing.": _shares(density, 2),
                 "within a branch, the leaves must add up to 1 (axis 2), not the branches.": _shares(joint, 1),
             },
@@ -83,11 +88,22 @@ def _fit_leaf(answer: Answer, cases: int, inputs: int, outputs: int, ridge: floa
                 ),
                 "multiply the ridge with σ², do not divide it.": fitted(h, h, ridge / variance),
                 "the 2 of 2σ² and the ½ of the ridge cancel.": fitted(h, h, 2 * penalty),
+                "the 2 of 2σ² and the ½ of the ridge cancel; here half of the ridge is left.": fitted(
+                    h, h, penalty / 2
+                ),
+                "the ridge is on all of U, its last row included.": np.linalg.solve(
+                    (h[:, None] * x).T @ x + penalty * np.diag([1.0] * (inputs - 1) + [0.0]), (h[:, None] * x).T @ y
+                ),
+                "the weight of a case is h; its root belongs into the rows only if both x and y get it.": fitted(
+                    np.sqrt(h), np.sqrt(h), penalty
+                ),
             },
             "variance": {
                 "the squares must be weighted with h too.": ((y - x @ U) ** 2).mean(),
                 "a leaf has Σ h cases, not N: divide by the sum of the weights.": left / (outputs * cases),
                 "this is σ, not σ².": np.sqrt(new),
+                "this is log σ², not σ².": np.log(new),
+                "h counts twice: it stands once in the sum.": h**2 @ ((y - x @ U) ** 2).sum(1) / (outputs * h.sum()),
                 "this is the old σ²; fit it to the new U.": variance,
                 "the ridge has no part in the new σ²: for a given U, it does not depend on σ².": (
                     (left + ridge * (U**2).sum()) / (outputs * h.sum())
@@ -127,9 +143,7 @@ def newton_gate(answer: Answer) -> Report:
                 "the curvature of a sigmoid is g (1 − g); here 1 − g is missing.": (
                     v + np.linalg.solve(curve(w * g), slope)
                 ),
-                "the curvature needs the weights w of the cases too.": (
-                    v + np.linalg.solve(curve(g * (1 - g)), slope)
-                ),
+                "the curvature needs the weights w of the cases too.": (v + np.linalg.solve(curve(g * (1 - g)), slope)),
                 "the gradient needs the weights w of the cases too.": (
                     v + np.linalg.solve(curve(w * g * (1 - g)), x.T @ (h - g))
                 ),
@@ -139,6 +153,16 @@ def newton_gate(answer: Answer) -> Report:
                 "the curvature is that of the gate, g (1 − g), not that of its target, h (1 − h).": (
                     v + np.linalg.solve(curve(w * h * (1 - h)), slope)
                 ),
+                "the weights w of the cases are missing, in the gradient and in the curvature.": (
+                    v + np.linalg.solve(curve(g * (1 - g)), x.T @ (h - g))
+                ),
+                "this is the diagonal of the curvature alone; the whole matrix must be inverted.": (
+                    v + slope / np.diag(curve(w * g * (1 - g)))
+                ),
+                "this fits the logits of h by least squares; a Newton step starts from v.": np.linalg.solve(
+                    curve(w), x.T @ (w * np.log(h / (1 - h)))
+                ),
+                "this is half of the step.": v + step / 2,
             }
         },
     )

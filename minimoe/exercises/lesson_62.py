@@ -13,10 +13,11 @@ from minimoe.exercises.feedback import Report
 def bar(answer: Answer) -> Report:
     """(g, totals, margin) → the gate after the constraint, and the new totals."""
     rng = np.random.default_rng(62)
-    N, E = 3, 5
+    N, E = 3, 8
     g = _softmax(rng.standard_normal((N, E)))
-    # the mean is 6, so they are ahead of it by 4, 0, −3, 2.5 and −3.5: one beyond the margin, one exactly at it
-    totals, margin = np.array([10.0, 6.0, 3.0, 8.5, 2.5]), 2.5
+    # The mean is 11. They are ahead of it by 5.25, 2.25, −8, 2.5, 5.5, −8.5, 3 and −2: three are beyond
+    # the margin, and one is exactly at it.
+    totals, margin = np.array([16.25, 13.25, 3.0, 13.5, 16.5, 2.5, 14.0, 9.0]), 2.5
 
     def barred(out: Array) -> Array:
         kept = g * ~out
@@ -41,6 +42,16 @@ def bar(answer: Answer) -> Report:
                 "compare the total with the mean of the layer, not with the smallest total.": (
                     barred(totals - totals.min() > margin)
                 ),
+                "compare the total with the mean of the layer, not with the median.": (
+                    barred(totals - np.median(totals) > margin)
+                ),
+                "compare the total with the mean of all, the expert itself included.": (
+                    barred(totals - (totals.sum() - totals) / (E - 1) > margin)
+                ),
+                "this bars the leader alone; bar everybody who is ahead by more than the margin.": (
+                    barred(totals == totals.max())
+                ),
+                "an expert that is far behind is not barred.": barred(abs(totals - totals.mean()) > margin),
                 "this bars the experts that are behind; bar those that are ahead.": (
                     barred(totals.mean() - totals > margin)
                 ),
@@ -61,7 +72,7 @@ def bar(answer: Answer) -> Report:
 
 def experts_backward(answer: Answer) -> Report:
     """(x, W, g, dy) → dx and dW of y = Σ_e g_e max(0, x W_e), with the gate g held fixed."""
-    rng = np.random.default_rng(62)
+    rng = np.random.default_rng(2)
     N, D, F, E = 4, 3, 5, 2
     x, W, dy = rng.standard_normal((N, D)), rng.standard_normal((E, D, F)), rng.standard_normal((N, F))
     g = _softmax(rng.standard_normal((N, E)))
@@ -91,6 +102,10 @@ def experts_backward(answer: Answer) -> Report:
                 "this is the last expert alone; x goes to all of them.": da[-1] @ W[-1].T,
                 "x reaches y through every expert: add them up, do not take the mean.": dx_of(da) / E,
                 "each expert has its own rectification; the mixture has none.": dx_of(weights * dy * together),
+                "the mixture is dense: all experts answer, not only the one with the largest weight.": dx_of(
+                    np.eye(E)[g.argmax(1)].T[:, :, None] * dy * on
+                ),
+                "the slope of the rectification is 1 or 0, not the output itself.": dx_of(da * (x @ W)),
             },
             "dW": {
                 "the weight g of each expert is missing.": x.T @ (dy * on),
@@ -134,6 +149,19 @@ def information(answer: Answer) -> Report:
                 "the sign is turned round: it is p(e, l) over p(e) p(l).": -right,
                 "this is the entropy of the experts alone.": float(-(experts * np.log2(experts)).sum()),
                 "each term must be weighted by p(e, l).": float(np.log2(joint / (experts * shares)).sum()),
+                "p(e, l) adds up to 1: divide by the number of images.": float(
+                    (N * joint * np.log2(joint / (N * experts * shares))).sum()
+                ),
+                "this is what the label leaves open about the expert; subtract it from the entropy of the expert.": (
+                    float(-(joint * np.log2(means)).sum())
+                ),
+                "this is what the expert leaves open about the label; subtract it from the entropy of the label.": (
+                    float(-(joint * np.log2(joint / experts)).sum())
+                ),
+                "this is the information as a share of the entropy of the label.": right
+                / float(-(shares * np.log2(shares)).sum()),
+                "this is the entropy of the labels alone.": float(-(shares * np.log2(shares)).sum()),
+                "add up over all pairs of an expert and a label; this is a mean.": right / joint.size,
             }
         },
     )
@@ -169,6 +197,16 @@ def ways(answer: Answer) -> Report:
                 "this adds the ways of the two layers; count pairs of experts.": np.exp(entropy(g1.mean(0)))
                 + np.exp(entropy(g2.mean(0))),
                 "this is the largest possible number; some pairs are used more than others.": E1 * E2,
+                "this is the mean of each image's own number; first take the mean of the products.": float(
+                    np.mean([np.exp(entropy(one)) for one in apart])
+                ),
+                "the products must be averaged over the images, not only added up.": np.exp(entropy(N * pair)),
+                "this counts the largest weights only; take the products of the weights themselves.": len(
+                    set(zip(g1.argmax(1).tolist(), g2.argmax(1).tolist(), strict=True))
+                ),
+                "this is 1 over the sum of squares; take the exponential of the entropy.": 1 / (pair**2).sum(),
+                "the entropy is −Σ p log p: the sign is turned round.": np.exp(-entropy(pair)),
+                "this mixes bases: the entropy is in nats, so take exp, not a power of 2.": 2 ** entropy(pair),
             }
         },
     )

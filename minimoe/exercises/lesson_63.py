@@ -28,6 +28,11 @@ def lstm_step(answer: Answer) -> Report:
     swapped_c = i * c + f * u
     loud_c = f * c + i * _sigmoid(a[:, 3 * D :])
     open_c = f * c + i * a[:, 3 * D :]
+    raw_i, raw_f, raw_o, raw_u = np.split(a, 4, axis=1)
+    bare_c = raw_f * c + raw_i * u
+    turned_c = f * c + i * np.tanh(raw_o)
+    alone_i, alone_f, alone_o, alone_u = np.split(x @ w_x + b, 4, axis=1)
+    alone_c = _sigmoid(alone_f) * c + _sigmoid(alone_i) * np.tanh(alone_u)
     return values(
         answer,
         (x, h, c, w_x, w_h, b),
@@ -46,11 +51,19 @@ def lstm_step(answer: Answer) -> Report:
                 ),
                 "u is a tanh, not a sigmoid: what is added to the cell may be negative.": o * np.tanh(loud_c),
                 "u goes through a tanh too.": o * np.tanh(open_c),
+                "the gates i, f and o go through a sigmoid.": raw_o * np.tanh(bare_c),
+                "the order of the blocks is i, f, o, u; here o and u have changed places.": (
+                    _sigmoid(raw_u) * np.tanh(turned_c)
+                ),
+                "the part of the output before the step, h W_h, is missing.": _sigmoid(alone_o) * np.tanh(alone_c),
+                "the forget gate multiplies the cell, not the output.": o * np.tanh(f * h + i * u),
+                "the forget gate has its own block; it is not 1 − i.": o * np.tanh((1 - i) * c + i * u),
             },
             "c": {
                 "the old cell must be multiplied by the forget gate.": c + i * u,
                 "the new part u must be multiplied by the input gate.": f * c + u,
                 "the cell is both: what is kept of the old one and what is added.": i * u,
+                "the cell is kept as it is; only the output shows its tanh.": np.tanh(new_c),
             },
         },
     )
@@ -90,6 +103,20 @@ def lstm_step_backward(answer: Answer) -> Report:
     bare = np.concatenate([total * u, total * c_before, dh * shown, total * i], axis=1)
     all_sigmoid = da_of(total)
     all_sigmoid[:, 3 * D :] = total * i * u * (1 - u)
+    again = np.concatenate(
+        [
+            total * u * _sigmoid(i) * (1 - _sigmoid(i)),
+            total * c_before * _sigmoid(f) * (1 - _sigmoid(f)),
+            dh * shown * _sigmoid(o) * (1 - _sigmoid(o)),
+            total * i * (1 - np.tanh(u) ** 2),
+        ],
+        axis=1,
+    )
+    sigmoids_again = again.copy()
+    sigmoids_again[:, 3 * D :] = total * i * (1 - u**2)
+    squeezed = da_of(total)
+    squeezed[:, 3 * D :] = total * i * (1 - np.tanh(u) ** 2)
+    part = np.split(da_of(total), 4, axis=1)
     return gradients(
         answer,
         (i, f, o, u, c_before, dh, dc),
@@ -104,6 +131,20 @@ def lstm_step_backward(answer: Answer) -> Report:
                 "the cell is shown through the output gate: o is missing.": da_of(dc + dh * (1 - shown**2)),
                 "the forget gate multiplies the cell before the step, not the new one.": da_of(total, before=c),
                 "the output gate multiplies tanh(c), not c.": da_of(total, dh * c),
+                "the output gate multiplies tanh(c): this factor is missing.": da_of(total, dh),
+                "the slope of the tanh is 1 − tanh²(c), not 1 − c².": da_of(dc + dh * o * (1 - c**2)),
+                "the output shows the new cell, so the slope of its tanh is taken there.": (
+                    da_of(dc + dh * o * (1 - np.tanh(c_before) ** 2))
+                ),
+                "i, f, o and u are given after their sigmoid or tanh; do not apply it again.": again,
+                "i, f and o are given after their sigmoid; do not apply it again.": sigmoids_again,
+                "u is given after its tanh, so the slope is 1 − u².": squeezed,
+                "the order of the blocks is i, f, o, u; here o and u have changed places.": np.concatenate(
+                    [part[0], part[1], part[3], part[2]], axis=1
+                ),
+                "the order of the blocks is i, f, o, u; here i and f have changed places.": np.concatenate(
+                    [part[1], part[0], part[2], part[3]], axis=1
+                ),
                 "u is a tanh, so its slope is 1 − u², not u (1 − u).": all_sigmoid,
                 "the slopes of the gates are missing.": bare,
                 "the slope of a sigmoid is g (1 − g), not g.": sloping,
@@ -122,7 +163,9 @@ def lstm_step_backward(answer: Answer) -> Report:
 
 def rows_per_expert(answer: Answer) -> Report:
     """(B, T, K, E) → the mean rows of an expert in one call for all positions, and in one call for each."""
-    return first_failure(_rows_per_expert(answer, *case) for case in ((16, 30, 4, 24), (7, 5, 2, 8), (3, 1, 3, 3)))
+    return first_failure(
+        _rows_per_expert(answer, *case) for case in ((12, 30, 4, 32), (7, 5, 2, 8), (3, 1, 3, 3), (3, 40, 2, 16))
+    )
 
 
 def _rows_per_expert(answer: Answer, B: int, T: int, K: int, E: int) -> Report:
@@ -134,12 +177,15 @@ def _rows_per_expert(answer: Answer, B: int, T: int, K: int, E: int) -> Report:
         "the rows are shared among the E experts.": float(B * T * K),
         "this is rounded down, but a mean need not be a whole number.": float(B * T * K // E),
         "only K of the E experts work on a row; on average an expert gets K/E of the rows.": B * T / K,
+        "the K experts of a row each get it: multiply with K, do not divide.": B * T / (K * E),
     }
     hints_stepwise = {
         "every position goes to K experts, so K rows of work come from each.": B / E,
         "in each call there are the rows of all B sequences.": K / E,
         "a call at one position has 1/T of the rows.": once,
         "this is rounded down, but a mean need not be a whole number.": float(B * K // E),
+        "this is rounded up, but a mean need not be a whole number.": float(-(-B * K // E)),
+        "a call at one position has the rows of the B sequences, not of the T positions.": T * K / E,
     }
     return values(
         answer,
@@ -168,15 +214,21 @@ def _paper_counts(answer: Answer, D: int, F: int, E: int, K: int) -> Report:
         "the router is missing.": -router,
         "the router has two matrices: one for the logits, one for the noise.": -router // 2,
         "the LSTMs are missing.": -lstms,
+        "biases do not count here, but those of the LSTMs are in.": 8 * D,
     }
     hints_active = {hint: active + change for hint, change in shared.items()} | {
         "every position uses K experts, not all of them.": total,
         "every position uses K experts, not one.": active - (K - 1) * expert,
         "an expert has two matrices.": active - K * expert // 2,
+        "an expert of the paper has two matrices, not the three of SwiGLU.": active + K * expert // 2,
+        "biases do not count here.": active + 8 * D + K * (F + D),
+        "this counts a multiplication and an addition; count each product once.": 2 * active,
+        "the router looks at all E experts, not only at the K that it chooses.": active - router + 2 * D * K,
     }
     hints_total = {hint: total + change for hint, change in shared.items()} | {
         "all E experts have parameters, also those that a position does not use.": active,
         "an expert has two matrices.": total - E * expert // 2,
+        "an expert of the paper has two matrices, not the three of SwiGLU.": total + E * expert // 2,
     }
     return values(
         answer,

@@ -39,6 +39,17 @@ def reward_to_go(answer: Answer) -> Report:
             reward + gamma * (np.cumsum(reward[::-1], axis=0)[::-1] - reward)
         ),
         "this adds up along the episodes; add up along the steps.": _along_episodes(reward, gamma),
+        "the discount is counted from the end of the episode; count it from step t.": np.cumsum(
+            (power[::-1] * reward)[::-1], axis=0
+        )[::-1],
+        "this looks one step ahead only; R of the next step holds all that follows.": reward
+        + gamma * np.concatenate([reward[1:], np.zeros((1, N))]),
+        "after the last step comes nothing, not the first step again.": reward + gamma * np.roll(right, -1, axis=0),
+        "the steps are in reverse order: turn the result round again.": right[::-1],
+        "this is the return of the whole episode, undiscounted, at every step.": np.broadcast_to(
+            reward.sum(0), right.shape
+        ),
+        "divide by nothing: R is a sum, not a mean.": right / np.arange(T, 0, -1)[:, None],
     }
     return values(answer, (reward, gamma), {"R": right}, sizes={"T": T, "N": N}, mistakes={"R": hints})
 
@@ -85,6 +96,24 @@ def policy_backward(answer: Answer) -> Report:
                 ),
                 "this is a mean over the N steps; the loss is a sum.": (of_action + of_entropy) / N,
                 "the advantage multiplies the bonus too.": of_action + delta * of_entropy,
+                "the advantage is missing.": pi - one_hot + of_entropy,
+                "H is added to log π, not subtracted: H = −Σ π log π.": (
+                    of_action + bonus * pi * (np.log(pi) - entropy)
+                ),
+                "the 1 of the derivative of π log π cancels with that in the softmax's mean term.": (
+                    of_action + bonus * pi * (np.log(pi) + 1 + entropy)
+                ),
+                "this is the gradient with respect to log π; the softmax is left.": (
+                    -delta * one_hot + bonus * pi * (np.log(pi) + 1)
+                ),
+                "this is the gradient with respect to π; the softmax is left.": (
+                    -delta * one_hot / pi + bonus * (np.log(pi) + 1)
+                ),
+                "in the bonus, the factor π of the softmax is missing.": of_action + bonus * (np.log(pi) + entropy),
+                "every step has its own entropy; this takes the mean of all.": (
+                    of_action + bonus * pi * (np.log(pi) + entropy.mean())
+                ),
+                "H is in nats: take the natural logarithm.": of_action + of_entropy / np.log(2),
             }
         },
     )
@@ -107,6 +136,7 @@ def mixture_backward(answer: Answer) -> Report:
     joint = g * likelihood
     h = joint / joint.sum(1, keepdims=True)
     flat = likelihood / likelihood.sum(1, keepdims=True)
+    mixed = (g[:, :, None] * skills).sum(1)  # (N, A)
     away = (skills - np.eye(A)[action][:, None]) * delta[:, :, None]  # π_e − onehot, times δ
     return gradients(
         answer,
@@ -122,6 +152,10 @@ def mixture_backward(answer: Answer) -> Report:
                 "this posterior leaves out the prior: h is proportional to g_e π_e(a).": delta * (g - flat),
                 "the advantage is missing.": g - h,
                 "this is the gradient with respect to g; the gate's softmax is left.": -delta * h / g,
+                "the posterior is a share; this takes the likeliest skill for certain.": delta
+                * (g - np.eye(E)[h.argmax(1)]),
+                "the gate moves away from its own prior g, not from equal shares.": delta * (1 / E - h),
+                "the softmax's mean term is the same for all skills, h − g, not h (1 − g).": -delta * h * (1 - g),
             },
             "dz": {
                 "this goes the wrong way: the loss falls when a good action becomes likelier.": -h[:, :, None] * away,
@@ -133,6 +167,15 @@ def mixture_backward(answer: Answer) -> Report:
                     -h[:, :, None] * delta[:, :, None] * np.eye(A)[action][:, None]
                 ),
                 "the advantage is missing.": h[:, :, None] * (skills - np.eye(A)[action][:, None]),
+                "each skill moves away from its own policy π_e, not from the mixture.": (
+                    h[:, :, None] * delta[:, :, None] * (mixed[:, None] - np.eye(A)[action][:, None])
+                ),
+                "the posterior is a share; this takes the likeliest skill for certain.": (
+                    np.eye(E)[h.argmax(1)][:, :, None] * away
+                ),
+                "the posterior h multiplies π_e too, not the prior.": delta[:, :, None]
+                * (g[:, :, None] * skills - h[:, :, None] * np.eye(A)[action][:, None]),
+                "h holds the prior already: g is one factor too much.": (h * g)[:, :, None] * away,
             },
         },
     )
@@ -162,10 +205,26 @@ def _bits_known(answer: Answer, counts: Array) -> Report:
         "this has the wrong sign.": -right,
         "this is the information as a share of the entropy of the wind.": right / _bits(wind),
         "the counts must be divided by their sum first.": _unnormalised(counts),
+        "every skill counts alike here, but a skill counts as often as it was in charge.": _information(
+            counts / counts.sum(1, keepdims=True)
+        ),
+        "every wind counts alike here, but a wind counts as often as it blew.": _information(
+            counts / counts.sum(0, keepdims=True)
+        ),
+        "this is the information as a share of the largest entropy of the skill.": right / np.log2(len(counts)),
+        "add nothing to the counts: 0 log 0 counts as 0.": _information(counts + 1),
+        "each term must be weighted by the share of its pair.": float(
+            np.log2((joint / (skill[:, None] * wind))[joint > 0]).sum()
+        ),
     }
     different = {hint: wrong for hint, wrong in hints.items() if not np.isclose(wrong, right)}
     sizes = {"E": counts.shape[0], "W": counts.shape[1]}
     return values(answer, (counts,), {"bits": right}, sizes=sizes, mistakes={"bits": different})
+
+
+def _information(table: Array) -> float:
+    joint = table / table.sum()
+    return _bits(joint.sum(1)) + _bits(joint.sum(0)) - _bits(joint)
 
 
 def _unnormalised(counts: Array) -> float:

@@ -208,6 +208,15 @@ def test_chance_is_what_a_gate_shows_of_labels_that_it_cannot_know(rng: np.rando
     assert level == pytest.approx(9 * 3 / (2 * 400 * math.log(2)), rel=0.35)  # (labels − 1)(experts − 1) / 2N nats
 
 
+def test_ten_copies_of_an_image_count_as_one_where_chance_is_measured(rng: np.random.Generator) -> None:
+    labels = rng.integers(10, size=400)
+    gate = np.eye(4)[labels % 4]
+    many = np.repeat(gate, 10, axis=0), np.repeat(labels, 10)
+    same = stacked_experts.chance(np.random.default_rng(1), gate, labels)
+    assert stacked_experts.chance(np.random.default_rng(1), *many, copies=10) == pytest.approx(same)
+    assert stacked_experts.chance(np.random.default_rng(1), *many) < 0.2 * same
+
+
 def test_a_region_is_a_third_of_each_side() -> None:
     rows, columns = (grid.ravel() for grid in np.mgrid[:9, :9])
     gates = PerLayer(np.ones((81, 1)), np.ones((81, 1)))

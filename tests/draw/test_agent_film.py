@@ -43,16 +43,19 @@ def test_every_step_that_was_taken_is_a_line_in_the_colour_of_its_skill(scene: S
 def test_only_so_many_episodes_are_drawn(scene: Scene) -> None:
     figure = agent_film.paths([scene], per_wind=2)
     assert [len(axes.collections[0].get_segments()) for axes in figure.axes] == [6, 8]
-    assert len(ET.fromstring(agent_film.animation([scene], per_wind=2).svg).findall(f"{SVG}polyline")) == 4
+    assert len(ET.fromstring(agent_film.animation([scene], per_wind=2).svg).findall(f"{SVG}svg/{SVG}polyline")) == 4
     plt.close(figure)
 
 
 def test_the_moving_point_is_where_the_episode_was_at_each_step(scene: Scene) -> None:
     film = agent_film.animation([scene, scene])
     page = ET.fromstring(film.svg)
-    points = [circle for circle in page.findall(f"{SVG}circle") if len(circle)]
+    panels = page.findall(f"{SVG}svg")
+    points = [circle for panel in panels for circle in panel.findall(f"{SVG}circle")]
     order = [n for _ in range(2) for wind in (0, 1) for n in range(N) if scene.wind[n] == wind]
     assert len(points) == len(order) == 2 * N
+    corners = [(GAP + column * (SIDE + GAP), HEAD + row * (SIDE + HEAD)) for row in range(2) for column in range(2)]
+    assert [panel.get("viewBox") for panel in panels] == [f"{left} {top} {SIDE} {SIDE}" for left, top in corners]
     scale = SIDE / (2 * EDGE)
     for place, (circle, n) in enumerate(zip(points, order, strict=True)):
         row, column = place // N, int(scene.wind[n])

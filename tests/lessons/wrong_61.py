@@ -69,6 +69,12 @@ def residual_without_ridge(x, y, h, ridge, variance):
     return fitted()(x, y, h, ridge, variance), h @ (r**2).mean(1) / h.sum()
 
 
+def ridge_without_offset(x, y, h, ridge, variance):
+    penalty = ridge * variance * np.eye(x.shape[1])
+    penalty[-1, -1] = 0
+    return np.linalg.solve((h[:, None] * x).T @ x + penalty, (h[:, None] * x).T @ y)
+
+
 def ridge_in_variance(x, y, h, ridge, variance):
     U = fitted()(x, y, h, ridge, variance)
     return U, (h @ ((y - x @ U) ** 2).sum(1) + ridge * (U**2).sum()) / (y.shape[1] * h.sum())
@@ -106,6 +112,16 @@ def newton(curve=lambda g, h, w: w * g * (1 - g), slope=lambda g, h, w: w * (h -
     return newton_gate
 
 
+def newton_on_the_diagonal(v, x, h, w):
+    g = 1 / (1 + np.exp(-x @ v))
+    return v + x.T @ (w * (h - g)) / ((w * g * (1 - g)) @ x**2)
+
+
+def logits_by_least_squares(v, x, h, w):
+    root = np.sqrt(w)
+    return np.linalg.lstsq(root[:, None] * x, root * np.log(h / (1 - h)), rcond=None)[0]
+
+
 def newton_as_least_squares(v, x, h, w):
     """IRLS: a weighted least-squares fit of x v + (h − g)/g(1 − g)."""
     g = 1 / (1 + np.exp(-x @ v))
@@ -133,6 +149,10 @@ WRONG = {
         (tree(leaf=lambda root, branch, density, joint: branch), "has not been used"),
         (tree(leaf=lambda root, branch, density, joint: shares(density, 2)), "gate of the branch is missing"),
         (tree(leaf=lambda root, branch, density, joint: shares(joint, 1)), "not the branches"),
+        (tree(branch=lambda root, branch, density, joint: shares(root * (branch * density).prod(2), 1)), "multiply"),
+        (tree(branch=lambda root, branch, density, joint: shares(joint.sum(2), 0)), "not the cases"),
+        (tree(leaf=lambda root, branch, density, joint: branch * density), "divide by their sum"),
+        (tree(branch=lambda root, branch, density, joint: shares(np.exp(joint.sum(2)), 1)), ""),
     ],
     check.fit_leaf: [
         (leaf(fit=fitted(np.ones_like, np.ones_like)), "every case counts alike"),
@@ -143,10 +163,17 @@ WRONG = {
         (leaf(fit=fitted(penalty=lambda ridge, variance: ridge)), "multiply the ridge with σ²."),
         (leaf(fit=fitted(penalty=lambda ridge, variance: ridge / variance)), "do not divide it"),
         (leaf(fit=fitted(penalty=lambda ridge, variance: 2 * ridge * variance)), "cancel"),
+        (leaf(fit=fitted(penalty=lambda ridge, variance: ridge * variance / 2)), "half of the ridge"),
+        (leaf(fit=fitted(np.sqrt, np.sqrt)), "the weight of a case is h"),
+        (leaf(fit=ridge_without_offset), "its last row included"),
         (leaf(variance=lambda r, h: (r**2).mean()), "weighted with h too"),
         (leaf(variance=lambda r, h: h @ (r**2).mean(1) / len(h)), "not N"),
         (leaf(variance=lambda r, h: np.sqrt(h @ (r**2).mean(1) / h.sum())), "not σ²"),
         (leaf(variance=lambda r, h: h @ (r**2).sum(1) / h.sum()), "divide by M"),
+        (leaf(variance=lambda r, h: np.log(h @ (r**2).mean(1) / h.sum())), "log σ²"),
+        (leaf(variance=lambda r, h: h**2 @ (r**2).mean(1) / h.sum()), "h counts twice"),
+        (leaf(variance=lambda r, h: h @ r**2 / h.sum()), "summed over"),
+        (leaf(variance=lambda r, h: h @ (r**2).mean(1) / (h.sum() - 1)), ""),
         (old_variance, "old σ²"),
         (residual_without_ridge, "without the ridge"),
         (ridge_in_variance, "no part in the new σ²"),
@@ -160,6 +187,11 @@ WRONG = {
         (newton(slope=lambda g, h, w: h - g), "gradient needs the weights"),
         (newton(curve=lambda g, h, w: w), "least-squares fit of h"),
         (newton(curve=lambda g, h, w: w * h * (1 - h)), "not that of its target"),
+        (newton(lambda g, h, w: g * (1 - g), lambda g, h, w: h - g), "in the gradient and in the curvature"),
+        (newton(step=1 / 2), "half of the step"),
+        (newton_on_the_diagonal, "the whole matrix"),
+        (logits_by_least_squares, "starts from v"),
+        (lambda v, x, h, w: newton()(newton()(v, x, h, w), x, h, w), ""),
     ],
 }
 

@@ -58,6 +58,11 @@ def experts(weigh=True, rectify=True, sum_up=np.sum, mean=False, together=False)
     return answer
 
 
+def slope_is_the_output(x, W, g, dy):
+    da = g.T[:, :, None] * dy * np.maximum(x @ W, 0)
+    return (da @ W.transpose(0, 2, 1)).sum(0), x.T @ da
+
+
 def one_expert_at_a_time(x, W, g, dy):
     dx, dW = np.zeros_like(x), np.zeros_like(W)
     for e in range(len(W)):
@@ -79,6 +84,16 @@ def joint_of(gate, labels):
 
 def bits_of(joint, log=np.log2):
     return (joint * log(joint / (joint.sum(1, keepdims=True) * joint.sum(0)))).sum()
+
+
+def open_expert(joint):
+    """What the rows of the joint table leave open about its columns, in bits."""
+    return -(joint * np.log2(joint / joint.sum(1, keepdims=True))).sum()
+
+
+def label_bits(labels):
+    shares = np.bincount(labels) / len(labels)
+    return -(shares * np.log2(shares)).sum()
 
 
 def hard_bits(gate, labels):
@@ -133,6 +148,10 @@ WRONG = {
         (bar(lambda totals, margin: totals - totals.min() > margin), "not with the smallest total"),
         (bar(lambda totals, margin: totals > margin), "not with the margin alone"),
         (bar(lambda totals, margin: totals.mean() - totals > margin), "bars the experts that are behind"),
+        (bar(lambda totals, margin: totals - np.median(totals) > margin), "not with the median"),
+        (bar(lambda totals, margin: totals - (totals.sum() - totals) / (len(totals) - 1) > margin), "itself included"),
+        (bar(lambda totals, margin: totals == totals.max()), "the leader alone"),
+        (bar(lambda totals, margin: abs(totals - totals.mean()) > margin), "far behind is not barred"),
         (softmax_again, "divide them by their sum instead"),
         (bar(lambda totals, margin: totals > 100), "nobody is barred here"),
         (bar(added="g"), "after the constraint"),
@@ -148,6 +167,11 @@ WRONG = {
         (experts(sum_up=np.mean), "do not take the mean"),
         (experts(together=True), "each expert has its own rectification"),
         (experts(mean=True), "a sum over the images"),
+        (lambda x, W, g, dy: experts()(x, W, np.eye(g.shape[1])[g.argmax(1)], dy), "the mixture is dense"),
+        (slope_is_the_output, "1 or 0, not the output"),
+        (lambda x, W, g, dy: experts()(x, W, g, np.maximum(dy, 0)), ""),
+        (lambda x, W, g, dy: experts()(x, W, np.tile(g.mean(0), (len(g), 1)), dy), ""),
+        (lambda x, W, g, dy: (experts()(x, W, g, dy)[0] * (x > 0), experts()(x, W, g, dy)[1]), ""),
     ],
     check.information: [
         (lambda gate, labels: bits_of(joint_of(gate, labels), np.log), "in nats"),
@@ -157,6 +181,12 @@ WRONG = {
         (lambda gate, labels: -(joint_of(gate, labels) * np.log2(joint_of(gate, labels))).sum(), "the entropy of p"),
         (lambda gate, labels: -bits_of(joint_of(gate, labels)), "the sign is turned round"),
         (lambda gate, labels: -(gate.mean(0) * np.log2(gate.mean(0))).sum(), "the experts alone"),
+        (lambda gate, labels: bits_of(len(labels) * joint_of(gate, labels)), "divide by the number of images"),
+        (lambda gate, labels: open_expert(joint_of(gate, labels)), "leaves open about the expert"),
+        (lambda gate, labels: open_expert(joint_of(gate, labels).T), "leaves open about the label"),
+        (lambda gate, labels: bits_of(joint_of(gate, labels)) / label_bits(labels), "as a share of"),
+        (lambda gate, labels: label_bits(labels), "of the labels alone"),
+        (lambda gate, labels: bits_of(joint_of(gate, labels)) / joint_of(gate, labels).size, "this is a mean"),
     ],
     check.ways: [
         (lambda g1, g2: entropy_of(g1.T @ g2 / len(g1)), "this is the entropy; its exponential"),
@@ -168,6 +198,12 @@ WRONG = {
         ),
         (lambda g1, g2: np.exp(entropy_of(g1.mean(0))) + np.exp(entropy_of(g2.mean(0))), "adds the ways"),
         (lambda g1, g2: g1.shape[1] * g2.shape[1], "largest possible number"),
+        (lambda g1, g2: np.mean([ways_by_bits(a[None], b[None]) for a, b in zip(g1, g2, strict=True)]), "own number"),
+        (lambda g1, g2: np.exp(entropy_of(g1.T @ g2)), "not only added up"),
+        (lambda g1, g2: len(set(zip(g1.argmax(1), g2.argmax(1), strict=True))), "the largest weights only"),
+        (lambda g1, g2: 1 / ((g1.T @ g2 / len(g1)) ** 2).sum(), "sum of squares"),
+        (lambda g1, g2: np.exp(-entropy_of(g1.T @ g2 / len(g1))), "turned round"),
+        (lambda g1, g2: 2 ** entropy_of(g1.T @ g2 / len(g1)), "not a power of 2"),
     ],
 }
 

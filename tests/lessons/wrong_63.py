@@ -12,14 +12,14 @@ def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
 
-def step(cell=None, show=None, bias=True, order="ifou", woven=False, u_of=np.tanh):
+def step(cell=None, show=None, bias=True, order="ifou", woven=False, u_of=np.tanh, gate_of=sigmoid, with_h=True):
     """The right step but for one thing."""
 
     def answer(x, h, c, w_x, w_h, b):
-        a = x @ w_x + h @ w_h + (b if bias else 0)
+        a = x @ w_x + (h @ w_h if with_h else 0) + (b if bias else 0)
         blocks = a.reshape(len(a), -1, 4).transpose(2, 0, 1) if woven else np.split(a, 4, axis=1)
         part = dict(zip(order, blocks, strict=True))
-        i, f, o, u = sigmoid(part["i"]), sigmoid(part["f"]), sigmoid(part["o"]), u_of(part["u"])
+        i, f, o, u = gate_of(part["i"]), gate_of(part["f"]), gate_of(part["o"]), u_of(part["u"])
         new = f * c + i * u if cell is None else cell(i, f, u, c)
         return (o * np.tanh(new) if show is None else show(o, new, c)), new
 
@@ -35,6 +35,10 @@ def right_h(cell):
         return sigmoid(o) * np.tanh(right), cell(sigmoid(i), sigmoid(f), np.tanh(u), c)
 
     return answer
+
+
+def forgets_the_output(x, h, c, w_x, w_h, b):
+    return step(cell=lambda i, f, u, c: f * h + i * u)(x, h, c, w_x, w_h, b)
 
 
 def row_by_row(x, h, c, w_x, w_h, b):
@@ -77,6 +81,30 @@ def back(through_h=1, through_c=1, slope=1, o_in=1, new_cell=False, shown_is_c=F
     return answer
 
 
+def back_from(
+    order=(0, 1, 2, 3),
+    slope=lambda c, before: 1 - np.tanh(c) ** 2,
+    shown=np.tanh,
+    u_slope=lambda u: 1 - u**2,
+    gates=lambda z: z,
+):
+    """The right backward pass but for a slope, a factor or the order of the blocks."""
+
+    def answer(i, f, o, u, c_before, dh, dc):
+        c = f * c_before + i * u
+        of_c = dc + dh * o * slope(c, c_before)
+        i2, f2, o2 = gates(i), gates(f), gates(o)
+        blocks = [of_c * u * i2 * (1 - i2), of_c * c_before * f2 * (1 - f2), dh * shown(c) * o2 * (1 - o2)]
+        blocks.append(of_c * i * u_slope(u))
+        return np.concatenate([blocks[k] for k in order], axis=1), of_c * f
+
+    return answer
+
+
+def squashed_again(also_u):
+    return back_from(gates=sigmoid, u_slope=lambda u: 1 - (np.tanh(u) if also_u else u) ** 2)
+
+
 def back_by_jacobians(i, f, o, u, c_before, dh, dc):
     """Each number on its own, by the chain rule in the order of the forward pass."""
     B, D = i.shape
@@ -110,6 +138,11 @@ def counted(lstms=2, matrices=2, blocks=4, router=2, of_expert=2, used=lambda E,
     return answer
 
 
+def with_biases(D, F, E, K):
+    products, parameters = counted()(D, F, E, K)
+    return products + 8 * D + K * (F + D), parameters + 8 * D + E * (F + D)
+
+
 WRONG = {
     check.lstm_step: [
         (step(show=lambda o, new, c: o * new), "goes through a tanh before it is shown"),
@@ -123,6 +156,14 @@ WRONG = {
         (right_h(lambda i, f, u, c: f * c + u), "multiplied by the input gate"),
         (right_h(lambda i, f, u, c: i * u), "the cell is both"),
         (step(cell=lambda i, f, u, c: c + i * u), ""),
+        (step(gate_of=lambda z: z), "go through a sigmoid"),
+        (step(gate_of=np.tanh), ""),
+        (step(order="ifuo"), "o and u have changed places"),
+        (step(with_h=False), "h W_h, is missing"),
+        (step(cell=lambda i, f, u, c: (1 - i) * c + i * u), "it is not 1 − i"),
+        (forgets_the_output, "the cell, not the output"),
+        (right_h(lambda i, f, u, c: np.tanh(f * c + i * u)), "only the output shows its tanh"),
+        (lambda *given: step()(*given)[::-1], "wrong order"),
     ],
     check.lstm_step_backward: [
         (back(through_h=0), "shown by this step's output too"),
@@ -138,6 +179,14 @@ WRONG = {
         (back(on=lambda right, dc, i, f: dc * f), "including what came back through h"),
         (back(on=lambda right, dc, i, f: right * i), "not the input gate"),
         (back(on=lambda right, dc, i, f: right * f * (1 - f)), "belongs to da"),
+        (back_from(order=(0, 1, 3, 2)), "o and u have changed places"),
+        (back_from(order=(1, 0, 2, 3)), "i and f have changed places"),
+        (squashed_again(True), "sigmoid or tanh; do not apply it again"),
+        (squashed_again(False), "after their sigmoid; do not apply it again"),
+        (back_from(slope=lambda c, before: 1 - c**2), "not 1 − c²"),
+        (back_from(slope=lambda c, before: 1 - np.tanh(before) ** 2), "the output shows the new cell"),
+        (back_from(shown=lambda c: 1), "this factor is missing"),
+        (back_from(u_slope=lambda u: 1 - np.tanh(u) ** 2), "u is given after its tanh"),
     ],
     check.rows_per_expert: [
         (lambda B, T, K, E: (B * T / E, B / E), "every position goes to K experts"),
@@ -148,6 +197,11 @@ WRONG = {
         (lambda B, T, K, E: (B * T * K // E, B * K // E), "rounded down"),
         (lambda B, T, K, E: (B * T * K / E, B * K // E), "rounded down"),
         (lambda B, T, K, E: (B * T / K, B / K), "K/E of the rows"),
+        (lambda B, T, K, E: (B * T * K / E, T * K / E), "not of the T positions"),
+        (lambda B, T, K, E: (B * T / (K * E), B / (K * E)), "do not divide"),
+        (lambda B, T, K, E: (B * T * K / E, math.ceil(B * K / E)), "rounded up"),
+        (lambda B, T, K, E: (B * T * K / E, max(1, B * K / E)), "rounded up"),
+        (lambda B, T, K, E: (B * K / E, B * T * K / E), "wrong order"),
     ],
     check.paper_counts: [
         (counted(lstms=1), "there are two LSTMs"),
@@ -160,6 +214,14 @@ WRONG = {
         (counted(used=lambda E, K: E), "K experts, not all of them"),
         (counted(used=lambda E, K: 1), "K experts, not one"),
         (counted(stored=lambda E, K: K), "also those that a position does not use"),
+        (counted(of_expert=3), "three of SwiGLU"),
+        (with_biases, "biases do not count"),
+        (lambda D, F, E, K: (2 * counted()(D, F, E, K)[0], counted()(D, F, E, K)[1]), "count each product once"),
+        (
+            lambda D, F, E, K: (16 * D**2 + 2 * D * K * (1 + F), 16 * D**2 + 2 * D * E * (1 + F)),
+            "looks at all E experts",
+        ),
+        (lambda D, F, E, K: (counted()(D, F, E, K)[0] / 1e6, counted()(D, F, E, K)[1] / 1e6), ""),
     ],
 }
 

@@ -30,6 +30,11 @@ def from_the_start(reward, gamma):
     return np.cumsum((power * reward)[::-1], axis=0)[::-1]
 
 
+def from_the_end(reward, gamma):
+    power = gamma ** np.arange(len(reward))[::-1, None]
+    return np.cumsum((power * reward)[::-1], axis=0)[::-1]
+
+
 def by_division(reward, gamma):
     return from_the_start(reward, gamma) / gamma ** np.arange(len(reward))[:, None]
 
@@ -50,6 +55,16 @@ def policy(first=1.0, second=1.0, entropy=True, mean=1.0, one_hot_only=False, on
         of_action = advantage[:, None] * ((0 if one_hot_only else pi) - one_hot)
         of_entropy = bonus * pi * (np.log(pi) + (1 if one else H if entropy else 0))
         return mean * (first * of_action + second * (advantage[:, None] if by_advantage else 1) * of_entropy)
+
+    return policy_backward
+
+
+def bonus_times(of_entropy):
+    """The right gradient but for that of the entropy, a function of π and H."""
+
+    def policy_backward(pi, action, advantage, bonus):
+        H = -(pi * np.log(pi)).sum(1, keepdims=True)
+        return policy(second=0)(pi, action, advantage, bonus) + bonus * of_entropy(pi, H)
 
     return policy_backward
 
@@ -93,12 +108,27 @@ def mixture(weight=None, sign=1.0, gate_sign=1.0, prior=True, one_hot_only=False
             "prior": g,
             "alone": np.ones_like(g),
         }
+        kinds["likeliest"] = np.eye(g.shape[1])[kinds["posterior"].argmax(1)]
+        kinds["twice"] = g * kinds["posterior"]
         of_gate, of_skill = kinds[gate or "posterior"], kinds[weight or "posterior"]
         delta = advantage[:, None] if advantages else 1.0
         ds = -gate_sign * delta * (of_gate - prior * g)
         one_hot = np.eye(skills.shape[2])[action][:, None]
         dz = -sign * (delta * of_skill)[:, :, None] * (one_hot - (0 if one_hot_only else skills))
         return ds, dz
+
+    return mixture_backward
+
+
+def moved_from(away):
+    """The right gradients but for what each skill moves away from, ``away`` (N, E, A), weighted already."""
+
+    def mixture_backward(g, skills, action, advantage):
+        ds, _ = one_by_one(g, skills, action, advantage)
+        likelihood = skills[np.arange(len(g)), :, action]
+        h = g * likelihood / (g * likelihood).sum(1, keepdims=True)
+        one_hot = np.eye(skills.shape[2])[action][:, None]
+        return ds, advantage[:, None, None] * (away(g, skills, h) - h[:, :, None] * one_hot)
 
     return mixture_backward
 
@@ -160,10 +190,22 @@ def left_open(counts):
     return entropy(counts.sum(0) / counts.sum()) - by_rows(counts)
 
 
+def unweighted(counts):
+    joint = counts / counts.sum()
+    independent = joint.sum(1, keepdims=True) * joint.sum(0)
+    return np.log2((joint / independent)[joint > 0]).sum()
+
+
 def without_division(counts):
     seen = counts > 0
     independent = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True)
     return (counts[seen] * np.log2(counts[seen] / independent[seen])).sum()
+
+
+def with_nansum(counts):
+    joint = counts / counts.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nansum(joint * np.log2(joint / np.outer(joint.sum(1), joint.sum(0))))
 
 
 WRONG = {
@@ -177,6 +219,16 @@ WRONG = {
         (lambda reward, gamma: gamma * from_each_step(reward, gamma), "discounts step t itself"),
         (lambda reward, gamma: reward + gamma * (from_each_step(reward, 1.0) - reward), "γ once"),
         (lambda reward, gamma: from_each_step(reward.T, gamma).T, "along the episodes"),
+        (from_the_end, "from the end of the episode"),
+        (lambda reward, gamma: reward + gamma * the_next(reward, 0.0), "one step ahead only"),
+        (
+            lambda reward, gamma: reward + gamma * np.roll(from_each_step(reward, gamma), -1, axis=0),
+            "the first step again",
+        ),
+        (lambda reward, gamma: from_each_step(reward, gamma)[::-1], "turn the result round"),
+        (lambda reward, gamma: np.tile(reward.sum(0), (len(reward), 1)), "undiscounted, at every step"),
+        (lambda reward, gamma: from_each_step(reward, gamma) / np.arange(len(reward), 0, -1)[:, None], "not a mean"),
+        (lambda reward, gamma: from_each_step(reward, gamma) - from_each_step(reward, gamma).mean(0), ""),
     ],
     check.policy_backward: [
         (policy(first=-1), "first term goes the wrong way"),
@@ -190,6 +242,17 @@ WRONG = {
         (policy(one_hot_only=True), "share its softmax"),
         (policy(mean=1 / 5), "mean over the N steps"),
         (policy(by_advantage=True), "multiplies the bonus"),
+        (
+            lambda pi, action, advantage, bonus: policy()(pi, action, np.ones(len(pi)), bonus),
+            "the advantage is missing",
+        ),
+        (bonus_times(lambda pi, H: pi * (np.log(pi) - H)), "not subtracted"),
+        (bonus_times(lambda pi, H: pi * (np.log(pi) + 1 + H)), "cancels with that"),
+        (bonus_times(lambda pi, H: np.log(pi) + H), "factor π of the softmax is missing"),
+        (bonus_times(lambda pi, H: pi * (np.log(pi) + H.mean())), "its own entropy"),
+        (bonus_times(lambda pi, H: pi * (np.log(pi) + H) / np.log(2)), "in nats"),
+        (policy(one_hot_only=True, one=True), "with respect to log π"),
+        (lambda pi, *given: policy(one_hot_only=True, one=True)(pi, *given) / pi, "with respect to π"),
     ],
     check.mixture_backward: [
         (mixture(gate_sign=-1), "wrong way"),
@@ -204,6 +267,16 @@ WRONG = {
         (mixture(one_hot_only=True), "share its softmax"),
         (mixture(advantages=False), "advantage is missing"),
         (before_the_softmax, "softmax is left"),
+        (mixture(gate="likeliest"), "takes the likeliest skill for certain"),
+        (mixture(weight="likeliest"), "takes the likeliest skill for certain"),
+        (mixture(weight="twice"), "one factor too much"),
+        (moved_from(lambda g, skills, h: h[:, :, None] * (g[:, :, None] * skills).sum(1)[:, None]), "from the mixture"),
+        (moved_from(lambda g, skills, h: g[:, :, None] * skills), "not the prior"),
+        (
+            lambda g, *given: (one_by_one(g, *given)[0] + given[2][:, None] * (1 / 3 - g), one_by_one(g, *given)[1]),
+            "equal",
+        ),
+        (lambda *given: one_by_one(*given)[::-1], "wrong order"),
     ],
     check.bits_known: [
         (lambda counts: by_entropies(counts) * np.log(2), "in nats"),
@@ -215,6 +288,11 @@ WRONG = {
         (lambda counts: -by_entropies(counts), "wrong sign"),
         (lambda counts: by_entropies(counts) / entropy(counts.sum(0) / counts.sum()), "as a share"),
         (without_division, "divided by their sum"),
+        (lambda counts: by_entropies(counts / counts.sum(1, keepdims=True)), "every skill counts alike"),
+        (lambda counts: by_entropies(counts / counts.sum(0, keepdims=True)), "every wind counts alike"),
+        (lambda counts: by_entropies(counts) / np.log2(len(counts)), "largest entropy of the skill"),
+        (lambda counts: by_entropies(counts + 1), "add nothing to the counts"),
+        (unweighted, "weighted by the share"),
     ],
 }
 
@@ -222,5 +300,5 @@ RIGHT = {
     check.reward_to_go: [from_each_step, by_a_matrix, by_division],
     check.policy_backward: [by_jacobians, by_log_pi],
     check.mixture_backward: [by_the_product_rule, one_by_one],
-    check.bits_known: [by_entropies, by_rows],
+    check.bits_known: [by_entropies, by_rows, with_nansum],
 }
