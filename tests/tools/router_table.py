@@ -148,7 +148,7 @@ def jump(learned: Learned, config: ModelConfig, data: Texts, seed: int) -> float
 
 
 def step_times(contenders: Sequence[Contender], rounds: int = 15) -> dict[str, float]:
-    """The time of a training step of each contender, with noisy top-2 as 1: medians of rounds in which all take turns."""
+    """The time of a training step of each contender, with noisy top-2 as 1: medians over rounds of all."""
     data, vocabulary = prepare()
     everyone = {one.name: one for one in (*contenders, *(c for c in CONTENDERS if c.name == UNIT))}
     take = {}
