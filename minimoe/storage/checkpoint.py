@@ -281,10 +281,18 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
 
+def _defaults() -> dict[str, Any]:
+    """The default of every setting of a model and a recipe, by name."""
+    return {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+
+
 def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path) -> None:
     mine = _settings(run)
     try:
-        made_with = json.loads(metadata["settings"])
+        # The width was always a setting. One that did not exist when the file was written has its default, as in
+        # ``from_dict``.
+        told = json.loads(metadata["settings"])
+        made_with = _defaults() | told | {"width": told["width"]}
         other = next((name for name in mine if made_with[name] != mine[name]), None)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} does not say with which settings it was made: restore it, or train again.") from None

@@ -360,6 +360,23 @@ def test_tensors_that_do_not_say_where_they_come_from_are_refused(run: Path, set
         checkpoint.load_model(run)
 
 
+def test_a_run_that_is_older_than_some_settings_has_their_defaults(run: Path) -> None:
+    """Neither its config.json nor what its tensors say about themselves names these settings."""
+    newer = ("shared_experts", "second_expert", "bias_rate")
+    rewrite(run, lambda values: [values[part].pop(name, None) for part in ("model", "train") for name in newer])
+    for name in ("model.safetensors", "resume.safetensors"):
+        tensors, metadata = files.read_tensors(run / name)
+        settings = json.loads(metadata["settings"])
+        assert newer[0] in settings
+        older = {setting: value for setting, value in settings.items() if setting not in newer}
+        files.write_tensors(run / name, tensors, metadata | {"settings": json.dumps(older)})
+    assert load(run, "model.safetensors") is not None
+    assert load(run, "resume.safetensors") is not None
+    rewrite(run, lambda values: values["train"].update(bias_rate=0.1))
+    with pytest.raises(UserError, match=re.escape("another bias_rate than config.json says (0.003, not 0.1)")):
+        load(run, "model.safetensors")
+
+
 def test_what_a_resumed_run_may_change_does_not_part_it_from_its_checkpoint(run: Path) -> None:
     rewrite(run, lambda values: values["train"].update(steps=9, save_every=1, evaluate_every=0))
     assert checkpoint.load_model(run).run.recipe.steps == 9
