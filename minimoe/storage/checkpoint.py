@@ -191,6 +191,7 @@ def load_model(folder: str | Path) -> Model:
         )
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
+    _refuse_broken_state(params, path)
     _refuse_surplus(tensors, path)
     _refuse_other_settings(metadata, run, path)
     step = metadata.get("step", "")
@@ -211,6 +212,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
         return None
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
+    _refuse_broken_state(params, path)
     state = optimizer.init(params, run.recipe)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
@@ -329,6 +331,23 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
             )
         filled.append(values)
     return tree.rebuild(blank, filled)
+
+
+def _refuse_broken_state(params: Decoder, path: Path) -> None:
+    """Raises ``UserError`` if what a router compares with is no number: a loss would not show it, as it shows a weight.
+
+    Against a threshold of NaN, for example, no token is good enough, and the layer is silently left out.
+    """
+    named = dict(tree.named_leaves(params))
+    not_negative = set(tree.marked(params, "not_negative"))
+    for name in tree.marked(params, "state"):
+        lowest = 0.0 if name in not_negative else -np.inf
+        for value in named[name].tolist():
+            if not (math.isfinite(value) and value >= lowest):
+                raise UserError(
+                    f"{path} holds {name} with {value}, expected finite numbers{', none below 0' * (lowest == 0)}: "
+                    "the model has diverged or is damaged, so restore the file, or train again."
+                )
 
 
 def _refuse_surplus(tensors: Tensors, path: Path) -> None:

@@ -247,6 +247,20 @@ def test_lambda_follows_the_zeros_of_all_layers_together(awake: list[int], facto
     assert all(new.w_gate is old.w_gate for new, old in zip(after, before, strict=True))
 
 
+def test_a_lambda_that_fell_for_a_long_time_rises_again() -> None:
+    """In float32, 600 steps with too few experts awake would round λ to a number that a fifth does not change."""
+    config = config_of(experts=6, active_experts=2)
+    layer = [ReMoE(np.ones((4, 6), np.float32), np.full(1, 1e-8, np.float32))]
+    few, many = [stats_of([0] * 6, tokens=3)], [stats_of([3] * 6, tokens=3)]
+    for _ in range(600):
+        layer = remoe.next_state(layer, few, config, TrainConfig())
+    low = layer[0].penalty
+    assert low.dtype == np.float32 and 0 < low < 1e-20
+    for steps in range(1, 4):
+        layer = remoe.next_state(layer, many, config, TrainConfig())
+        assert layer[0].penalty == pytest.approx(low * 1.2**steps)
+
+
 def test_a_busy_expert_is_more_expensive() -> None:
     """f is 1 at the target; with E = 2 and K = 1, f = 2 n / N."""
     config = config_of(experts=2, active_experts=1)
