@@ -58,8 +58,8 @@ class Chosen(NamedTuple):
     """The statistics of one layer's first choices, of its second choices, or of all its choices together."""
 
     load: Array  # (texts, E)  each expert's share of the assignments
-    difference: Array  # (texts, texts)  Jensen-Shannon divergence of the loads of two texts, in bits
-    divergence: float  # the divergence of all texts at once; 0 if there is only one
+    difference: Array  # (texts, texts)  Jensen-Shannon divergence of the loads of two texts, in bits; 0 if one is empty
+    divergence: float  # the divergence of all texts that have a load; 0 if there is only one
     repetition: Array  # (texts, 4)  in the order of RATES
     favourites: list[list[Favourite]]  # of each expert, over all texts
 
@@ -141,10 +141,10 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map)
             raise UserError(f"The text {name!r} is {len(ids)} token long; give at least two, to compare neighbours.")
     routing_trace.check_experts(model.config.experts)
     traced = run(lambda ids: routing_trace.trace(model.params, model.config, ids), tokens.values())
-    traces = dict(zip(tokens, traced, strict=True))
+    traces = dict(zip(tokens, routing_trace.alike(list(traced)), strict=True))
     known = np.unique(np.concatenate([trace.tokens for trace in traces.values()])).tolist()
     shown = dict(zip(known, map(visible, token_texts(model.tokenizer, known)), strict=True))
-    several = max(trace.experts.shape[2] for trace in traces.values()) > 1
+    several = next(iter(traces.values())).experts.shape[2] > 1
     choices: tuple[Choice, ...] = ("first", "second", "either") if several else ("first",)
     repetition = {choice: np.stack([_rates(trace, choice) for trace in traces.values()], 1) for choice in choices}
     layers = [
@@ -188,10 +188,16 @@ def _look_at_choice(
 ) -> Chosen:
     load = np.concatenate([routing_trace.load(trace, choice) for trace in traces])
     listed = routing_trace.favourite_tokens(together, 0, FAVOURITES, choice=choice)
+    # A text in which no token has this choice has no load to compare.
+    there = np.flatnonzero(load.any(1))
+    difference = np.zeros((len(load), len(load)))
+    difference[np.ix_(there, there)] = routing_trace.jensen_shannon(
+        *np.broadcast_arrays(load[there][:, None], load[there][None])
+    )
     return Chosen(
         load,
-        difference=routing_trace.jensen_shannon(*np.broadcast_arrays(load[:, None], load[None])),
-        divergence=float(routing_trace.jensen_shannon(*load)) if len(load) > 1 else 0.0,
+        difference,
+        divergence=float(routing_trace.jensen_shannon(*load[there])) if len(there) > 1 else 0.0,
         repetition=repetition,
         favourites=[[Favourite(f.token, shown[f.token], *f[1:]) for f in favourites] for favourites in listed],
     )

@@ -88,7 +88,7 @@ def _data(seen: Seen) -> str:
         "names": [coloured_text.visible(name) for name in names],
         "keys": names,
         "vocabulary": list(seen.token_texts.values()),
-        "tokens": [_columns(trace, places, limit, seen.active) for trace in seen.traces.values()],
+        "tokens": [_columns(trace, places, limit) for trace in seen.traces.values()],
     }
     return json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
@@ -105,12 +105,11 @@ def _rounded(value: Any) -> Any:
     return value
 
 
-def _columns(trace: Trace, places: dict[int, int], limit: int, active: int) -> dict[str, Any]:
+def _columns(trace: Trace, places: dict[int, int], limit: int) -> dict[str, Any]:
     """The first ``limit`` tokens of a text: places in the vocabulary (N,), experts and weights in percent (L, K, N)."""
     known = np.array(list(places))  # ascending, because numpy.unique made them
-    short = active - trace.experts.shape[2]  # another text may have a token with more experts
-    experts = np.pad(trace.experts[:, :limit], ((0, 0), (0, 0), (0, short)), constant_values=-1).transpose(0, 2, 1)
-    weights = np.pad(np.rint(100 * trace.weights[:, :limit]), ((0, 0), (0, 0), (0, short))).transpose(0, 2, 1)
+    experts = trace.experts[:, :limit].transpose(0, 2, 1)
+    weights = np.rint(100 * trace.weights[:, :limit]).transpose(0, 2, 1)
     return {
         "shown": min(limit, len(trace.tokens)),
         "total": len(trace.tokens),

@@ -145,6 +145,20 @@ def _joined(parts: Sequence[Array], axis: int, fill: int) -> Array:
     return np.concatenate(padded, axis=axis)
 
 
+def alike(traces: Sequence[Trace]) -> list[Trace]:
+    """The traces with equally many columns of experts and weights; the added columns are those of missing experts.
+
+    The tokens of one text may have more experts than those of another.
+    """
+    most = max(trace.experts.shape[2] for trace in traces)
+    same = []
+    for trace in traces:
+        missing = [(0, 0), (0, 0), (0, most - trace.experts.shape[2])]
+        experts, weights = np.pad(trace.experts, missing, constant_values=-1), np.pad(trace.weights, missing)
+        same.append(trace._replace(experts=experts, weights=weights))
+    return same
+
+
 def _log_weights(routing: Routing) -> Array:
     """Scores (N, E) for a router that compares none: the logarithm of the weights, and of nearly 0 for all others."""
     xp = array_module(routing.weight)

@@ -40,8 +40,8 @@ def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
         class Experts(NamedTuple): ...
 
     The marks in use are ``matrices`` (Muon updates them), ``training_only`` (a trained model works without them),
-    ``by_expert`` (stacks of experts, of which each worker may own a part) and ``state`` (learned without a gradient,
-    so the optimiser leaves it alone).
+    ``by_expert`` (stacks of experts, of which each worker may own a part), ``state`` (learned without a gradient; the
+    optimiser leaves it alone) and ``not_negative`` (state that is never below 0).
     """
 
     def add(kind: type[Kind]) -> type[Kind]:

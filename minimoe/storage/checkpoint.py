@@ -239,6 +239,7 @@ def load_model(folder: str | Path) -> Model:
         _refuse_surplus(tensors, path)
     else:
         params = quantize.restore(tensors, decoder.blank(run.config, placeholder), run.quantization, path)
+    _refuse_broken_state(params, path)
     _refuse_other_settings(metadata, run, path)
     step = metadata.get("step", "")
     if not (step.isdecimal() and step.isascii() and len(step) <= 10):
@@ -260,6 +261,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
         return None
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
+    _refuse_broken_state(params, path)
     state = optimizer.init(params, run.recipe)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
@@ -332,10 +334,18 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
 
+def _defaults() -> dict[str, Any]:
+    """The default of every setting of a model and a recipe, by name."""
+    return {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+
+
 def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path) -> None:
     mine = _settings(run)
     try:
-        made_with = json.loads(metadata["settings"])
+        # The width was always a setting. One that did not exist when the file was written has its default, as in
+        # ``from_dict``.
+        told = json.loads(metadata["settings"])
+        made_with = _defaults() | told | {"width": told["width"]}
         other = next((name for name in mine if made_with[name] != mine[name]), None)
     except (KeyError, TypeError, ValueError, RecursionError):
         raise UserError(f"{path} does not say with which settings it was made: restore it, or train again.") from None
@@ -372,6 +382,23 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
             )
         filled.append(values)
     return tree.rebuild(blank, filled)
+
+
+def _refuse_broken_state(params: Decoder, path: Path) -> None:
+    """Raises ``UserError`` if what a router compares with is no number: a loss would not show it, as it shows a weight.
+
+    Against a threshold of NaN, for example, no token is good enough, and the layer is silently left out.
+    """
+    named = dict(tree.named_leaves(params))
+    not_negative = set(tree.marked(params, "not_negative"))
+    for name in tree.marked(params, "state"):
+        lowest = 0.0 if name in not_negative else -np.inf
+        for value in named[name].tolist():
+            if not (math.isfinite(value) and value >= lowest):
+                raise UserError(
+                    f"{path} holds {name} with {value}, expected finite numbers{', none below 0' * (lowest == 0)}: "
+                    "the model has diverged or is damaged, so restore the file, or train again."
+                )
 
 
 def _refuse_surplus(tensors: Tensors, path: Path) -> None:

@@ -282,7 +282,8 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
         "seconds": round(seconds, 4),
         "load": [(counts / max(counts.sum(), 1)).round(5).tolist() for counts in assignments],
         "active_experts": [round(counts.sum() / tokens, 4) for counts in assignments],
-        "dropped": [count / (tokens * run.config.active_experts) for count in totals.dropped],
+        # of the entries that were asked for: of K per token, or of as many as the router of this run makes
+        "dropped": [count / max(counts.sum(), 1) for count, counts in zip(totals.dropped, assignments, strict=True)],
         "router_entropy": [round(float(layer.entropy / layer.tokens), 5) for layer in totals.stats],
     }
 

@@ -96,6 +96,43 @@ def test_divergence_compares_all_texts_and_difference_each_pair(model):
     assert seen.layers[0].choices["first"].divergence > 0.001
 
 
+@pytest.mark.parametrize("awake", [5, 1, 0])
+def test_the_tokens_of_one_text_may_have_more_experts_than_those_of_another(small, awake):
+    """With a router that lets the number vary: in a short text, no token may have a second expert, or even a first."""
+    text = "".join(TEXTS.values())
+    model = model_of(small, text, router="remoe")
+    for block in model.params.blocks:
+        block.moe.router.w_gate[:, awake:] = 0  # a score of 0 sleeps
+    texts = tokens_of(model, TEXTS)
+    alone = {name: routing_trace.trace(model.params, model.config, ids) for name, ids in texts.items()}
+    ids = texts["pyramid"]
+    short = next(
+        ids[start : start + 2]
+        for start in range(len(ids))
+        if routing_trace.trace(model.params, model.config, ids[start : start + 2]).experts.shape[2] < max(awake, 2)
+    )
+    seen = microscope.look(model, {**texts, "short": short})
+    assert {trace.experts.shape[2] for trace in seen.traces.values()} == {max(awake, 1)}
+    one = routing_trace.trace(model.params, model.config, short)
+    for name, expected in {**alone, "short": one}.items():
+        found = seen.traces[name]
+        columns = expected.experts.shape[2]
+        assert_allclose(found.experts[..., :columns], expected.experts)
+        assert_allclose(found.weights[..., :columns], expected.weights)
+        assert (found.experts[..., columns:] == -1).all()
+        assert not found.weights[..., columns:].any()
+    for layer in seen.layers:
+        for found in layer.choices.values():
+            empty = ~found.load.any(1)
+            assert not found.difference[empty].any()
+            assert not found.difference[:, empty].any()
+            there = found.load[~empty]
+            expected = float(routing_trace.jensen_shannon(*there)) if len(there) > 1 else 0
+            assert_allclose(found.divergence, expected)
+    json.loads(microscope.to_json(seen))
+    assert "LAYER 1" in microscope.table(seen)
+
+
 def test_repetition_counts_neighbours_of_one_window(seen):
     for layer, choice, (place, (_, trace)) in each(seen):
         chosen = experts_that_count(trace, layer, choice)

@@ -425,3 +425,20 @@ def test_texts_with_unequal_numbers_of_experts_are_joined():
     assert joined.shape == (2, 6, 3)
     assert_array_equal(joined[:, :3], [[[4, -1, -1]] * 3] * 2)
     assert_array_equal(joined[:, 3:], long)
+
+
+def test_traces_are_made_alike_with_columns_of_missing_experts() -> None:
+    """The load, the neighbours and the pairs of a text stay what they were."""
+    rng = np.random.default_rng(0)
+    experts = np.argsort(rng.random((2, 9, 4)), axis=2)
+    full = Trace(np.arange(9), np.zeros(9, int), experts, rng.random((2, 9, 4)), rng.random((2, 9, 4)))
+    narrow = full._replace(experts=experts[..., :1], weights=full.weights[..., :1])
+    found = routing_trace.alike([narrow, full])
+    assert [trace.experts.shape for trace in found] == [trace.weights.shape for trace in found] == [(2, 9, 4)] * 2
+    assert (found[0].experts[..., 1:] == -1).all()
+    assert not found[0].weights[..., 1:].any()
+    np.testing.assert_array_equal(found[0].experts[..., :1], narrow.experts)
+    np.testing.assert_array_equal(found[1].experts, experts)
+    np.testing.assert_array_equal(routing_trace.load(found[0]), routing_trace.load(narrow))
+    np.testing.assert_array_equal(routing_trace.co_activation(found[0]), routing_trace.co_activation(narrow))
+    assert (routing_trace.repetition(found[0]).observed == routing_trace.repetition(narrow).observed).all()

@@ -125,3 +125,13 @@ def test_a_run_that_cannot_have_its_address_space_says_so_before_it_starts(tmp_p
 def test_a_machine_that_does_not_tell_its_memory_is_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "memory_bytes", lambda: None)
     memory.check_memory(presets.preset("mixtral-8x7b").config, TrainConfig())
+
+
+def test_the_two_factors_of_every_shared_expert_are_kept_for_every_token() -> None:
+    def kept(shared: int) -> int:
+        tiny = presets.override(presets.preset("tiny"), {"shared_experts": shared})
+        return memory.activation_bytes(tiny.config, tiny.recipe)
+
+    tiny = presets.preset("tiny")
+    numbers = tiny.recipe.batch * tiny.config.context * tiny.config.layers * 2 * tiny.config.expert_width
+    assert [kept(shared) - kept(0) for shared in (1, 3)] == [4 * numbers, 3 * 4 * numbers]

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from small_models import EVERY_LOSS, assert_close, drawn_mixture, mixture, mixtures
 
 from minimoe.core import tree
-from minimoe.core.config import ModelConfig
+from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder, moe
 from minimoe.layers.exchange import LocalExchange
@@ -17,6 +17,7 @@ from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
 from minimoe.layers.routers import noisy_top_k
+from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance
 from minimoe.proof.gradcheck import Ranked, check, failed
 
@@ -276,3 +277,28 @@ def test_shared_experts_are_matrices_for_muon_that_no_worker_owns_alone(rng: np.
     assert not set(names) & set(tree.marked(params, "by_expert"))
     with pytest.raises(UserError, match=r"shared_experts 3 of expert_width 1048576 are 3,145,728 wide"):
         dataclasses.replace(config, shared_experts=3, expert_width=2**20)
+
+
+def test_each_layer_s_router_learns_from_the_sums_of_its_own_layer(rng: np.random.Generator) -> None:
+    """In place, whatever is learned without a gradient."""
+    config = dataclasses.replace(mixture(5, 2, True, False), router="sigmoid_bias")
+    layers = [moe.init(rng, config, dtype=np.float64) for _ in range(2)]
+    loads = np.array([[1.0, 2, 3, 4, 5], [5.0, 1, 1, 9, 4]])
+    sums = [RouterStats(10, load, *[np.zeros(())] * 6) for load in loads]
+    moe.update_state(layers, sums, config, TrainConfig(bias_rate=0.5))
+    for layer, load in zip(layers, loads, strict=True):
+        np.testing.assert_array_equal(layer.router.bias, 0.5 * np.sign(load.mean() - load))
+
+
+def test_a_router_that_names_no_coefficient_of_the_balance_loss_has_a_hundredth() -> None:
+    expected = {"noisy_top_k": 0.01, "switch": 0.01, "gshard": 0.01, "cosine": 0.01}
+    for router in moe.ROUTERS:
+        config = dataclasses.replace(mixture(5, 2, True, False), router=router)
+        assert moe.balance_coefficient(config) == expected.get(router, 0.0), router
+
+
+def test_the_number_of_experts_per_token_is_bounded_by_k_unless_it_varies() -> None:
+    varies = {"expert_choice", "expert_threshold", "remoe"}
+    for router in moe.ROUTERS:
+        config = dataclasses.replace(mixture(5, 2, True, False), router=router)
+        assert moe.most_experts(config) == (5 if router in varies else 2), router

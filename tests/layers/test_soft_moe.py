@@ -242,3 +242,10 @@ def test_impossible_sizes_are_refused_in_a_sentence(rng: np.random.Generator) ->
         soft_moe.forward(params, np.zeros((2, 0, 4)), config)
     with pytest.raises(UserError, match="3 slots .* 2 experts: give every expert as many slots"):
         soft_moe.forward(params, np.zeros((1, 2, 4)), sizes(experts=2))
+
+
+def test_the_gradient_of_a_vector_of_zeros_is_a_thousand_times_that_of_its_direction() -> None:
+    x_hat, inv = soft_moe.normalize(np.zeros((1, 2, 3)), axis=2)
+    assert not x_hat.any()
+    dx_hat = np.arange(6.0).reshape(1, 2, 3)
+    np.testing.assert_allclose(soft_moe.normalize_backward(x_hat, inv, dx_hat, axis=2), 1000 * dx_hat)

@@ -144,3 +144,14 @@ def test_weighted_adds_each_loss_with_its_own_coefficient() -> None:
 def test_a_coefficient_of_zero_sends_nothing_back() -> None:
     _, gradient = balance.loss(stats_of([4, 1], [3, 2], 5, squared_lse=7.0), Coefficients())
     assert not any(np.any(leaf) for leaf in tree.leaves(gradient))
+
+
+def test_the_pooled_form_takes_the_weights_of_the_experts_too(rng: np.random.Generator) -> None:
+    """In the value and in the gradient, as the form of single layers does."""
+    counts = rng.integers(1, 9, 5).astype(float)
+    stats = uniform(30, 5, 2)._replace(probability=rng.uniform(1, 3, 5), assignments=counts)
+    weights = [1.0, 1.0, 0.5, 0.25, 2.0]
+    value, gradient = balance.pooled([stats], 0.3, weights)
+    expected = 5 * (np.array(weights) * counts / 30 * stats.probability / 30)
+    assert float(value) == pytest.approx(expected.sum())
+    np.testing.assert_allclose(gradient.probability, 0.3 * expected / stats.probability)

@@ -137,3 +137,36 @@ def test_routers_know_that_this_is_training() -> None:
     tokens = np.arange(8)[None] % 7
     done = objective.forward(params, Shard(tokens, tokens), config, Objective())
     assert done.sums.dropped == [8 - 3]
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_experts_that_cost_less_weigh_less_in_the_balance_loss(
+    rng: np.random.Generator, small: ModelConfig, pooled: bool
+) -> None:
+    """Of each layer, and of all layers together."""
+    config = dataclasses.replace(small, expert_kind="zero_computation", cheap_balance=0.25)
+    params, batch = drawn(rng, config), batch_of(rng, config)
+    goal = Objective(Coefficients(balance=0.5), pooled_balance=pooled)
+    totals, _ = loss_and_gradient(params, [batch], config, goal)
+    weights = np.array([1.0] * (config.experts - 2) + [0.25] * 2)
+    added = 0.0
+    for layer in [tree.add(*totals.stats)] if pooled else totals.stats:
+        share = layer.assignments / (layer.tokens if pooled else layer.assignments.sum())
+        added += 0.5 * config.experts * (weights * share * layer.probability).sum() / layer.tokens
+    assert float(totals.total - totals.cross_entropy) == pytest.approx(added, rel=1e-12)
+    assert not np.allclose(added, float(loss_and_gradient(
+        params, [batch], dataclasses.replace(config, cheap_balance=1.0), goal
+    )[0].total - totals.cross_entropy))  # fmt: skip
+
+
+def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, small: ModelConfig) -> None:
+    config = dataclasses.replace(small, router="remoe")
+    params, batch = drawn(rng, config), batch_of(rng, config)
+    for layer, block in enumerate(params.blocks):
+        block.moe.router.penalty[:] = 1.0 + layer
+    totals, _ = loss_and_gradient(params, [batch], config, Objective())
+    own = 0.0
+    for layer, sums in enumerate(totals.stats):
+        f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
+        own += (1.0 + layer) * (f * sums.probability).sum() / sums.tokens
+    assert float(totals.total - totals.cross_entropy) == pytest.approx(own, rel=1e-12)

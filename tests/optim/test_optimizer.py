@@ -136,3 +136,18 @@ def test_training_a_linear_map_finds_it(rng, kind):
         zero.blocks[0].attention.query.weight[...] = params.blocks[0].attention.query.weight - target
         optimizer.update(params, zero, state, recipe, step)
     assert np.abs(params.blocks[0].attention.query.weight - target).max() < 0.05
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_what_is_learned_without_a_gradient_has_no_moments_and_does_not_decay(rng, kind):
+    config = dataclasses.replace(CONFIG, router="sigmoid_bias")
+    recipe = dataclasses.replace(CONSTANT, optimizer=kind, learning_rate=0.1, weight_decay=0.5)
+    params = decoder.init(rng, config, np.float64)
+    for block in params.blocks:
+        block.moe.router.bias[:] = [1, -2, 3]
+    state = optimizer.init(params, recipe)
+    learned = {name for name, _ in tree.named_leaves(params) if not name.endswith("router.bias")}
+    assert state.keys() == learned
+    optimizer.update(params, tree.map(np.ones_like, params), state, recipe, 0)
+    for block in params.blocks:
+        np.testing.assert_array_equal(block.moe.router.bias, [1, -2, 3])

@@ -238,3 +238,17 @@ def test_every_stack_of_experts_and_nothing_else_is_split_off() -> None:
         id(leaf) for block in params.blocks for leaf in block.moe.experts
     }
     assert len(experts) + len(others) == len(tree.leaves(params))
+
+
+def test_there_is_room_for_every_expert_of_every_token_if_their_number_varies() -> None:
+    recipe = TrainConfig(batch=8)
+    for router, most in (("sigmoid_bias", 2), ("remoe", 5), ("expert_threshold", 5)):
+        config = dataclasses.replace(CONFIG, router=router)
+        assert exchange.most_rows(config, recipe, 2) == 8 * config.context * most, router
+
+
+def test_experts_of_which_some_have_no_parameters_are_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda config, rows: True)
+    recipe = TrainConfig(batch=8)
+    assert exchange.worth_exchanging(CONFIG, recipe, 2)
+    assert not exchange.worth_exchanging(dataclasses.replace(CONFIG, expert_kind="zero_computation"), recipe, 2)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, checked to the last bit, and open to any program that reads safetensors."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -361,10 +362,54 @@ def test_tensors_that_do_not_say_where_they_come_from_are_refused(run: Path, set
         checkpoint.load_model(run)
 
 
+def test_a_run_that_is_older_than_some_settings_has_their_defaults(run: Path) -> None:
+    """Neither its config.json nor what its tensors say about themselves names these settings."""
+    newer = ("shared_experts", "second_expert", "bias_rate")
+    rewrite(run, lambda values: [values[part].pop(name, None) for part in ("model", "train") for name in newer])
+    for name in ("model.safetensors", "resume.safetensors"):
+        tensors, metadata = files.read_tensors(run / name)
+        settings = json.loads(metadata["settings"])
+        assert newer[0] in settings
+        older = {setting: value for setting, value in settings.items() if setting not in newer}
+        files.write_tensors(run / name, tensors, metadata | {"settings": json.dumps(older)})
+    assert load(run, "model.safetensors") is not None
+    assert load(run, "resume.safetensors") is not None
+    rewrite(run, lambda values: values["train"].update(bias_rate=0.1))
+    with pytest.raises(UserError, match=re.escape("another bias_rate than config.json says (0.003, not 0.1)")):
+        load(run, "model.safetensors")
+
+
 def test_what_a_resumed_run_may_change_does_not_part_it_from_its_checkpoint(run: Path) -> None:
     rewrite(run, lambda values: values["train"].update(steps=9, save_every=1, evaluate_every=0))
     assert checkpoint.load_model(run).run.recipe.steps == 9
     assert checkpoint.load_progress(run, checkpoint.load_config(run)) is not None
+
+
+@pytest.mark.parametrize(
+    ("router", "leaf", "wrong", "right"),
+    [
+        ("expert_threshold", "threshold", (math.nan, -0.1), 0.0),
+        ("remoe", "penalty", (math.inf, -1e-9), 1e-9),
+        ("sigmoid_bias", "bias", (math.nan, -math.inf), -0.1),
+    ],
+)
+def test_state_that_no_training_leaves_is_refused(
+    tmp_path: Path, router: str, leaf: str, wrong: tuple[float, ...], right: float
+) -> None:
+    """A loss does not show it: with a threshold that is no number, an expert just gets no token."""
+    folder = tmp_path / "run"
+    train(folder, steps=1, router=router)
+    full = f"blocks[1].moe.router.{leaf}"
+    for name in ("model.safetensors", "resume.safetensors"):
+        tensors, metadata = files.read_tensors(folder / name)
+        for value in (*wrong, right):
+            tensors[full] = np.append(tensors[full][:-1], np.float32(value))
+            files.write_tensors(folder / name, tensors, metadata)
+            if value == right:
+                assert load(folder, name) is not None
+            else:
+                with pytest.raises(UserError, match=re.escape(f"{name} holds {full} with ")):
+                    load(folder, name)
 
 
 def test_another_dtype_or_optimiser_does_not_match_the_tensors(run: Path) -> None:

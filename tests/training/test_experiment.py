@@ -1,6 +1,7 @@
 """Runs in memory: the same steps as a run in a folder, frozen parts that stay, and the measure of balance."""
 
 import dataclasses
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.losses.objective import Totals
+from minimoe.optim import clipping
 from minimoe.text import batches
 from minimoe.text.batches import Texts
 from minimoe.training import experiment
@@ -28,8 +31,8 @@ def test_it_reaches_the_loss_of_a_run_in_a_folder(prepared: tuple[ModelConfig, T
     """With the parameters drawn alike; a run draws its noise from the generator that drew its parameters."""
     config, data = prepared
     quiet = dataclasses.replace(config, noisy_gating=False)
-    learned = experiment.learn(quiet, RECIPE, data, seed=RECIPE.seed)
-    run = small_runs.train(tmp_path / "run", noisy_gating=False)
+    learned = experiment.learn(quiet, RECIPE, data, seed=3)
+    run = small_runs.train(tmp_path / "run", noisy_gating=False, seed=3)
     assert learned.loss == pytest.approx(run.metrics[-1]["val_loss"], rel=1e-6)
     assert learned.load.sum(1) == pytest.approx(1)
     assert learned.active == config.active_experts
@@ -46,15 +49,37 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
 
 def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
     config, data = prepared
-    seen: list[tuple[float, float]] = []
+    losses, penalties, active = [], [], []
+
+    def watch(params: decoder.Decoder, totals: Totals) -> None:
+        losses.append(float(totals.total))
+        penalties.append(float(params.blocks[0].moe.router.penalty[0]))
+        active.append(np.mean([layer.assignments.sum() / layer.tokens for layer in totals.stats]))
+
     remoe = dataclasses.replace(config, router="remoe")
-    experiment.learn(
-        remoe, RECIPE, data, 1,
-        watch=lambda params, totals: seen.append((float(totals.total), float(params.blocks[0].moe.router.penalty[0]))),
-    )  # fmt: skip
-    assert len(seen) == RECIPE.steps
-    assert seen[0][1] == pytest.approx(1e-8), "the first step is seen before the state moves"
-    assert len(set(seen)) == RECIPE.steps
+    learned = experiment.learn(remoe, RECIPE, data, 1, watch=watch)
+    assert len(set(losses)) == RECIPE.steps
+    assert penalties[0] == pytest.approx(1e-8), "the first step is seen before the state moves"
+    assert all(before != after for before, after in pairwise(penalties)), "and each step moves it"
+    assert learned.active == active[-1] != active[0], "the last tenth of so few steps is one"
+
+
+def test_what_is_frozen_is_no_part_of_the_norm(
+    prepared: tuple[ModelConfig, Texts], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, data = prepared
+    clipped: list[int] = []
+    monkeypatch.setattr(clipping, "clip", lambda gradients, limit: clipped.append(len(gradients)))
+    experiment.learn(config, RECIPE, data, 1, frozen=lambda name: not name.startswith("norm"))
+    assert clipped == [1] * RECIPE.steps
+
+
+def test_a_router_that_looks_ahead_has_to_be_allowed(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    ahead, short = dataclasses.replace(config, router="expert_choice"), dataclasses.replace(RECIPE, steps=1)
+    with pytest.raises(UserError, match="looks at later tokens"):
+        experiment.learn(ahead, short, data, 0)
+    assert experiment.learn(ahead, short, data, 0, look_ahead=True).loss > 0
 
 
 def test_seeds_differ_and_repeat(prepared: tuple[ModelConfig, Texts]) -> None:

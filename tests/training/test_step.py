@@ -44,12 +44,16 @@ def test_a_step_is_downhill(params: Decoder) -> None:
     assert losses[2] < losses[1] < losses[0]
 
 
-def test_a_loss_that_is_no_number_changes_nothing(params: Decoder) -> None:
+@pytest.mark.parametrize("router", ["noisy_top_k", "sigmoid_bias"])
+def test_a_loss_that_is_no_number_changes_nothing(router: str) -> None:
+    """Nor what a router learns without a gradient, although the load is known."""
+    config = dataclasses.replace(CONFIG, router=router)
+    params = decoder.init(np.random.default_rng(1), config)
     params.norm.gain[0] = np.nan
     before = tree.map(np.copy, params)
     moments = optimizer.init(params, RECIPE)
-    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, RECIPE, 2)
-    totals, norm = step.train_step(params, moments, shards, CONFIG, RECIPE, 0)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, config, RECIPE, 2)
+    totals, norm = step.train_step(params, moments, shards, config, RECIPE, 0)
     assert not step.is_finite(totals, norm)
     for one, other in zip(tree.leaves(before), tree.leaves(params), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -63,11 +67,12 @@ def test_the_recipe_reaches_the_objective_each_setting_in_its_place(params: Deco
         importance_loss=0.2,
         load_loss=0.3,
         z_loss=0.4,
+        sequence_loss=0.7,
         capacity_factor=0.6,
         pooled_balance=True,
     )
     shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, recipe, 2)
-    goal = Objective(Coefficients(balance=0.1, importance=0.2, load=0.3, z=0.4), 0.6, pooled_balance=True)
+    goal = Objective(Coefficients(balance=0.1, importance=0.2, load=0.3, z=0.4, sequence=0.7), 0.6, pooled_balance=True)
     expected, _ = objective.loss_and_gradient(params, shards, CONFIG, goal)
     totals, _ = step.gradient(params, shards, CONFIG, recipe)
     assert float(totals.total) == float(expected.total)

@@ -187,6 +187,18 @@ def test_the_dropped_share_is_that_of_all_entries(tmp_path: Path) -> None:
     assert all(0.75 <= share < 1 for row in trained.metrics for share in row["dropped"])
 
 
+def test_the_dropped_share_of_a_router_that_asks_for_more_than_k_is_a_share(tmp_path: Path) -> None:
+    """About 4 of 8 experts are awake at first. With K = 1, a token has four times as many entries as K."""
+    config = {"router": "remoe", "experts": 8, "active_experts": 1}
+    trained = train(tmp_path / "run", steps=2, capacity_factor=0.01, **config)
+    for row in trained.metrics:
+        asked = np.array(row["active_experts"]) * small_runs.RECIPE.batch * small_runs.CONFIG.context
+        most = small_runs.RECIPE.batch * 8  # one entry of each expert and sequence
+        assert (asked > 1.5 * small_runs.RECIPE.batch * small_runs.CONFIG.context).all()
+        assert (1 - most / asked - 1e-9 <= np.array(row["dropped"])).all()
+        assert (np.array(row["dropped"]) < 1).all()
+
+
 def test_more_threads_than_sequences_are_as_many_as_sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted, check = [], memory.check_memory
 

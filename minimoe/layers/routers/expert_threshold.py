@@ -50,7 +50,7 @@ BALANCE_LOSS = 0.0
 """The thresholds balance the load, so no loss has to."""
 
 
-@tree.marks(state=("threshold",))
+@tree.marks(state=("threshold",), not_negative=("threshold",))
 class ExpertThreshold(NamedTuple):
     w_gate: Array  # (D, E)
     threshold: Array  # (E,)  τ

@@ -53,8 +53,11 @@ START = 0.5
 FACTOR = 1.2
 """What λ is multiplied with, or divided by, after each step."""
 
+LEAST_PENALTY = 1e-30
+"""The smallest λ. In float32, one below 1e-44 would be rounded to itself when multiplied, and never rise again."""
 
-@tree.marks(state=("penalty",), training_only=("penalty",))
+
+@tree.marks(state=("penalty",), not_negative=("penalty",), training_only=("penalty",))
 class ReMoE(NamedTuple):
     w_gate: Array  # (D, E)
     penalty: Array  # (1,)  λ, the same number in every layer
@@ -164,7 +167,8 @@ def next_state(
     aim = sum(layer.tokens for layer in stats) * config.active_experts
     # Fewer zeros than 1 − K/E of all scores means more than K experts awake per token.
     step = FACTOR ** xp.sign(awake - aim)
-    return [layer._replace(penalty=(layer.penalty * step).astype(layer.penalty.dtype)) for layer in params]
+    moved = [xp.maximum(layer.penalty * step, LEAST_PENALTY).astype(layer.penalty.dtype) for layer in params]
+    return [layer._replace(penalty=penalty) for layer, penalty in zip(params, moved, strict=True)]
 
 
 def compared(params: ReMoE, cache: Cache) -> list[tuple[Array, int]]:

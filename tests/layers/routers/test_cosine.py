@@ -247,3 +247,17 @@ def test_a_capacity_drops_the_last_comers(rng: np.random.Generator) -> None:
     params.bias[:] = [1, 0, 0]  # every token chooses experts 0 and 1
     routing, _, _ = cosine.forward(params, x, config, Mode(True, None, 0.5))
     assert (routing.counts, routing.dropped) == ([2, 2, 0, 0], 12)  # ⌈0.5 · 2 · 8 / 4⌉ = 2
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("temperature", [-1.0, 1.0, 6.0])
+def test_one_token_is_decoded_as_it_is_routed(rng: np.random.Generator, form: str, temperature: float) -> None:
+    """With the bias, the scale and its cut at a hundred; of equal scores, the lowest index wins."""
+    config = config_of(cosine_form=form)
+    params = drawn(rng, config, temperature)
+    params.directions[3] = params.directions[1]
+    for x in rng.standard_normal((20, 6)):
+        routing, _, _ = cosine.forward(params, x[None, None], config)
+        experts, weights = cosine.decode(params, x, config)
+        assert experts == experts_by_token(routing)[0].tolist()
+        assert weights == pytest.approx(by_token(routing.weight, routing.place)[0].tolist(), rel=1e-9)

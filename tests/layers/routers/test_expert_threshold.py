@@ -127,6 +127,7 @@ def test_a_token_at_the_threshold_is_not_taken() -> None:
     params = ExpertThreshold(np.zeros((4, 5)), np.array([0.2, 0.2 - 1e-9, 0.2, 0, 1.0]))
     routing, _, _ = expert_threshold.forward(params, np.ones((1, 3, 4)), CONFIG)
     assert routing.counts == [0, 3, 0, 3, 0]
+    assert expert_threshold.decode(params, np.ones(4), CONFIG)[0] == [1, 3], "nor when it is written"
 
 
 def test_the_thresholds_move_by_the_load_relative_to_the_fair_share() -> None:
@@ -137,6 +138,17 @@ def test_the_thresholds_move_by_the_load_relative_to_the_fair_share() -> None:
     expected = tau * np.exp([0, 0.05, -0.05, -0.025, 0.075])
     np.testing.assert_allclose(after.threshold, expected, rtol=1e-12)
     assert (after.w_gate == 1).all()
+
+
+def test_each_layer_has_thresholds_of_its_own() -> None:
+    layers = [ExpertThreshold(np.full((4, 5), layer), np.full(5, 0.1 * layer)) for layer in (1.0, 2.0)]
+    sums = [RouterStats(10, np.array(load), *[np.zeros(())] * 6) for load in ([4.0, 8, 0, 2, 10], [8.0, 4, 4, 4, 0])]
+    for layer, alone, after in zip(
+        layers, sums, expert_threshold.next_state(layers, sums, CONFIG, TrainConfig()), strict=True
+    ):
+        (expected,) = expert_threshold.next_state([layer], [alone], CONFIG, TrainConfig())
+        np.testing.assert_array_equal(after.threshold, expected.threshold)
+        np.testing.assert_array_equal(after.w_gate, layer.w_gate)
 
 
 def test_no_tokens_move_no_threshold() -> None:

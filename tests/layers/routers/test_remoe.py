@@ -96,6 +96,7 @@ def test_it_agrees_with_a_loop_over_tokens(rng: np.random.Generator) -> None:
     params, x = router_of(rng.standard_normal((4, 5))), rng.standard_normal((2, 6, 4))
     mask = np.ones((2, 6))
     mask[1, 4:] = 0
+    x[1, 4:] = x.reshape(-1, 4)[(x.reshape(-1, 4) @ params.w_gate > 0).sum(1).argmax()]  # padding wakes several
     routing, stats, _ = remoe.forward(params, x, config, Mode(True, mask=mask, balance_by_sequence=True))
     experts, weights = experts_by_token(routing), by_token(routing.weight, routing.place)
     counts, asked = np.zeros((2, 2, 5))  # of each sequence
@@ -245,6 +246,20 @@ def test_lambda_follows_the_zeros_of_all_layers_together(awake: list[int], facto
     after = remoe.next_state(before, layers, config, TrainConfig())
     assert [layer.penalty for layer in after] == [pytest.approx(0.01 * factor)] * 2
     assert all(new.w_gate is old.w_gate for new, old in zip(after, before, strict=True))
+
+
+def test_a_lambda_that_fell_for_a_long_time_rises_again() -> None:
+    """In float32, 600 steps with too few experts awake would round λ to a number that a fifth does not change."""
+    config = config_of(experts=6, active_experts=2)
+    layer = [ReMoE(np.ones((4, 6), np.float32), np.full(1, 1e-8, np.float32))]
+    few, many = [stats_of([0] * 6, tokens=3)], [stats_of([3] * 6, tokens=3)]
+    for _ in range(600):
+        layer = remoe.next_state(layer, few, config, TrainConfig())
+    low = layer[0].penalty
+    assert low.dtype == np.float32 and 0 < low < 1e-20
+    for steps in range(1, 4):
+        layer = remoe.next_state(layer, many, config, TrainConfig())
+        assert layer[0].penalty / low == pytest.approx(1.2**steps)
 
 
 def test_a_busy_expert_is_more_expensive() -> None:

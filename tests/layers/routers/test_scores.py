@@ -162,3 +162,17 @@ def test_a_gradient_meant_once_for_each_token_skips_padding() -> None:
     gradient, mask = np.array([[1.0, 2.0]]), np.array([[1.0], [0.0]])
     assert scores.once_per_token(gradient, None) is gradient
     assert scores.once_per_token(gradient, mask).tolist() == [[1, 2], [0, 0]]
+
+
+def test_a_table_of_choices_is_as_wide_as_the_token_with_the_most_and_never_without_a_column() -> None:
+    taken = np.array([[False, True, False, True], [False, False, False, False], [True, True, False, True]])
+    weights = np.array([[9.0, 0.0, 9.0, 2.0], [9.0, 9.0, 9.0, 9.0], [1.0, 3.0, 9.0, 0.0]])  # a weight may be 0
+    choice, kept = scores.choice_of(taken, weights)
+    assert kept.tolist() == [[True, True, False], [False, False, False], [True, True, True]]
+    assert choice.experts[0, :2].tolist() == [3, 1]
+    assert choice.experts[2].tolist() == [1, 0, 3]
+    np.testing.assert_array_equal(choice.weights[kept], [2, 0, 3, 1, 0])
+    for nothing in (np.zeros((3, 4), bool), np.zeros((0, 4), bool)):
+        choice, kept = scores.choice_of(nothing, np.ones(nothing.shape))
+        assert choice.experts.shape == kept.shape == (len(nothing), 1)
+        assert not kept.any()
