@@ -277,7 +277,7 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
     def rate(order: Array) -> Array:
         """The share of consecutive pairs that have an expert in common (L,), with the tokens in this order."""
         before, after = chosen[:, order[:-1]][:, together], chosen[:, order[1:]][:, together]
-        shares: Array = _meet(before, after).mean(1)
+        shares: Array = _meet(before, after, experts).mean(1)
         return shares
 
     if shuffles < 1 or seed < 0:
@@ -290,7 +290,7 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
     return Repetition(
         observed=rate(np.arange(len(trace.window))),
         uniform=_chance_of_uniform_sets((chosen >= 0).sum(2), experts),
-        load=np.array([_chance_of_meeting(layer) for layer in chosen]),
+        load=np.array([_chance_of_meeting(layer, experts) for layer in chosen]),
         shuffled=np.mean([rate(order) for order in orders], axis=0),
     )
 
@@ -304,17 +304,33 @@ def _chance_of_uniform_sets(sizes: Array, experts: int) -> float:
     )
 
 
-def _meet(one: Array, other: Array) -> Array:
-    """Sets of experts, one (…, k) and other (…, k) → whether they have an expert in common, (…) bool."""
+def _meet(one: Array, other: Array, experts: int) -> Array:
+    """Sets of experts, one (…, k) and other (…, k) → whether they have an expert in common, (…) bool.
+
+    Large sets are compared expert by expert, because of k experts there are k² pairs.
+    """
+    if one.shape[-1] ** 2 > experts:
+        return np.asarray((_members(one, experts) & _members(other, experts)).any(-1))
     common: Array = ((one[..., :, None] == other[..., None, :]) & (one[..., :, None] >= 0)).any((-2, -1))
     return common
 
 
-def _chance_of_meeting(chosen: Array) -> float:
+def _members(chosen: Array, experts: int) -> Array:
+    """chosen (…, k) → whether an expert is in the set, (…, E) bool."""
+    inside = np.zeros((*chosen.shape[:-1], experts + 1), bool)  # the last column takes the missing experts
+    np.put_along_axis(inside, chosen, True, axis=-1)
+    return inside[..., :experts]
+
+
+def _chance_of_meeting(chosen: Array, experts: int) -> float:
     """chosen (N, k) → the chance that the sets of two tokens, drawn with replacement, have an expert in common."""
     sets, counts = np.unique(np.sort(chosen, axis=1), axis=0, return_counts=True)
     share = counts / counts.sum()
-    return float(sum(p * (share @ _meet(one, sets)) for p, one in zip(share, sets, strict=True)))
+    if sets.shape[1] ** 2 <= experts:
+        return float(sum(p * (share @ _meet(one, sets, experts)) for p, one in zip(share, sets, strict=True)))
+    members, rows = _members(sets, experts).astype(np.float32), 1024  # most tokens may have a set of their own
+    blocks = (slice(start, start + rows) for start in range(0, len(sets), rows))
+    return float(sum(share[some] @ ((members[some] @ members.T > 0) @ share) for some in blocks))
 
 
 @underflow_is_right
