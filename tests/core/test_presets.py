@@ -103,3 +103,8 @@ def test_a_dense_twin_is_as_wide_as_the_active_experts_and_the_shared_ones() -> 
 def test_a_dense_model_has_no_twin() -> None:
     with pytest.raises(UserError, match="dense already"):
         presets.dense_twin(presets.dense_twin(presets.preset("toy")))
+
+
+def test_a_dense_twin_computes_with_its_only_expert() -> None:
+    settings = {"expert_kind": "zero_computation"}
+    assert presets.dense_twin(presets.override(presets.preset("toy"), settings)).config.expert_kind == "swiglu"

@@ -12,6 +12,7 @@ from small_models import drawn
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.core.presets import PRESETS
 from minimoe.layers import block, decoder, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
@@ -179,3 +180,22 @@ def test_the_noise_of_a_step_has_a_number_for_every_logit_of_every_router(small:
     assert len(np.unique(noise)) == noise.size, "each drawn for itself"
     silent = dataclasses.replace(small, noisy_gating=False)
     assert decoder.draw_noise(np.random.default_rng(0), silent, 3, 7, "float32") is None
+
+
+def test_a_router_that_looks_ahead_is_refused_unless_asked_for(rng: np.random.Generator, small: ModelConfig) -> None:
+    ahead = dataclasses.replace(small, router="expert_choice")
+    for refused in (lambda: decoder.check(ahead), lambda: decoder.init(rng, ahead)):
+        with pytest.raises(UserError, match="router 'expert_choice' looks at later tokens"):
+            refused()
+    assert decoder.init(rng, ahead, look_ahead=True).norm.gain.size == small.width
+
+
+def test_the_labels_of_a_router_are_the_tokens_unless_others_are_given(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    config = dataclasses.replace(small, router="token_hash", noisy_gating=False, hash_gate=True)
+    params = drawn(rng, config)
+    tokens, labels = rng.integers(config.vocab_size, size=(2, 2, 7))
+    logits = decoder.forward(params, tokens, config).logits
+    assert (logits == decoder.forward(params, tokens, config, Mode(labels=tokens)).logits).all()
+    assert (logits != decoder.forward(params, tokens, config, Mode(labels=labels)).logits).any()

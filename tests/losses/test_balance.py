@@ -155,3 +155,11 @@ def test_the_pooled_form_takes_the_weights_of_the_experts_too(rng: np.random.Gen
     expected = 5 * (np.array(weights) * counts / 30 * stats.probability / 30)
     assert float(value) == pytest.approx(expected.sum())
     np.testing.assert_allclose(gradient.probability, 0.3 * expected / stats.probability)
+
+
+def test_an_expert_that_costs_less_weighs_less_in_the_loss_and_in_its_gradient() -> None:
+    stats, weights = stats_of([4, 2, 2], [3.0, 2.0, 3.0], 8), [1.0, 0.5, 2.0]
+    losses, gradient = balance.loss(stats, Coefficients(balance=0.3), weights)
+    shares = np.array(weights) * [0.5, 0.25, 0.25]
+    assert losses.balance == pytest.approx(3 * (shares * stats.probability).sum() / 8)
+    np.testing.assert_allclose(gradient.probability, 0.3 * 3 / 8 * shares)

@@ -194,3 +194,8 @@ def test_a_config_that_is_no_object_is_refused(tmp_path: Path, small: ModelConfi
     (folder / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         huggingface_config.read(folder)
+
+
+def test_shared_experts_have_no_place_in_a_mixtral(small: ModelConfig) -> None:
+    with pytest.raises(UserError, match="shared_experts 2 cannot be written as a Mixtral"):
+        huggingface_config.to_dict(dataclasses.replace(small, noisy_gating=False, shared_experts=2))

@@ -133,3 +133,14 @@ def test_both_the_loss_and_the_norm_have_to_be_finite(params: Decoder, total: fl
     shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, RECIPE, 1)
     totals, _ = step.gradient(params, shards, CONFIG, RECIPE)
     assert step.is_finite(totals._replace(total=total), norm) is finite
+
+
+def test_the_state_of_a_router_moves_once_in_a_step_however_many_shards_there_are() -> None:
+    config = dataclasses.replace(CONFIG, router="sigmoid_bias")
+    params = decoder.init(np.random.default_rng(1), config)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, config, RECIPE, 3)
+    totals, _ = step.train_step(params, optimizer.init(params, RECIPE), shards, config, RECIPE, 0)
+    for block, stats in zip(params.blocks, totals.stats, strict=True):
+        moved = RECIPE.bias_rate * np.sign(stats.assignments.mean() - stats.assignments)
+        np.testing.assert_allclose(block.moe.router.bias, moved, rtol=1e-6)
+    assert any(block.moe.router.bias.any() for block in params.blocks)
