@@ -24,7 +24,7 @@ SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float
 
 EXAMPLES = {
     "train": (
-        "minimoe train                                              the toy, on data/, in about two minutes",
+        "minimoe train                                              the toy, on data/, in a minute or two",
         "minimoe train --text notes.txt --steps 1000                your own text",
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",

@@ -23,7 +23,7 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "toy": Preset(
-        "a small Mixtral that learns the texts of data/ in about a minute",
+        "a small Mixtral that learns the texts of data/ in a minute or two",
         ModelConfig(expert_width=64),  # with wider experts, on so little text, a dense model would do as well
         TrainConfig(steps=500, learning_rate=6e-3, warmup=50, weight_decay=0.5, evaluate_every=50),
     ),
