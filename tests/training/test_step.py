@@ -144,3 +144,14 @@ def test_the_state_of_a_router_moves_once_in_a_step_however_many_shards_there_ar
         moved = RECIPE.bias_rate * np.sign(stats.assignments.mean() - stats.assignments)
         np.testing.assert_allclose(block.moe.router.bias, moved, rtol=1e-6)
     assert any(block.moe.router.bias.any() for block in params.blocks)
+
+
+@pytest.mark.parametrize(
+    ("router", "given", "used"),
+    [("noisy_top_k", None, 0.01), ("sigmoid_bias", None, 0.0), ("sigmoid_bias", 0.3, 0.3), ("noisy_top_k", 0.0, 0.0)],
+)
+def test_a_recipe_without_a_coefficient_of_the_balance_loss_takes_the_router_s(
+    router: str, given: float | None, used: float
+) -> None:
+    config, recipe = dataclasses.replace(CONFIG, router=router), dataclasses.replace(RECIPE, balance_loss=given)
+    assert step.objective_of(config, recipe).coefficients.balance == used
