@@ -195,7 +195,7 @@ def step(
 
 
 def two_lines(rng: np.random.Generator, cases: int = 200, noise: float = 0.3) -> tuple[Array, Array]:
-    """A V: x (N, 1) uniform in [−3, 3], and d = 2 |x| with Gaussian noise (N, 1). Two lines, slopes −2 and 2."""
+    """A V shape: x (N, 1) uniform in [−3, 3], d = 2 |x| with Gaussian noise (N, 1). Two lines, slopes −2 and 2."""
     x = rng.uniform(-3, 3, (cases, 1))
     return x, 2 * abs(x) + noise * rng.standard_normal((cases, 1))
 

@@ -204,7 +204,7 @@ def features(x: Array) -> Array:
 def surrogate(
     log_pi: Array, action: Array, advantage: Array, alive: Array, bonus: float, episodes: int
 ) -> tuple[Array, Array, Array]:
-    """log π (M, A) of M steps → −Σ δ log π(a) and Σ H, both over ``episodes``, and the gradient of the loss (M, A).
+    """log π (M, A) of M steps → −Σ δ log π(a) and Σ H, each divided by ``episodes``, and the loss's gradient (M, A).
 
     Sums over the steps of an episode, not means: an action counts the same in a short episode as in a long one. H is
     −Σ π log π, so its gradient with respect to log π is −π (log π + 1).

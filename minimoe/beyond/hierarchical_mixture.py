@@ -237,10 +237,10 @@ def online_init(params: HierarchicalMixture, ridge: float = 1.0) -> Online:
 def online_step(
     params: HierarchicalMixture, memory: Online, x: Array, y: Array, decay: float, floor: float = FLOOR
 ) -> tuple[HierarchicalMixture, Online]:
-    """One case x (D,), y (M,) → new parameters and memory. ``decay``, at most 1, is the weight of a case after one more
-    case.
+    """One case x (D,), y (M,) → new parameters and memory. Each later case multiplies the weight of
+    this one by ``decay``, which is at most 1.
 
-    With R the inverse of the weighted Σ x xᵀ, a case of weight h changes both by a product of vectors:
+    With R the inverse of the weighted Σ x xᵀ, a case of weight h changes U and R, each by a product of vectors:
 
         k = R x / (decay/h + xᵀ R x),    U ← U + k (y − x U),    R ← (R − k (R x)ᵀ) / decay
 
@@ -275,7 +275,7 @@ def gradient_step(params: HierarchicalMixture, x: Array, y: Array, rate: float) 
 
 
 def four_lines(rng: np.random.Generator, cases: int = 300, noise: float = 0.15) -> tuple[Array, Array]:
-    """A W: x (N, 2), uniform in [−3, 3] beside a column of ones, and y = 2 | |x| − 1.5 | with Gaussian noise (N, 1)."""
+    """A W shape: x (N, 2), uniform in [−3, 3] and a column of ones; y = 2 | |x| − 1.5 | with Gaussian noise (N, 1)."""
     x = rng.uniform(-3, 3, (cases, 1))
     return with_one(x), 2 * abs(abs(x) - 1.5) + noise * rng.standard_normal((cases, 1))
 

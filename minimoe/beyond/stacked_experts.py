@@ -95,9 +95,10 @@ def init(
     """Weights drawn from N(0, 1/(3 · inputs)), biases 0.
 
     ``widths`` are the outputs F of an expert in each layer, ``hidden`` the units U of a gate. The weights are smaller
-    than what would keep the variance from layer to layer, 2/inputs. With those larger weights, the gates of the
-    experiment below learn less: 0.11 to 0.13 bits about the place and 0.46 to 0.56 about the class, instead of 0.18 to
-    0.30 and 0.60 to 0.69. The classification is then a little better, 80 to 83 % instead of 76 to 80 %.
+    than those of variance 2/inputs, which would keep the size of the outputs the same from layer to layer. With those
+    larger weights, the gates of the experiment below learn less: 0.11 to 0.13 bits about the place and 0.46 to 0.56
+    about the class, instead of 0.18 to 0.30 and 0.60 to 0.69. The classification is
+    then a little better, 80 to 83 % instead of 76 to 80 %.
     """
 
     def drawn(*shape: int) -> Array:

@@ -174,7 +174,9 @@ def _alone(y: Array) -> Answers:
 def learn(
     system: System, rate: float, seed: int, criterion: float = CRITERION, most_epochs: int = MOST_EPOCHS
 ) -> tuple[Outcome, Task]:
-    """Trains on all learned tokens at once until the criterion; ``seed`` draws the speakers and the first parameters.
+    """Trains on all training tokens at once; ``seed`` draws the speakers and the first parameters.
+
+    It ends when the mean of (onehot − share)² is at most ``criterion``, or after ``most_epochs``.
 
     Raises:
         UserError: ``rate`` or ``most_epochs`` is not above 0.

@@ -69,7 +69,7 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--corpus",
         metavar="NAME",
-        help=f"a built-in corpus: {', '.join(CORPORA)} (data joins the four texts named after it)",
+        help=f"a built-in corpus: {', '.join(CORPORA)} (data joins the four texts that follow it in this list)",
     )
     source.add_argument(
         "--text",

@@ -63,7 +63,8 @@ class ModelConfig:
     noisy_gating: bool = _setting(True, "add trainable noise to the router (Shazeer 2017), in training only")
     second_expert: str = _setting(
         "random",
-        "gshard, second expert in training: kept by chance, drawn by Gumbel noise, or always kept",
+        "gshard, second expert in training: kept by chance (random), drawn by Gumbel noise (sampling), "
+        "or always kept (all)",
         choices=("random", "sampling", "all"),
     )
     hash_gate: bool = _setting(False, "token_hash: weigh the fixed set of experts with a gate rather than with 1/K")

@@ -118,7 +118,7 @@ def backward(params: ZeroComputation, cache: Cache, dy: Array) -> tuple[Array, Z
 
 
 def decode(params: ZeroComputation, x: Array, chosen: list[int], weights: list[float]) -> Array:
-    """x (D,), one token → y (D,): the weighted sum over its chosen experts, with the weights as they are."""
+    """x (D,), one token → y (D,): the weighted sum over its chosen experts; weights are not renormalised."""
     computing = len(params.feed_forward.w_gate)
     first_copy = computing + len(params.zero)
     working = [(e, w) for e, w in zip(chosen, weights, strict=True) if e < computing]

@@ -93,8 +93,8 @@ def width_of(config: ModelConfig) -> int:
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> Cosine:
     """P and b uniform in ±1/√D, as in the published code; τ = ln 2; the experts' vectors as the form says.
 
-    In the form "x-moe" the vectors are orthonormal if E ≤ W. If E > W this is impossible, and the W columns are
-    orthonormal instead.
+    In the form "x-moe" the vectors are orthonormal if E ≤ W. If E > W this is impossible, and the W columns of
+    their matrix are orthonormal instead.
     """
     D, E, W = config.width, config.experts, width_of(config)
     bound = D**-0.5

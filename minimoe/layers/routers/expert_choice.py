@@ -139,7 +139,7 @@ def backward(
 
 
 def compared(params: ExpertChoice, cache: Cache) -> list[tuple[Array, int]]:
-    """The logits (N, E), all of which count, and what the experts compared: for each sequence p (E, T) and its c."""
+    """The logits (N, E) with k = E, and what the experts compared: for each sequence, p (E, T) with k = c."""
     B, T, _ = cache.shape
     by_sequence = zip(_ranked(cache.probability, cache.mask).reshape(B, T, -1), cache.quota, strict=True)
     return [

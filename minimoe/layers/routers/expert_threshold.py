@@ -171,7 +171,7 @@ def moved(threshold: Array, load: Array, tokens: Array | int, active: int) -> Ar
 
 
 def compared(params: ExpertThreshold, cache: Cache) -> list[tuple[Array, int]]:
-    """The logits (N, E), all of which count, and each probability beside its expert's threshold, (N·E, 2)."""
+    """The logits (N, E) with k = E, and each probability beside its expert's threshold, (N·E, 2), with k = 1."""
     xp = array_module(params.threshold)
     p = cache.probability
     beside = xp.stack([p, xp.broadcast_to(params.threshold, p.shape)], axis=2).reshape(-1, 2)

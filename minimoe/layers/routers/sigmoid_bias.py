@@ -10,16 +10,17 @@ differences between biases matter. b comes from earlier steps only, so the routi
 tokens.
 
 The experts may be divided into G groups (DeepSeek: the experts of one machine). A token then uses only the M best
-groups, where the score of a group is the sum of its K/M largest s + b. Outside of these the score is −∞, not 0, because
-s + b may be negative.
+groups, where the score of a group is the sum of its K/M largest s + b. The experts of all other
+groups score −∞, not 0, because s + b may be negative.
 
 A share s/Σs is a softmax of log s. The weights are computed in this way over the chosen experts, and the probability in
 the balance losses over all experts, so there is no division by a sum that may be 0.
 
 What the losses see: ``squared_lse`` is that of the raw logits, as in every router, so that the coefficient of the
 z-loss has the same meaning; DeepSeek has no z-loss. ``sequence_loss`` is DeepSeek's sequence-wise loss. As in the
-paper, it is 1 at perfect balance, so its coefficient is the paper's α, per layer; f counts the choices that were made,
-with the bias (Eq. 18 of the paper writes the K largest s). The load is a count and has no gradient.
+paper, it is 1 at perfect balance, so its coefficient is the paper's α, per layer. Its f, which is E times
+an expert's share of the sequence's assignments, counts the choices that were made, with the bias (Eq. 18 of the paper
+writes the K largest s). The load is a count and has no gradient.
 
 DeepSeek-AI 2024, arXiv 2412.19437 (router, groups, sequence-wise loss); Wang et al. 2024, arXiv 2408.15664 (bias).
 Lesson: lessons/22_balance_without_a_loss.ipynb
@@ -193,7 +194,7 @@ def next_state(
 
 
 def compared(params: SigmoidBias, cache: Cache) -> list[tuple[Array, int]]:
-    """What was compared: s + b (N, E), set below all others outside the active groups, and the scores of the groups."""
+    """What was compared: s + b (N, E), lowest for experts outside the active groups; and the scores of the groups."""
     xp = array_module(cache.logits)
     config, biased = cache.config, xp.exp(cache.log_scores) + params.bias
     if config.expert_groups == 1:

@@ -163,7 +163,9 @@ def decode_label(params: TokenHash, x: Array, config: ModelConfig, label: int) -
 
 @lru_cache(maxsize=8)
 def table(vocabulary: int, experts: int, active: int) -> NDArray[np.int64]:
-    """The K different experts of each id, (V, K), read-only. How often two experts are named differs by at most one.
+    """The K different experts of each id, (V, K), read-only.
+
+    The numbers of times that any two experts are named differ by at most one.
 
     The ids are shuffled and dealt out in rounds of E. In a round, the k-th choice of the r-th id is r + s_k modulo E,
     where the K shifts s are different and drawn anew for each round: so a round names every expert K times, and any two
