@@ -47,7 +47,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "32 experts": {"experts": 32},
     "16 experts of 32, four active": {"experts": 16, "active_experts": 4, "expert_width": 32},
     "one shared, one of seven routed": {"experts": 7, "active_experts": 1, "shared_experts": 1, "renormalize": False},
-    "router: hash": {"router": "hash"},
+    "router: hash": {"router": "token_hash", "noisy_gating": False},
     "router: sigmoid + bias": {"router": "sigmoid_bias"},
     "four blocks of width 128": {"width": 128, "head_width": 32, "layers": 4},
 }
