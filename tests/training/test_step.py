@@ -15,6 +15,7 @@ from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective
 from minimoe.optim import optimizer
 from minimoe.parallel import exchange, launch
+from minimoe.parallel.group import Group
 from minimoe.training import step
 
 CONFIG = ModelConfig(vocab_size=11, width=8, layers=2, heads=2, head_width=4, context=5, experts=3, expert_width=4)
@@ -155,3 +156,14 @@ def test_a_recipe_without_a_coefficient_of_the_balance_loss_takes_the_router_s(
 ) -> None:
     config, recipe = dataclasses.replace(CONFIG, router=router), dataclasses.replace(RECIPE, balance_loss=given)
     assert step.objective_of(config, recipe).coefficients.balance == used
+
+
+def test_only_the_first_worker_moves_the_state_which_all_of_them_share() -> None:
+    class Second(Group):
+        rank = 1
+
+    config = dataclasses.replace(CONFIG, router="sigmoid_bias")
+    params = decoder.init(np.random.default_rng(1), config)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, config, RECIPE, 1)
+    step.train_step(params, optimizer.init(params, RECIPE), shards, config, RECIPE, 0, Second())
+    assert not any(block.moe.router.bias.any() for block in params.blocks)
