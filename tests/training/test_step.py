@@ -1,6 +1,7 @@
 """One training step: the noise does not know how the batch is cut, and a loss that is no number changes nothing."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -161,6 +162,9 @@ def test_a_recipe_without_a_coefficient_of_the_balance_loss_takes_the_router_s(
 def test_only_the_first_worker_moves_the_state_which_all_of_them_share() -> None:
     class Second(Group):
         rank = 1
+
+        def share(self, params: Mapping[str, np.ndarray]) -> list[str]:
+            return list(params)
 
     config = dataclasses.replace(CONFIG, router="sigmoid_bias")
     params = decoder.init(np.random.default_rng(1), config)
