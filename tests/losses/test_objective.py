@@ -170,3 +170,7 @@ def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, 
         f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
         own += (1.0 + layer) * (f * sums.probability).sum() / sums.tokens
     assert float(totals.total - totals.cross_entropy) == pytest.approx(own, rel=1e-12)
+    # ... and what it adds to the gradient with respect to the sums is the price λ f / N
+    for layer, (sums, dsums) in enumerate(zip(totals.stats, totals.dstats, strict=True)):
+        f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
+        np.testing.assert_allclose(dsums.probability + dsums.importance, (1.0 + layer) * f / sums.tokens, rtol=1e-12)
