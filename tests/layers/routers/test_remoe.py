@@ -277,3 +277,14 @@ def test_no_other_loss_is_on_by_default_and_the_z_loss_has_nothing_to_bound() ->
     _, stats, _ = remoe.forward(router_of(np.ones((4, 5))), np.ones((1, 3, 4)), config)
     losses, _ = balance.loss(stats, EVERY_LOSS)
     assert float(losses.z) == 0 and float(losses.balance) > 0
+
+
+def test_without_auxiliary_losses_only_the_weights_teach(rng: np.random.Generator) -> None:
+    config = config_of()
+    params, x = remoe.init(rng, config, np.float64), rng.standard_normal((1, 5, config.width))
+    routing, stats, cache = remoe.forward(params, x, config, Mode())
+    dweight = rng.standard_normal(len(routing.weight))
+    zeros = tree.map(lambda leaf: np.zeros_like(np.asarray(leaf, float)), stats)
+    alone, with_zeros = (remoe.backward(params, cache, dweight, dstats) for dstats in (None, zeros))
+    for one, other in zip(tree.leaves(alone), tree.leaves(with_zeros), strict=True):
+        np.testing.assert_array_equal(one, other)
