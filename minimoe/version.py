@@ -1,3 +1,3 @@
-"""The version, alone in a file so that every room can import it."""
+"""The version, alone in a file so that every part of the package can import it."""
 
 __version__ = "0.1.0"

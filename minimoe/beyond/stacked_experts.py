@@ -246,8 +246,8 @@ def by_label(gate: Array, labels: Array, kinds: int = 10) -> Array:
 def chance(rng: np.random.Generator, gate: Array, labels: Array, copies: int = 1, times: int = 20) -> float:
     """The mean ``information`` about labels in random order: the value for a gate that knows nothing.
 
-    If every ``copies`` rows in succession show the same image, they exchange their label together: ten views of an
-    image are not ten independent images.
+    If each group of ``copies`` consecutive rows shows one image, labels are shuffled between groups, not rows: ten
+    views of an image are not ten independent images.
     """
     orders = (rng.permutation(labels[::copies]) for _ in range(times))
     return float(np.mean([information(gate, np.repeat(order, copies)) for order in orders]))

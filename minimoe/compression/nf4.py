@@ -109,7 +109,7 @@ def absmax_of(q: Quantized) -> NDArray[np.float32]:
 
 
 def blank(shape: tuple[int, int], block: int = BLOCK, double: bool = True) -> Quantized:
-    """The codes of a matrix of this shape, without allocating memory."""
+    """A placeholder for the codes of a matrix of this shape: shapes and dtypes, no memory."""
     codes = placeholder((-(-shape[0] * shape[1] // 2),), np.uint8)
     count = layout.number_of_blocks(shape, block)
     if not double:

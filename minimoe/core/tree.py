@@ -34,7 +34,7 @@ def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def marks(**fields: tuple[str, ...]) -> Callable[[type[Kind]], type[Kind]]:
-    """Class decorator that states facts about a component's parameters: each mark, and the fields that have it.
+    """Class decorator that marks fields of a component's parameters: for each property, the fields that have it.
 
         @tree.marks(matrices=("w_gate", "w_up", "w_down"))
         class Experts(NamedTuple): ...

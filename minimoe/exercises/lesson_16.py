@@ -126,7 +126,7 @@ def gather_backward(answer: Answer) -> Report:
 
 
 def merge_tiles(answer: Answer) -> Report:
-    """(o1, lse1, o2, lse2) → o, lse; then both tiles, or one of them, have scores far from zero."""
+    """(o1, lse1, o2, lse2) → o, lse. In later cases the scores of one tile or of both are far from zero."""
     offsets = ((0.0, 0.0), (1000.0, 1000.0), (-1000.0, -1000.0), (0.0, 2000.0), (2000.0, 0.0))
     return first_failure(_merge_tiles(answer, *pair) for pair in offsets)
 

@@ -20,7 +20,7 @@ def balanced_table(answer: Answer) -> Report:
 
 def _balanced_table(answer: Answer, counts: Array, E: int) -> Report:
     def dealt(order: Array, weight: Array, last: bool = False) -> Array:
-        """The ids in this order, each to the expert with the least ``weight``."""
+        """Deals out the ids in the given order: each goes to the expert whose total ``weight`` so far is smallest."""
         load, experts = np.zeros(E), np.zeros(len(counts), int)
         for token in order:
             least = np.flatnonzero(load == load.min())

@@ -94,7 +94,7 @@ def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> 
 
 
 def rows_at_once(config: ModelConfig, recipe: TrainConfig, workers: int) -> int:
-    """The number of rows, K per token, that all workers together process at a time, one shard each."""
+    """The number of rows that are processed at a time if every worker has one shard: K for each token."""
     sequences = math.ceil(recipe.batch / (workers * recipe.accumulate))  # in a shard
     return workers * sequences * config.context * config.active_experts
 

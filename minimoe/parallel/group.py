@@ -76,7 +76,7 @@ class Group:
         return {name: gradient[name] for name in names}
 
     def exchange(self, mine: Mapping[str, Array], names: Collection[str]) -> list[Mapping[str, Array]]:
-        """Lets the other workers read all of ``mine`` except ``names`` → their arrays, by rank.
+        """Shows the arrays of ``mine``, except ``names``, to all others → what each worker shows, by rank.
 
         Of the returned arrays, only ``names`` may be read.
         """

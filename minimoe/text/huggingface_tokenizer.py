@@ -71,8 +71,8 @@ class PretrainedTokenizer:
     def text_size(self) -> int:
         """One more than the largest id that plain text can give.
 
-        A special token is only given by a text that names it, such as ``<pad>``. The exceptions are the special tokens
-        that are added to every text, and the one for unknown characters.
+        A special token such as ``<pad>`` results only if the text contains its name. The exceptions are the special
+        tokens that are added to every text, and the one for unknown characters.
         """
         ids = set(_ask(self.library, "get_vocab", with_added_tokens=True).values()) - self._special
         with contextlib.suppress(_LibraryError):
