@@ -135,16 +135,22 @@ class TrainConfig:
         None,
         "coefficient of the Switch load-balancing loss, per layer; none: the router's own, usually 0.01",
         least=0.0,
+        most=1e9,
     )
     pooled_balance: bool = _setting(
         False, "pool the balance loss over all layers, as transformers does, which hides the collapse of a layer"
     )
-    importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0)
-    load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0)
-    z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0)
-    sequence_loss: float = _setting(0.0, "coefficient of the balance loss within each sequence, per layer", least=0.0)
+    importance_loss: float = _setting(0.0, "coefficient of the importance loss (CV²), per layer", least=0.0, most=1e9)
+    load_loss: float = _setting(0.0, "coefficient of the load loss (CV²), per layer", least=0.0, most=1e9)
+    z_loss: float = _setting(0.001, "coefficient of the router z-loss, per layer", least=0.0, most=1e9)
+    sequence_loss: float = _setting(
+        0.0, "coefficient of the balance loss within each sequence, per layer", least=0.0, most=1e9
+    )
     bias_rate: float = _setting(
-        0.003, "sigmoid_bias: how far the bias of an expert moves after each step; 0.001 in DeepSeek-V3", least=0.0
+        0.003,
+        "sigmoid_bias: how far the bias of an expert moves after each step; 0.001 in DeepSeek-V3",
+        least=0.0,
+        most=1e6,
     )
     capacity_factor: float | None = _setting(
         None,
