@@ -32,7 +32,7 @@ ALPHA = (0.5, 0.4, 0.2)
 CASES = range(12)
 
 
-def same(ours: Any, theirs: Any, name: str = "") -> None:
+def assert_same(ours: Any, theirs: Any, name: str = "") -> None:
     """Equal to 1e-12 of the largest entry."""
     theirs = np.asarray(theirs)
     assert np.shape(ours) == theirs.shape, name
@@ -62,12 +62,12 @@ def plain(params: Decoder) -> list[dict[str, np.ndarray]]:
     return [ends, *layers]
 
 
-def same_parts(ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> None:
+def assert_same_parts(ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> None:
     assert len(ours) == len(theirs)
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert mine.keys() == other.keys()
         for name in mine:
-            same(mine[name], other[name], f"{number}.{name}")
+            assert_same(mine[name], other[name], f"{number}.{name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def test_logits_are_the_same_with_noise_and_without(case: Case) -> None:
         logits, _, _ = decoder.forward(case.params, case.tokens, case.settings, Mode(noise=noise))
         flat_noise = np.zeros_like(case.flat_noise) if noise is None else case.flat_noise
         ours, _, _ = reference.model(plain(case.params), case.tokens, flat_noise, case.config)
-        same(ours, logits.reshape(ours.shape))
+        assert_same(ours, logits.reshape(ours.shape))
 
 
 def test_the_routers_sums_and_each_auxiliary_loss_are_the_same(case: Case) -> None:
@@ -180,23 +180,24 @@ def test_the_routers_sums_and_each_auxiliary_loss_are_the_same(case: Case) -> No
     totals, _ = case.fast()
     for ours, theirs, losses in zip(sums, totals.stats, totals.auxiliary, strict=True):
         for mine, name in zip(ours, ("assignments", "probability", "load", "squared_lse"), strict=True):
-            same(mine, getattr(theirs, name), name)
+            assert_same(mine, getattr(theirs, name), name)
         for one, name in enumerate(("balance", "load", "z")):
             alpha = tuple(float(other == one) for other in range(3))
             value, gradients = reference.auxiliary_loss(ours, case.tokens.size, *alpha)
-            same(value, getattr(losses, name), name)
+            assert_same(value, getattr(losses, name), name)
             _, by_sums = balance.loss(theirs, Coefficients(**{name: 1.0}))
             for mine, sum_name in zip(gradients, ("probability", "load", "squared_lse"), strict=True):
-                same(np.broadcast_to(mine, np.shape(getattr(by_sums, sum_name))), getattr(by_sums, sum_name), name)
+                theirs_of_sum = getattr(by_sums, sum_name)
+                assert_same(np.broadcast_to(mine, np.shape(theirs_of_sum)), theirs_of_sum, name)
 
 
 @pytest.mark.parametrize("alpha", [ALPHA, (0.0, 0.0, 0.0), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
 def test_losses_and_every_gradient_are_the_same(case: Case, alpha: tuple[float, float, float]) -> None:
     cross_entropy, total, gradients = case.loss(alpha)
     totals, theirs = case.fast(alpha)
-    same(cross_entropy, totals.cross_entropy)
-    same(total, totals.total)
-    same_parts(gradients, plain(theirs))
+    assert_same(cross_entropy, totals.cross_entropy)
+    assert_same(total, totals.total)
+    assert_same_parts(gradients, plain(theirs))
 
 
 def test_some_cases_leave_an_expert_without_tokens() -> None:
@@ -215,32 +216,32 @@ def test_each_layer_is_the_same_alone(case: Case) -> None:
     y, back = reference.rmsnorm(w["moe_norm"], x)
     theirs, cache = rmsnorm.forward(block.moe_norm, x)
     dx, dnorm = rmsnorm.backward(block.moe_norm, cache, dy)
-    same(y, theirs)
-    same(back(dy)[0], dx)
-    same(back(dy)[1], dnorm.gain)
+    assert_same(y, theirs)
+    assert_same(back(dy)[0], dx)
+    assert_same(back(dy)[1], dnorm.gain)
 
     heads = rng.standard_normal((config.B, config.T, config.H, config.C))
     rotation = rope.init(np.arange(config.T), config.C, dtype=np.float64)
-    same(reference.rope(heads.swapaxes(1, 2)).swapaxes(1, 2), rope.forward(rotation, heads))
-    same(reference.rope(heads.swapaxes(1, 2), -1).swapaxes(1, 2), rope.backward(rotation, heads))
+    assert_same(reference.rope(heads.swapaxes(1, 2)).swapaxes(1, 2), rope.forward(rotation, heads))
+    assert_same(reference.rope(heads.swapaxes(1, 2), -1).swapaxes(1, 2), rope.backward(rotation, heads))
 
     y, back = reference.attention(w, x, config.T, config)
     normed, norm_cache = rmsnorm.forward(block.attention_norm, x.reshape(config.B, config.T, -1))
     gathered, attended = attention.forward(block.attention, normed, rotation, config.C)
     dnormed, dattention = attention.backward(block.attention, attended, dy.reshape(normed.shape))
     dx, _ = rmsnorm.backward(block.attention_norm, norm_cache, dnormed)
-    same(y, x + gathered.reshape(x.shape))
+    assert_same(y, x + gathered.reshape(x.shape))
     dx_ours, dw = back(dy)
-    same(dx_ours, dy + dx.reshape(x.shape))
+    assert_same(dx_ours, dy + dx.reshape(x.shape))
     for name in ("query", "key", "value", "output"):
-        same(dw[name], getattr(dattention, name).weight, name)
+        assert_same(dw[name], getattr(dattention, name).weight, name)
 
     y, _, back = reference.moe(w, x, case.flat_noise[0], config)
     normed, norm_cache = rmsnorm.forward(block.moe_norm, x)
     mixed, stats, _, moe_cache = moe.forward(
         block.moe, normed.reshape(config.B, config.T, -1), case.settings, Mode(noise=case.noise[0])
     )
-    same(y, x + mixed.reshape(x.shape))
+    assert_same(y, x + mixed.reshape(x.shape))
     by_probability, by_load, by_lse = rng.standard_normal(config.E), rng.standard_normal(config.E), 0.3
     dstats = tree.zeros_like(stats._replace(tokens=np.zeros(())))._replace(
         probability=by_probability, load=by_load, squared_lse=np.asarray(by_lse)
@@ -248,11 +249,11 @@ def test_each_layer_is_the_same_alone(case: Case) -> None:
     dnormed, dmoe = moe.backward(block.moe, moe_cache, dy.reshape(mixed.shape), dstats)
     dx, _ = rmsnorm.backward(block.moe_norm, norm_cache, dnormed.reshape(x.shape))
     dx_ours, dw = back(dy, (by_probability, by_load, by_lse))
-    same(dx_ours, dy + dx)
-    same(dw["router"], dmoe.router.w_gate)
-    same(dw["noise_scale"], dmoe.router.w_noise)
+    assert_same(dx_ours, dy + dx)
+    assert_same(dw["router"], dmoe.router.w_gate)
+    assert_same(dw["noise_scale"], dmoe.router.w_noise)
     for name in ("gate", "up", "down"):
-        same(dw[name], getattr(dmoe.experts, f"w_{name}"), name)
+        assert_same(dw[name], getattr(dmoe.experts, f"w_{name}"), name)
 
 
 def test_equal_logits_go_to_the_lower_index() -> None:
@@ -326,7 +327,7 @@ def test_adamw_takes_the_same_steps() -> None:
         reference.adamw(ours, before, moments, step, steps)
         norms.append(float(clipping.clip(gradient, recipe.clip)))
         optimizer.update(theirs, gradient, state, recipe, step)
-        same_parts(ours, plain(theirs))
+        assert_same_parts(ours, plain(theirs))
     assert min(norms) < 1 < max(norms)
 
 
@@ -337,7 +338,7 @@ def test_adamw_takes_the_same_steps() -> None:
 def test_the_distribution_of_the_next_character_is_the_same(temperature: float) -> None:
     logits = 5 * np.random.default_rng(0).standard_normal(40)
     p, _, _ = reference.softmax(logits / temperature)
-    same(p, sampling.probabilities(logits, temperature))
+    assert_same(p, sampling.probabilities(logits, temperature))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.5])

@@ -56,7 +56,7 @@ class PretrainedTokenizer:
     """A tokenizer of word pieces. Encoding adds the special tokens that the model expects; decoding leaves them out."""
 
     kind: ClassVar[str] = "pretrained"
-    library: Any  # tokenizers.Tokenizer
+    backend: Any  # tokenizers.Tokenizer
     files: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # by name: what was read
 
     def __repr__(self) -> str:
@@ -65,7 +65,7 @@ class PretrainedTokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id; a model's V may be larger, and then its last rows are unused."""
-        return 1 + max(_ask(self.library, "get_vocab", with_added_tokens=True).values(), default=-1)
+        return 1 + max(_ask(self.backend, "get_vocab", with_added_tokens=True).values(), default=-1)
 
     @property
     def text_size(self) -> int:
@@ -74,16 +74,16 @@ class PretrainedTokenizer:
         A special token such as ``<pad>`` results only if the text contains its name. The exceptions are the special
         tokens that are added to every text, and the one for unknown characters.
         """
-        ids = set(_ask(self.library, "get_vocab", with_added_tokens=True).values()) - self._special
+        ids = set(_ask(self.backend, "get_vocab", with_added_tokens=True).values()) - self._special
         with contextlib.suppress(_LibraryError):
-            ids.update(_ask(self.library, "encode", "").ids)
+            ids.update(_ask(self.backend, "encode", "").ids)
         model = self._rules.get("model") or {}
         bytes_known = model.get("byte_fallback") and all(
-            _ask(self.library, "token_to_id", f"<0x{byte:02X}>") is not None for byte in range(256)
+            _ask(self.backend, "token_to_id", f"<0x{byte:02X}>") is not None for byte in range(256)
         )
         if not bytes_known:
             unknown = model.get("unk_token")
-            ids.add(_ask(self.library, "token_to_id", unknown) if isinstance(unknown, str) else model.get("unk_id"))
+            ids.add(_ask(self.backend, "token_to_id", unknown) if isinstance(unknown, str) else model.get("unk_id"))
         return 1 + max((token for token in ids if token is not None), default=-1)
 
     def encode(self, text: str) -> Ids:
@@ -93,7 +93,7 @@ class PretrainedTokenizer:
             UserError: the tokenizer cannot encode this text.
         """
         try:
-            return np.array(_ask(self.library, "encode", text).ids, dtype=np.int32)
+            return np.array(_ask(self.backend, "encode", text).ids, dtype=np.int32)
         except _LibraryError as error:
             raise UserError(
                 f"The tokenizer cannot encode {text[:40]!r} ({error.reason}): use other characters."
@@ -114,7 +114,7 @@ class PretrainedTokenizer:
                 "returned."
             ) from None
         try:
-            return str(_ask(self.library, "decode", array.tolist()))
+            return str(_ask(self.backend, "decode", array.tolist()))
         except _LibraryError as error:
             raise UserError(f"The tokenizer cannot decode {ids!r:.80} ({error.reason}): download it again.") from None
 
@@ -148,7 +148,7 @@ class PretrainedTokenizer:
     def name_of(self, token: int) -> str | None:
         """How the vocabulary writes a token, such as ``▁the``, ``<0x0A>`` or ``<s>``; None for an unknown id."""
         try:
-            name = _ask(self.library, "id_to_token", int(token))
+            name = _ask(self.backend, "id_to_token", int(token))
         except _LibraryError as error:
             raise UserError(
                 f"The tokenizer has no token {token} ({error.reason}): use an id of its vocabulary."
@@ -162,7 +162,7 @@ class PretrainedTokenizer:
     @cached_property
     def _rules(self) -> dict[str, Any]:
         """The object in tokenizer.json."""
-        rules: dict[str, Any] = json.loads(self.files.get(FILE) or _ask(self.library, "to_str"))
+        rules: dict[str, Any] = json.loads(self.files.get(FILE) or _ask(self.backend, "to_str"))
         return rules
 
     @cached_property
@@ -397,7 +397,7 @@ def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer | MissingTokeni
     if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer):
         contents = {name: tokenizer.files[name] for name in (FILE, *FILES) if name in tokenizer.files}
         if isinstance(tokenizer, PretrainedTokenizer) and FILE not in contents:
-            contents[FILE] = _ask(tokenizer.library, "to_str", pretty=True)
+            contents[FILE] = _ask(tokenizer.backend, "to_str", pretty=True)
     else:
         contents = {FILE: json.dumps(_to_dict(tokenizer), indent=2, ensure_ascii=False)}
     if FILE in contents:
