@@ -46,7 +46,7 @@ from minimoe.optim import optimizer
 from minimoe.storage import metrics
 from minimoe.text import batches, tokenizer
 from minimoe.text.corpus import Corpus, Source
-from minimoe.text.tokenizer import Tokenizer
+from minimoe.text.tokenizer import ChatTokenizer, Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
@@ -90,8 +90,11 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: none, because these models learn from one endless text."""
-        return ()
+        """Ids that end a text: that of the end of an answer, if the model was tuned to answer.
+
+        The others learn from one endless text.
+        """
+        return (self.tokenizer.id_of("end"),) if isinstance(self.tokenizer, ChatTokenizer) else ()
 
     @property
     def on_gpu(self) -> bool:
