@@ -15,7 +15,8 @@ only the keys that they may see, and backward recomputes the weights from the lo
 The plain form, one softmax over all T × T scores, is in ``minimoe/reference.py``.
 
 Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Beltagy et al. 2020,
-arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Krell et al. 2021, arXiv 2107.02027 (packing).  Lesson: lessons/05_attention.ipynb
+arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Krell et al. 2021, arXiv 2107.02027 (packing).
+Lesson: lessons/05_attention.ipynb
 """
 
 from __future__ import annotations
@@ -233,9 +234,7 @@ def _check_starts(starts: Array | None, past: Past | None) -> None:
         )
 
 
-def _tiles(
-    queries: int, positions: int, window: int | None, starts: Array | None = None
-) -> list[tuple[slice, slice]]:
+def _tiles(queries: int, positions: int, window: int | None, starts: Array | None = None) -> list[tuple[slice, slice]]:
     """Slices of queries, each with the slice of positions that at least one of its queries may see."""
     past = positions - queries
     tiles = []
