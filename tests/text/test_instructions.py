@@ -1,7 +1,10 @@
 """Instructions and preferences: files that are read exactly or refused, and a split that never divides a document."""
 
+import importlib
 import json
+import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,9 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimoe.core.errors import UserError
-from minimoe.text import instructions
+from minimoe.text import chat, corpus, instructions
 from minimoe.text.chat import Turn
 from minimoe.text.instructions import Instruction, Pair
+from minimoe.text.tokenizer import build, with_chat_tokens
+
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+)  # fmt: skip
+DATA = Path(__file__).parent.parent.parent / "data"
 
 GOOD: dict[str, Any] = {"kind": "sum", "document": "1 + 1", "turns": [["user", "1 + 1"], ["assistant", "2"]]}
 PAIR: dict[str, Any] = {
@@ -106,3 +116,86 @@ def test_too_few_documents_are_refused() -> None:
     one = Instruction("any", (Turn("user", "a"), Turn("assistant", "b")), "only")
     with pytest.raises(UserError, match="1 documents are too few"):
         instructions.split([one])
+
+
+# The files of data/
+
+
+@pytest.fixture(name="make")
+def _make(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(DATA))
+    return importlib.import_module("make_instructions")
+
+
+def test_the_files_are_what_their_generator_writes(make: ModuleType) -> None:
+    written = [(DATA / name).read_bytes() for name in (instructions.INSTRUCTIONS, instructions.PREFERENCES)]
+    assert [text.encode() for text in make.make()] == written
+    assert make.make(seed=make.SEED + 1)[0].encode() != written[0]
+
+
+def test_the_exchanges_are_short_and_in_the_letters_of_the_texts() -> None:
+    exchanges, pairs = instructions.read(), instructions.read_pairs()
+    assert len(exchanges) >= 1500 and len(pairs) >= 600
+    tokenizer = with_chat_tokens(build("char", corpus.load("data").text))
+    whole = [one.turns for one in exchanges]
+    whole += [(*one.prompt, Turn("assistant", answer)) for one in pairs for answer in (one.chosen, one.rejected)]
+    for turns in whole:
+        assert sum(len(turn.text) for turn in turns) <= 110
+        assert len(chat.encode(tokenizer, turns).ids) <= 128
+    assert set(corpus.load("data").documents) == {"fables", "dialogues", "contes", "sums"}  # exchanges are no text
+
+
+def test_no_question_is_in_both_parts_and_each_has_one_answer() -> None:
+    exchanges, pairs = instructions.read(), instructions.read_pairs()
+    answers: dict[tuple[Turn, ...], set[str]] = {}
+    for one in exchanges:
+        answers.setdefault(one.turns[:-1], set()).add(one.turns[-1].text)
+    assert all(len(given) == 1 for given in answers.values())
+    assert len(answers) == len(exchanges)
+    train, validation = instructions.split(exchanges)
+    tuned, judged = instructions.split(pairs)
+    known = {one.turns[:-1] for one in train} | {one.prompt for one in tuned}
+    asked = {one.turns[:-1] for one in validation} | {one.prompt for one in judged}
+    assert not known & asked
+    for part in (train, validation):
+        assert {one.kind for one in part} == {one.kind for one in exchanges}
+        assert {(one.kind, one.turns[-1].text) for one in validation if one.kind in ("facts", "translation")} <= {
+            (one.kind, one.turns[-1].text) for one in train
+        }
+    # a better answer is the one that the instructions give
+    assert all(answers[one.prompt] == {one.chosen} for one in pairs)
+
+
+def test_sums_and_words_are_right() -> None:
+    checked = 0
+    for one in instructions.read():
+        asked, answer = one.turns[-2].text, one.turns[-1].text
+        if one.kind == "sums":
+            first, second = map(int, re.findall(r"\d+", asked))
+            result = second - first if asked.startswith("Take") else first - second if "-" in asked else first + second
+            assert answer == (NUMBERS[result] if one.turns[0].role == "system" else str(result)), asked
+        elif one.kind == "words":
+            word = one.document
+            if "ackwards" in asked or "everse" in asked:
+                assert answer == "".join(reversed(word)), asked
+            elif "letters" in asked:
+                assert answer == str(sum(1 for _ in word)), asked
+            else:
+                expected = {"First": word[0], "begins": word[0], "Last": word[-1], "ends": word[-1]}
+                assert answer == next((letter for cue, letter in expected.items() if cue in asked), word), asked
+        else:
+            continue
+        checked += 1
+    assert checked > 1000
+
+
+def test_comparisons_are_right_and_as_often_yes_as_no() -> None:
+    relations = {"more": int.__gt__, "less": int.__lt__, "equal": int.__eq__}
+    marks = []
+    for one in instructions.read():
+        found = re.fullmatch(r"Is (\d) (\w+) \w+ (\d)\?", one.turns[0].text)
+        if found:
+            holds = relations[found[2]](int(found[1]), int(found[3]))
+            assert one.turns[1].text == ("Yes." if holds else "No."), one
+            marks.append(holds)
+    assert len(marks) > 100 and sum(marks) == len(marks) / 2
