@@ -16,12 +16,12 @@ from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.losses import cross_entropy, objective
 from minimoe.losses.objective import Objective, Shard
-from minimoe.storage import checkpoint, metrics, open_model
+from minimoe.storage import checkpoint, huggingface, metrics, open_model
 from minimoe.text import chat, instructions
 from minimoe.text.tokenizer import ChatTokenizer
 from minimoe.training import step
 from minimoe.training.trainer import Trained
-from minimoe.tuning import answers, packing, resume, sft
+from minimoe.tuning import answers, grow, packing, resume, sft
 
 LETTERS = "adeilmnopst"  # which the small runs know
 
@@ -250,6 +250,28 @@ def test_answers_that_the_context_cuts_are_counted(lines: Path, tmp_path: Path) 
     assert max(len(example.ids.ids) for example in found.train) == 9
     said = sft._about(found, packing.Batches([one.ids for one in found.train], 8, 2, True))
     assert "no room for the end of 40 answers, which are cut, and for 40 answers at all" in said
+
+
+def test_a_mixtral_folder_keeps_its_tokenizer_and_becomes_one_again(tmp_path: Path, lines: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = checkpoint.load_model(finished())
+    codec = ChatTokenizer(model.tokenizer)  # type: ignore[arg-type]
+    params, config = grow.vocabulary(model.params, model.config, codec.vocab_size, np.random.default_rng(0))
+    huggingface.save(tmp_path / "base", params, config, codec, chat.end_ids(codec))
+    assert tune(tmp_path / "run", lines, folder=tmp_path / "base").problem is None
+    here, there = open_model.load(tmp_path / "run"), open_model.load(tmp_path / "run" / sft.MIXTRAL)
+    assert here.tokenizer.encode("5 steps").tolist() == codec.encode("5 steps").tolist()
+    assert here.config.vocab_size == config.vocab_size, "it has ids for a chat already"
+    assert here.end_tokens == there.end_tokens == chat.end_ids(codec)
+    for mine, other in zip(tree.leaves(here.params), tree.leaves(there.params), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert answers.write(here, [[chat.Turn("user", "5")]]) == answers.write(there, [[chat.Turn("user", "5")]])
+    tokenizer = tmp_path / "run" / "tokenizer.json"
+    resume.resume(tmp_path / "run", device="cpu", threads=1, changes={"steps": 7}, progress=False)
+    assert checkpoint.load_model(tmp_path / "run").step <= 7
+    tokenizer.write_text(tokenizer.read_text().replace('"a"', '"z"'))
+    with pytest.raises(UserError, match="is not the one that the run began with"):
+        open_model.load(tmp_path / "run")
 
 
 # Mistakes
