@@ -174,3 +174,13 @@ def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, 
     for layer, (sums, dsums) in enumerate(zip(totals.stats, totals.dstats, strict=True)):
         f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
         np.testing.assert_allclose(dsums.probability + dsums.importance, (1.0 + layer) * f / sums.tokens, rtol=1e-12)
+
+
+def test_packed_documents_give_the_loss_of_each_alone(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small, masked=False)
+    tokens, targets = np.asarray(batch.tokens[:1]), np.asarray(batch.targets[:1])
+    starts = np.array([[0, 0, 2, 2, 2, 2, 6]])
+    alone = [Shard(tokens[:, place], targets[:, place]) for place in (slice(0, 2), slice(2, 6), slice(6, 7))]
+    goal = Objective(EVERY_LOSS._replace(sequence=0.0))  # which is counted by sequence, whatever is in it
+    packed = loss_and_gradient(params, [Shard(tokens, targets, starts=starts)], small, goal)
+    assert_same(packed, loss_and_gradient(params, alone, small, goal))
