@@ -36,7 +36,6 @@ class QuantizedBase(Protocol):
         ...
 
 
-@tree.marks(frozen=("base", "scale", "keep"))
 class Adapted(NamedTuple):
     """A frozen weight with an adapter; a stack of experts has one more axis, E, in front of each of these."""
 
