@@ -11,13 +11,13 @@ Dettmers et al. 2023, arXiv 2305.14314 (QLoRA).  Lesson: lessons/42_lora.ipynb
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.compression import int8, nf4
-from minimoe.core.arrays import Array
+from minimoe.core.arrays import Array, placeholder
 from minimoe.core.errors import UserError, suggestion
 
 
@@ -68,6 +68,14 @@ def freeze(w: Array, scheme: str) -> NF4 | Int8:
     q = nf4.quantize(w)
     assert q.nested_absmax is not None and q.offset is not None  # the quantisation is double
     return NF4(q.codes, q.absmax, q.nested_absmax, q.offset)
+
+
+def blank(shape: tuple[int, ...], scheme: str) -> NF4 | Int8:
+    """The codes of a matrix of this shape, or of a stack, without allocating memory."""
+    *_, inputs, outputs = shape
+    arrays: dict[str, Any] = (nf4 if scheme == "nf4" else int8).blank((inputs, outputs))._asdict()
+    kind = SCHEMES[scheme]
+    return kind(*(placeholder((*shape[:-2], *arrays[field].shape), arrays[field].dtype) for field in kind._fields))
 
 
 def size(base: NF4 | Int8) -> int:

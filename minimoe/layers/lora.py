@@ -16,7 +16,7 @@ Hu et al. 2021, arXiv 2106.09685; Kalajdzievski 2023, arXiv 2312.03732 (rsLoRA: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from numpy.typing import DTypeLike
 from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module, like
 from minimoe.core.errors import UserError
+from minimoe.core.tree import Tree
 
 
 class QuantizedBase(Protocol):
@@ -136,6 +137,15 @@ def merged(params: Adapted) -> Array:
 def _kept(params: Adapted, x: Array) -> Array:
     """What dropout leaves of the adapter's input."""
     return x if params.keep is None else x * params.keep
+
+
+def with_dropout(params: Tree, masks: Sequence[Array] | None) -> Tree:
+    """The parameters for one pass, with ``masks`` as the ``keep`` of each adapted weight in turn; None: no dropout."""
+    if masks is None:
+        return params
+    supply = iter(masks)
+    dropped: Tree = replace(params, lambda weight: weight._replace(keep=next(supply)))
+    return dropped
 
 
 def replace(params: Any, change: Callable[[Adapted], Any]) -> Any:

@@ -217,10 +217,3 @@ def draw_dropout(params: Decoder, rate: float, rng: np.random.Generator) -> list
     return [
         ((rng.random(w.a.shape[:-1]) >= rate) / (1 - rate)).astype(w.a.dtype) for w in adapted_weights(params).values()
     ]
-
-
-def with_dropout(params: Decoder, masks: Sequence[Array]) -> Decoder:
-    """``params`` for one step with the masks of ``draw_dropout``."""
-    supply = iter(masks)
-    dropped: Decoder = lora.replace(params, lambda weight: weight._replace(keep=next(supply)))
-    return dropped

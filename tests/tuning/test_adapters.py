@@ -151,7 +151,7 @@ def test_training_lowers_the_loss_and_changes_only_the_adapters(rng: np.random.G
     losses = []
     for step in range(30):
         totals, grads = objective.loss_and_gradient(params, [shard], CONFIG, Objective())
-        losses.append(float(totals.cross_entropy))
+        losses.append(float(totals.loss))
         optimizer.update(params, grads, state, recipe, step)
     assert losses[-1] < 0.7 * losses[0]
     for (name, now), then in zip(tree.named_leaves(params), tree.leaves(before), strict=True):
@@ -255,11 +255,11 @@ def test_dropout_changes_only_the_correction_and_is_the_same_again_with_the_same
     params = model(rng)
     fresh = adapters.add(params, 2, rng=rng)
     masks = adapters.draw_dropout(fresh, 0.5, rng)
-    np.testing.assert_allclose(logits(adapters.with_dropout(fresh, masks)), logits(params), atol=1e-13)
+    np.testing.assert_allclose(logits(lora.with_dropout(fresh, masks)), logits(params), atol=1e-13)
     learned = trained(rng, fresh)
-    dropped = adapters.with_dropout(learned, masks)
+    dropped = lora.with_dropout(learned, masks)
     assert np.abs(logits(dropped) - logits(learned)).max() > 1e-3
-    np.testing.assert_array_equal(logits(dropped), logits(adapters.with_dropout(learned, masks)))
+    np.testing.assert_array_equal(logits(dropped), logits(lora.with_dropout(learned, masks)))
     for weight, mask in zip(adapters.adapted_weights(dropped).values(), masks, strict=True):
         assert weight.keep is mask and mask.shape == weight.a.shape[:-1]
 
