@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe.core import files, tree
+from minimoe.core import files, presets, tree
 from minimoe.core.arrays import like
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError, suggestion
@@ -61,20 +61,6 @@ GROUPS = {
 }
 """What ``--freeze`` names, and how the names of its leaves begin or what they contain."""
 
-DEFAULTS: dict[str, Any] = {
-    "steps": 400,
-    "batch": 16,
-    "learning_rate": 3e-3,
-    "warmup": 20,
-    "weight_decay": 0.1,
-    "evaluate_every": 50,
-    "save_every": 100,
-}
-"""The recipe of a tuning run, where it differs from that of the run that it begins with."""
-
-PATIENCE = 4
-"""After so many validations without a new lowest loss, a run stops."""
-
 SHOWN = 50
 """Held-out instructions that a finished run answers, at most, to say how many of its answers are right."""
 
@@ -106,7 +92,7 @@ def tune(
     freeze: Collection[str] = (),
     changes: Mapping[str, Any] | None = None,
     pack: bool | None = None,
-    patience: int | None = PATIENCE,
+    patience: int | None = presets.SFT_PATIENCE,
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
@@ -189,7 +175,7 @@ def read(tokenizer: AnyTokenizer, config: ModelConfig, path: str | Path | None =
             f"no answer begins within the {config.context} tokens of the model's context: give shorter instructions, "
             "or tune a model with a longer context."
         )
-    return Data(*parts, kept, cut, lost, digest.hexdigest())
+    return Data(parts[0], parts[1], kept, cut, lost, digest.hexdigest())
 
 
 def leaves_of(params: Decoder, groups: Collection[str]) -> tuple[str, ...]:
@@ -224,7 +210,7 @@ def _recipe(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
             raise UserError(
                 f"there is no setting {name!r:.40}{suggestion(str(name), known)}: give a field of TrainConfig."
             )
-    return dataclasses.replace(base, **(DEFAULTS | dict(changes)))
+    return dataclasses.replace(base, **(presets.SFT_RECIPE | dict(changes)))
 
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
@@ -332,7 +318,7 @@ def _sample(model: Model, data: Data) -> str:
     shown = data.items[:: max(1, len(data.items) // SHOWN)]
     scores = answers.score(model, shown)
     lines = [f"Right answers to held-out instructions, to the letter (of {len(shown)}):"]
-    lines += [f"  {kind}: {score.right} of {score.count}" for kind, score in scores.items()]
+    lines += [f"  {kind}: {score.right} of {score.asked}" for kind, score in scores.items()]
     first = {item.kind: item for item in reversed(shown)}
     written = answers.write(model, [item.turns[:-1] for item in first.values()])
     for item, answer in zip(first.values(), written, strict=True):
