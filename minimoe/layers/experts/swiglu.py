@@ -129,14 +129,15 @@ def decode(params: Experts, x: Array, chosen: list[int], weights: list[float]) -
     w_gate, w_up, w_down = params
     a, b = xp.empty((2, len(chosen), w_gate.shape[2]), x.dtype)  # (K, F)
     for k, e in enumerate(chosen):
-        xp.matmul(x, w_gate[e], out=a[k])
-        xp.matmul(x, w_up[e], out=b[k])
-    a *= sigmoid(a)
-    a *= b
-    y = xp.zeros(len(x), x.dtype)
+        x.dot(w_gate[e], a[k])  # for one row, dot takes half the time of matmul
+        x.dot(w_up[e], b[k])
+    b *= a
+    b *= sigmoid(a)
+    y = xp.empty((len(chosen), len(x)), x.dtype)  # (K, D)
     for k, e in enumerate(chosen):
-        y += weights[k] * (a[k] @ w_down[e])
-    return y
+        b[k].dot(w_down[e], y[k])
+        y[k] *= weights[k]
+    return y.sum(0)
 
 
 def mixtral_tensors(params: Experts, dense: bool) -> Iterator[tuple[str, Array]]:
