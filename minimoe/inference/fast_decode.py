@@ -46,12 +46,13 @@ class Layer(NamedTuple):
 
 class Plan(NamedTuple):
     layers: list[Layer]
-    angles: dict[int, Rotation]  # by the number of the block of POSITIONS, (POSITIONS, C) each; only the newest is kept
-    queries_keys: Array  # (H+G, C)  a view of the buffer of the projections, as are the next three
+    angles: dict[int, Rotation]  # by the number of a block: (POSITIONS, H+G, 2, C/2) each; only the newest is kept
+    pairs: Array  # (H+G, 2, C/2)  queries and key, halved; a view of the buffer of the projections, as are the next
+    partners: Array  # (H+G, 2, C/2)  a view with the halves exchanged
     queries: Array  # (G, H/G, C)
     key: Array  # (1, 1, G, C)
     value: Array  # (1, 1, G, C)
-    partners: Array  # (H+G, C)
+    turned: Array  # (H+G, 2, C/2)  for the rotation
     sqrt: Callable[[Any], Any]  # of a number: Python's on the host, and on a GPU one that does not wait for the number
 
 
@@ -82,6 +83,7 @@ def prepare(params: Decoder, config: ModelConfig) -> Plan:
     buffer = xp.empty((heads + 2 * kv_heads) * head_width, like.dtype)
     by_head = buffer.reshape(-1, head_width)
     queries_keys, value = by_head[: heads + kv_heads], by_head[heads + kv_heads :]
+    pairs = queries_keys.reshape(heads + kv_heads, 2, -1)
     alike = sum(weight.size for block in params.blocks for weight in _matrices(block.attention))
     layers = [
         Layer(
@@ -96,11 +98,12 @@ def prepare(params: Decoder, config: ModelConfig) -> Plan:
     return Plan(
         layers,
         {},
-        queries_keys,
+        pairs,
+        pairs[:, ::-1],
         queries_keys[:heads].reshape(kv_heads, -1, head_width),
         queries_keys[heads:][None, None],
         value[None, None],
-        xp.empty_like(queries_keys),
+        xp.empty_like(pairs),
         math.sqrt if xp.__name__ == "numpy" else xp.sqrt,
     )
 
@@ -122,16 +125,16 @@ def _projections(params: Attention, buffer: Array, side_by_side: bool) -> list[t
 
 
 def _angles(plan: Plan, config: ModelConfig, position: int) -> Rotation:
-    """The angles of a position, (C,) each, repeated and signed so that a rotation is two products and a sum."""
+    """The cosines and signed sines of a position, (H+G, 2, C/2) each: those of the queries times 1/√C."""
     block, row = divmod(position, POSITIONS)
     if block not in plan.angles:
-        xp = array_module(plan.partners)
+        xp, like = array_module(plan.pairs), plan.pairs
         positions = xp.arange(block * POSITIONS, (block + 1) * POSITIONS)
-        cos, sin = rope.init(positions, config.head_width, config.rope_theta, plan.partners.dtype)
+        cos, sin = rope.init(positions, config.head_width, config.rope_theta, like.dtype)  # (POSITIONS, 1, C/2)
+        scale = xp.ones((len(like), 1, 1), like.dtype)
+        scale[: config.heads] = config.head_width**-0.5  # the scores would be divided by √C
         plan.angles.clear()
-        plan.angles[block] = Rotation(
-            xp.concatenate((cos, cos), axis=2)[:, 0], xp.concatenate((-sin, sin), axis=2)[:, 0]
-        )
+        plan.angles[block] = Rotation(xp.stack((cos, cos), axis=2) * scale, xp.stack((-sin, sin), axis=2) * scale)
     cos, sin = plan.angles[block]
     return Rotation(cos[row], sin[row])
 
@@ -145,26 +148,19 @@ def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: Lay
     """x (D,) → y (D,). The newest token sees every position that the cache returns, so nothing is masked."""
     for matrix, place in layer.projections:
         x.dot(matrix, place)
-    _turn(plan.queries_keys, plan.partners, rotation)  # one rotation for queries and key
+    xp = array_module(x)
+    xp.multiply(plan.partners, rotation.sin, out=plan.turned)  # the rotation of ``rope.forward``, of queries and key
+    pairs = plan.pairs
+    pairs *= rotation.cos
+    pairs += plan.turned
     keys, values = past.append(plan.key, plan.value)  # (1, S, G, C)
     weights = plan.queries @ keys[0].transpose(1, 2, 0)  # (G, H/G, S)
-    weights *= plan.queries.shape[2] ** -0.5
     weights -= weights.max(-1, keepdims=True)
-    array_module(weights).exp(weights, out=weights)
+    xp.exp(weights, out=weights)
     gathered = weights @ values[0].transpose(1, 0, 2)  # (G, H/G, C)
     gathered /= weights.sum(-1, keepdims=True)  # after the product: a softmax, with fewer divisions
     y: Array = gathered.reshape(-1).dot(layer.output)
     return y
-
-
-def _turn(x: Array, partners: Array, rotation: Rotation) -> None:
-    """Rotates the pairs of x (heads, C) in place by the angles of one position, as ``rope.forward`` does."""
-    half = x.shape[1] // 2
-    partners[:, :half] = x[:, half:]
-    partners[:, half:] = x[:, :half]
-    partners *= rotation.sin
-    x *= rotation.cos
-    x += partners
 
 
 def _mixture(params: MoE, config: ModelConfig) -> Callable[[Array, int], Array]:
