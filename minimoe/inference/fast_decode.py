@@ -13,7 +13,7 @@ from typing import Any
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.inference.kv_cache import KVCache, LayerCache
-from minimoe.layers import decoder, moe, rope
+from minimoe.layers import attention, decoder, dense, moe, rope
 from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts import swiglu
@@ -33,7 +33,8 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
     rotation = Rotation(xp.concatenate((cos, cos), axis=1), xp.concatenate((-sin, sin), axis=1))  # (1, C) each
     x = params.embedding.table[token]  # (D,)
     for block, past in zip(params.blocks, cache.layers, strict=True):
-        x = x + _attention(block.attention, _norm(block.attention_norm, x, config.norm_eps), rotation, past)
+        normed = _norm(block.attention_norm, x, config.norm_eps)
+        x = x + _attention(block.attention, normed, rotation, past, config.norm_eps)
         x = x + _moe(block.moe, _norm(block.moe_norm, x, config.norm_eps), config, token)
     cache.position += 1
     return _norm(params.norm, x, config.norm_eps) @ decoder.output_layer(params).weight
@@ -44,10 +45,12 @@ def _norm(params: RMSNorm, x: Array, eps: float) -> Array:
     return x * (params.gain / array_module(x).sqrt(x @ x / len(x) + eps))
 
 
-def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache) -> Array:
+def _attention(params: Attention, x: Array, rotation: Rotation, past: LayerCache, eps: float) -> Array:
     """x (D,) → y (D,). The newest token sees every position that the cache returns, so nothing is masked."""
     kv_heads, head_width = past.keys.shape[2:]
-    qk = array_module(x).concatenate((x @ params.query.weight, x @ params.key.weight))
+    q, _ = attention.normalised(params.query_norm, x @ params.query.weight, eps)
+    k, _ = attention.normalised(params.key_norm, x @ params.key.weight, eps)
+    qk = array_module(x).concatenate((q, k))
     qk = _turned(qk.reshape(-1, head_width), rotation)  # (H+G, C): one rotation for both
     v = (x @ params.value.weight).reshape(kv_heads, head_width)
     keys, values = past.append(qk[None, None, -kv_heads:], v[None, None])  # (1, S, G, C)
@@ -69,6 +72,9 @@ def _turned(x: Array, rotation: Rotation) -> Array:
 
 def _moe(params: MoE, x: Array, config: ModelConfig, token: int) -> Array:
     """x (D,) of a token → y (D,). If the router or the experts have no ``decode``, this calls ``moe.forward``."""
+    if dense.is_dense(params):
+        alone: Array = swiglu.decode(params.shared, x, [0], [1.0])
+        return alone
     router: Any = moe.router_of(config)
     work = getattr(moe.experts_of(config), "decode", None)
     if work is None or not (hasattr(router, "decode") or hasattr(router, "decode_label")):

@@ -131,7 +131,7 @@ def train_step(
             my_moments |= tree.map(own, exchange.split(my_moments, by_expert)[0])
         optimizer.update_some(my_params, my_gradient, my_moments, recipe, number)
         if group.rank == 0:  # the totals are the same for all, so one of them writes
-            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+            moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
     group.barrier()
     return totals, norm
 
