@@ -15,6 +15,7 @@ PUBLISHED = (
     "mixtral-8x22b",
     "mistral-7b",
     "olmoe-1b-7b",
+    "qwen3-30b-a3b",
     "deepseek-moe-16b",
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",

@@ -17,7 +17,7 @@ from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, soft_moe
+from minimoe.layers import attention, block, decoder, dense, embedding, linear, moe, rmsnorm, rope, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.mode import Mode
@@ -53,6 +53,7 @@ ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 COSINE = dataclasses.replace(CONFIG, router="cosine")
 X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
 REMOE = dataclasses.replace(CONFIG, router="remoe")
+DENSE = dataclasses.replace(CONFIG, dense_layers=1, dense_width=7, qk_norm="per_head")
 
 
 def run(seed: int = 0) -> Rows:
@@ -109,6 +110,10 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
         *_soft_moe(rng),
         *of_beyond.rows(rng),
+        *_attention(rng, "attention, norm over all heads", qk_norm="whole"),
+        *_attention(rng, "attention, norm in each head", past=4, qk_norm="per_head"),
+        *_dense(rng),
+        *check_decoder("decoder, first layer dense, normalised heads", DENSE, rng),
     ]
     return Rows(rows)
 
@@ -143,14 +148,17 @@ def _rope(rng: np.random.Generator) -> list[Row]:
     return check("rope", forward, backward, None, rng.standard_normal((2, 4, 3, 6)))
 
 
-def _attention(rng: np.random.Generator, name: str, window: int | None = None, past: int = 0) -> list[Row]:
+def _attention(
+    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, qk_norm: str = "none"
+) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
         return attention.forward(params, x, rotation, 4, window, earlier)
 
-    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4)
+    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, qk_norm=qk_norm)
+    params = params if qk_norm == "none" else _moved(rng, params)
     return check(name, forward, attention.backward, params, rng.standard_normal((2, 6, 8)))
 
 
@@ -242,6 +250,11 @@ def _moe(rng: np.random.Generator, name: str, config: ModelConfig, capacity_fact
     return _check_routed(name, forward, moe.backward, compared, params, rng.standard_normal((2, 6, config.width)))
 
 
+def _dense(rng: np.random.Generator) -> list[Row]:
+    params = _moved(rng, dense.init(rng, CONFIG))
+    return check("dense", dense.forward, dense.backward, params, rng.standard_normal((2, 6, CONFIG.width)))
+
+
 def _soft_moe(rng: np.random.Generator) -> list[Row]:
     """Two slots per expert, and a scale that is not 1."""
 
@@ -259,6 +272,7 @@ def _block(rng: np.random.Generator) -> list[Row]:
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         y, stats, _, cache = block.forward(params, x, rotation, CONFIG, mode)
+        assert stats is not None  # the block has a router
         return y, stats, cache
 
     def compared(params: Any, cache: Any) -> Compared:
@@ -344,6 +358,7 @@ def check_decoder(
             Ranked(scores, k)
             for shard in forwards
             for layer, cache in zip(params.blocks, shard.caches[1].blocks, strict=True)
+            if not dense.is_dense(layer.moe)
             for scores, k in moe.router_of(config).compared(layer.moe.router, cache.moe.router)
         ]
 
