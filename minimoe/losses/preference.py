@@ -8,8 +8,8 @@ rejected one; the loss of a batch is the mean over its P pairs:
     simpo   s = ℓ/|y|           −(1 − ε) log σ(βh − γ) − ε log σ(γ − βh)  needs no reference
 
 ℓ is the log-probability of an answer, summed over the tokens where the loss mask is 1: those of the answer, not those
-of the prompt. |y| is how many they are. ℓ′ is what the reference gave the same answer: the model as it was before, which
-does not change. ``reward`` is β s.
+of the prompt. |y| is how many they are. ℓ′ is what the reference gave to the same answer; the reference is the model as
+it was before the first step, and does not change. ``reward`` is β s.
 
 The sums of a batch are ℓ, |y| and ℓ′ of each of its answers, at the place of its pair, and 0 at every other place. So
 they add up like all sums over tokens, and even a pair may be split: its two answers may be in two shards.

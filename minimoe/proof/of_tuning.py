@@ -76,6 +76,4 @@ def pairs(rng: np.random.Generator, loss: Preference) -> list[Shard]:
     place = np.array([0, 1, 2, 3])
     reference = -3.0 * answer.sum(1) + rng.standard_normal(4)
     cut = [np.arange(3), np.arange(3, 4)]
-    return [
-        Shard(tokens[i], targets[i], None, mask[i], answer[i], Answers(place[i], 2, reference[i])) for i in cut
-    ]
+    return [Shard(tokens[i], targets[i], None, mask[i], answer[i], Answers(place[i], 2, reference[i])) for i in cut]

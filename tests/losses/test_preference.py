@@ -1,12 +1,15 @@
-"""Preference losses: golden values, the gradient of every coefficient, and what must cancel, add up or stay the same."""
+"""Preference losses: golden values, the gradient of every coefficient, and what must cancel, add up or stay equal."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from preference_shards import CASES, Case, fingerprint, shard_of
 from small_models import assert_same, drawn
 
 from minimoe.core import tree
@@ -17,7 +20,9 @@ from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
 from minimoe.losses.preference import Answers, Preference, Sums
 from minimoe.proof.finite_differences import gradient
+from minimoe.storage import huggingface
 
+GOLDEN = Path(__file__).parent.parent / "golden"
 KINDS = {
     "dpo": Preference("dpo", 0.3),
     "dpo, smoothed": Preference("dpo", 0.3, label_smoothing=0.1),
@@ -130,6 +135,19 @@ def test_the_sums_agree_with_a_loop(rng: np.random.Generator, small: ModelConfig
         assert sums.logp[where] == pytest.approx(logp, rel=1e-12)
         assert sums.length[where] == length
         assert sums.reference[where] == shard.extra.reference[row]
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_loss_and_gradient_are_those_of_trl(case: Case) -> None:
+    """In a file that tests/golden/make_preferences.py writes; tests/peers/test_trl.py compares with trl itself."""
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    (name,) = [name for name, other in CASES.items() if other == case]
+    expected = json.loads((GOLDEN / "preferences.json").read_text())[name]
+    shard = shard_of(case, np.array(expected["reference"], np.float32))
+    totals, slope = loss_and_gradient(params, [shard], config, case.objective)
+    assert float(totals.total) == pytest.approx(expected["loss"], rel=1e-5)
+    found = {name: fingerprint(leaf) for name, leaf in tree.named_leaves(slope)}
+    assert found == pytest.approx(expected["gradient"], rel=1e-3, abs=1e-4)
 
 
 # Identities

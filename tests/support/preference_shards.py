@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe.losses.objective import Objective, Shard
 from minimoe.losses.balance import Coefficients
+from minimoe.losses.objective import Objective, Shard
 from minimoe.losses.preference import Answers, Preference
 
 

@@ -1,6 +1,6 @@
 """What trl makes of pairs of answers: its losses, which the peers tests and the maker of the golden file differentiate.
 
-Import it where trl is installed. ``shard_of`` turns trl's batch into one of minimoe and needs nothing but NumPy.
+Import it where trl is installed; ``preference_shards`` holds the same pairs for minimoe and needs nothing but NumPy.
 """
 
 import importlib
@@ -8,10 +8,7 @@ import tempfile
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
-from preference_shards import CASES, Case, examples
-
-__all__ = ["CASES", "Theirs", "loss_of"]
+from preference_shards import Case, examples
 
 
 class Theirs(NamedTuple):
@@ -21,14 +18,15 @@ class Theirs(NamedTuple):
 
 def loss_of(case: Case, model: Any, reference: Any) -> Theirs:
     """trl's loss of the examples, with the auxiliary loss of the library's Mixtral if the case has a coefficient."""
-    trainer = _trainer(case, model, reference)
+    trainer = trainer_of(case, model, reference)
     batch = trainer.data_collator(examples(case))
     if case.trl == "simpo":
         return Theirs(_simpo(case, model, batch), batch)
     return Theirs(trainer.compute_loss(model.eval(), batch), batch)
 
 
-def _trainer(case: Case, model: Any, reference: Any) -> Any:
+def trainer_of(case: Case, model: Any, reference: Any) -> Any:
+    """A DPO trainer with the settings of the case; its data are never read."""
     datasets, trl = importlib.import_module("datasets"), importlib.import_module("trl")
     args = trl.DPOConfig(
         output_dir=tempfile.gettempdir(),
@@ -70,7 +68,3 @@ def _simpo(case: Case, model: Any, batch: dict[str, Any]) -> Any:
         accelerator=SimpleNamespace(device=logp.device),
     )
     return kind.cpo_loss(settings, *logp.chunk(2))[0].mean()
-
-
-def to_numpy(batch: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.asarray(values) for name, values in batch.items()}
