@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.errors import UserError, suggestion
@@ -37,8 +38,7 @@ LARGEST_BETA = 1e6
 class Answers(NamedTuple):
     """Which answers the sequences of a shard hold; ``Shard.extra`` of a preference loss."""
 
-    place: Array  # (B,) integers: 2p for the chosen answer of pair p, 2p + 1 for the rejected one
-    pairs: int  # P, in the whole batch
+    place: Array  # (B, 2P) of the whole batch's P pairs: 1 where the sequence belongs, 0 elsewhere; see ``places``
     reference: Array | None = None  # (B,) ℓ′, summed over the same tokens; None if the loss needs no reference
 
 
@@ -53,7 +53,7 @@ class Sums(NamedTuple):
 class Cache(NamedTuple):
     nats: cross_entropy.Cache
     counts: Array  # (B, T)  the loss mask
-    place: Array  # (B,)
+    place: Array  # (B, 2P)
 
 
 class Preference(NamedTuple):
@@ -73,10 +73,9 @@ class Preference(NamedTuple):
         nats, cache = cross_entropy.by_token(logits, shard.targets)
         logp = -(nats.reshape(counts.shape) * counts).sum(1)  # (B,)
         reference = xp.zeros_like(logp) if answers.reference is None else answers.reference.astype(logp.dtype)
-        # a table of ones and zeros puts every sequence at its place: (2P, B) @ (B, 3)
-        at = (xp.arange(2 * answers.pairs)[:, None] == answers.place).astype(logp.dtype)
-        placed = (at @ xp.stack([logp, counts.sum(1), reference], axis=1)).reshape(-1, 2, 3)
-        return Sums(placed[:, :, 0], placed[:, :, 1], placed[:, :, 2]), Cache(cache, counts, answers.place)
+        place = answers.place.astype(logp.dtype)
+        placed = (place.T @ xp.stack([logp, counts.sum(1), reference], axis=1)).reshape(-1, 2, 3)
+        return Sums(placed[:, :, 0], placed[:, :, 1], placed[:, :, 2]), Cache(cache, counts, place)
 
     @underflow_is_right
     def value(self, sums: Sums) -> tuple[Any, Sums]:
@@ -110,7 +109,7 @@ class Preference(NamedTuple):
 
             dz = −c m ⊙ (softmax(z) − onehot(target))
         """
-        c = dsums.logp.reshape(-1)[cache.place]  # (B,)
+        c = cache.place @ dsums.logp.reshape(-1)  # (B,)
         return cross_entropy.backward(cache.nats._replace(mask=-(c[:, None] * cache.counts).reshape(-1)), 1.0)
 
     def score(self, sums: Sums) -> Array:
@@ -123,6 +122,11 @@ class Preference(NamedTuple):
     def reward(self, sums: Sums) -> Array:
         """(P, 2): β s of both answers, what the model is said to be rewarded with for each of them."""
         return self.beta * self.score(sums)
+
+
+def places(count: int) -> NDArray[np.float32]:
+    """(2P, 2P) for ``count`` pairs P: the rows of ``Answers.place``, chosen and rejected answers in turn."""
+    return np.eye(2 * count, dtype=np.float32)
 
 
 def check(loss: Preference) -> None:

@@ -10,7 +10,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder, moe
-from minimoe.losses import objective
+from minimoe.losses import objective, preference
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.losses.preference import Answers, Preference
@@ -73,7 +73,9 @@ def pairs(rng: np.random.Generator, loss: Preference) -> list[Shard]:
     mask[1, 5:] = 0
     for row, (start, stop) in enumerate([(3, 6), (1, 6), (2, 6), (0, 3)]):
         answer[row, :start] = answer[row, stop:] = 0
-    place = np.array([0, 1, 2, 3])
     reference = -3.0 * answer.sum(1) + rng.standard_normal(4)
     cut = [np.arange(3), np.arange(3, 4)]
-    return [Shard(tokens[i], targets[i], None, mask[i], answer[i], Answers(place[i], 2, reference[i])) for i in cut]
+    return [
+        Shard(tokens[i], targets[i], None, mask[i], answer[i], Answers(preference.places(2)[i], reference[i]))
+        for i in cut
+    ]

@@ -18,7 +18,7 @@ from minimoe.core.errors import UserError
 from minimoe.losses import objective, preference
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
-from minimoe.losses.preference import Answers, Preference, Sums
+from minimoe.losses.preference import Answers, Preference, Sums, places
 from minimoe.proof.finite_differences import gradient
 from minimoe.storage import huggingface
 
@@ -51,9 +51,9 @@ def batch_of(rng: np.random.Generator, config: ModelConfig, pairs: int = 3) -> S
     at = np.arange(config.context)
     mask = (at < ends[:, None]).astype(float)
     answer = (at >= starts[:, None]).astype(float)
-    place = np.concatenate([np.arange(pairs) * 2, np.arange(pairs) * 2 + 1])
+    place = np.concatenate([places(pairs)[::2], places(pairs)[1::2]])
     reference = -2.5 * (mask * answer).sum(1) + rng.standard_normal(2 * pairs)
-    return Shard(tokens, targets, None, mask, answer, Answers(place, pairs, reference))
+    return Shard(tokens, targets, None, mask, answer, Answers(place, reference))
 
 
 def rows(batch: Shard, chosen: Any) -> Shard:
@@ -124,7 +124,7 @@ def test_the_sums_agree_with_a_loop(rng: np.random.Generator, small: ModelConfig
     logits = rng.standard_normal((*shard.tokens.shape, small.vocab_size))
     sums, _ = KINDS["dpo"].forward(logits, shard)
     assert shard.mask is not None and shard.loss_mask is not None
-    for row, place in enumerate(shard.extra.place):
+    for row, place in enumerate(shard.extra.place.argmax(1)):
         logp, length = 0.0, 0
         for t in range(small.context):
             if shard.mask[row, t] and shard.loss_mask[row, t]:
@@ -210,12 +210,12 @@ def test_a_prompt_left_in_both_sums_cancels_only_where_sums_are_compared(
     targets = rng.integers(V, size=(2, context))
     logits = rng.standard_normal((2, context, V))
     targets[1, :start], logits[1, :start] = targets[0, :start], logits[0, :start]
-    of_prompt = KINDS["dpo"].forward(logits, Shard(targets, targets, extra=Answers(np.arange(2), 1)))[0]
+    of_prompt = KINDS["dpo"].forward(logits, Shard(targets, targets, extra=Answers(places(1))))[0]
     answer = (np.arange(context) >= start).astype(float) * np.array([[1.0], [1.0]])
     answer[1, -1] = 0  # of another length than the first
 
     def shard(counts: np.ndarray, of_reference: np.ndarray) -> Shard:
-        return Shard(targets, targets, None, None, counts, Answers(np.arange(2), 1, of_reference))
+        return Shard(targets, targets, None, None, counts, Answers(places(1), of_reference))
 
     everything = answer.copy()
     everything[:, :start] = 1
@@ -267,7 +267,7 @@ def test_the_length_is_the_number_of_log_probabilities_that_were_summed(start: i
     """Also where the prompt is empty: uniform logits make ℓ = −|y| log V, so that a count that is off by one shows."""
     V, T = 7, 6
     answer = (np.arange(T) >= start).astype(float)[None]
-    shard = Shard(np.zeros((1, T), int), rng.integers(V, size=(1, T)), None, None, answer, Answers(np.array([0]), 1))
+    shard = Shard(np.zeros((1, T), int), rng.integers(V, size=(1, T)), None, None, answer, Answers(places(1)[:1]))
     sums, _ = KINDS["ipo"].forward(np.zeros((1, T, V)), shard)
     assert sums.length[0, 0] == T - start
     assert sums.logp[0, 0] == pytest.approx(-sums.length[0, 0] * math.log(V), rel=1e-14)
@@ -336,7 +336,7 @@ def test_a_sure_preference_keeps_a_slope_in_float32() -> None:
 @every_kind
 def test_an_answer_without_a_token_counts_for_nothing(loss: Preference, rng: np.random.Generator) -> None:
     answer = np.array([[1.0, 1.0], [0.0, 0.0]])
-    shard = Shard(np.zeros((2, 2), int), np.ones((2, 2), int), None, None, answer, Answers(np.array([0, 1]), 1))
+    shard = Shard(np.zeros((2, 2), int), np.ones((2, 2), int), None, None, answer, Answers(places(1)))
     value, dlogits = value_and_dlogits(loss, rng.standard_normal((2, 2, 3)), shard)
     assert math.isfinite(value)
     assert not dlogits[1].any() and dlogits[0].any()

@@ -6,7 +6,7 @@ import numpy as np
 
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.losses.preference import Answers, Preference
+from minimoe.losses.preference import Answers, Preference, places
 
 
 class Case(NamedTuple):
@@ -52,9 +52,9 @@ def shard_of(case: Case, reference: Any = None) -> Shard:
         tokens[row, : len(prompt) + len(answer)] = prompt + answer
         mask[row, : len(prompt) + len(answer)] = 1
         counts[row, len(prompt) - 1 : len(prompt) + len(answer) - 1] = 1
-    place = np.concatenate([2 * np.arange(case.pairs), 2 * np.arange(case.pairs) + 1])
+    place = np.concatenate([places(case.pairs)[::2], places(case.pairs)[1::2]])
     targets = np.roll(tokens, -1, axis=1)
-    return Shard(tokens, targets, None, mask, counts, Answers(place, case.pairs, reference))
+    return Shard(tokens, targets, None, mask, counts, Answers(place, reference))
 
 
 def fingerprint(leaf: Any) -> float:
