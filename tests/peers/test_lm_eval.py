@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Its cache of logits is off: with "" and "the" as contexts, it would give " bread" the log-probability of another place.
+# Its cache of logits is off: after "the" it would take the probability of " bread" from a request without a context.
 @pytest.fixture(scope="module")
 def both(folder: Path) -> tuple[Any, Any]:
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=1, logits_cache=False)
