@@ -112,6 +112,11 @@ class Preference(NamedTuple):
         c = cache.place @ dsums.logp.reshape(-1)  # (B,)
         return cross_entropy.backward(cache.nats._replace(mask=-(c[:, None] * cache.counts).reshape(-1)), 1.0)
 
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the model with a reference."""
+        return self.kind != "simpo"
+
     def score(self, sums: Sums) -> Array:
         """(P, 2): s of the chosen and of the rejected answer of each pair."""
         if self.kind == "simpo":

@@ -76,6 +76,6 @@ def pairs(rng: np.random.Generator, loss: Preference) -> list[Shard]:
     reference = -3.0 * answer.sum(1) + rng.standard_normal(4)
     cut = [np.arange(3), np.arange(3, 4)]
     return [
-        Shard(tokens[i], targets[i], None, mask[i], answer[i], Answers(preference.places(2)[i], reference[i]))
+        Shard(tokens[i], targets[i], None, mask[i], answer[i], extra=Answers(preference.places(2)[i], reference[i]))
         for i in cut
     ]

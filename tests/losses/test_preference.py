@@ -53,7 +53,7 @@ def batch_of(rng: np.random.Generator, config: ModelConfig, pairs: int = 3) -> S
     answer = (at >= starts[:, None]).astype(float)
     place = np.concatenate([places(pairs)[::2], places(pairs)[1::2]])
     reference = -2.5 * (mask * answer).sum(1) + rng.standard_normal(2 * pairs)
-    return Shard(tokens, targets, None, mask, answer, Answers(place, reference))
+    return Shard(tokens, targets, None, mask, answer, extra=Answers(place, reference))
 
 
 def rows(batch: Shard, chosen: Any) -> Shard:
@@ -65,7 +65,7 @@ def rows(batch: Shard, chosen: Any) -> Shard:
         None,
         batch.mask[chosen],
         batch.loss_mask[chosen],
-        batch.extra._replace(place=batch.extra.place[chosen], reference=batch.extra.reference[chosen]),
+        extra=batch.extra._replace(place=batch.extra.place[chosen], reference=batch.extra.reference[chosen]),
     )
 
 
@@ -215,7 +215,7 @@ def test_a_prompt_left_in_both_sums_cancels_only_where_sums_are_compared(
     answer[1, -1] = 0  # of another length than the first
 
     def shard(counts: np.ndarray, of_reference: np.ndarray) -> Shard:
-        return Shard(targets, targets, None, None, counts, Answers(places(1), of_reference))
+        return Shard(targets, targets, None, None, counts, extra=Answers(places(1), of_reference))
 
     everything = answer.copy()
     everything[:, :start] = 1
@@ -250,7 +250,7 @@ def test_a_mean_does_not_change_when_every_token_is_repeated(
         None,
         shard.mask.repeat(2, 1),
         shard.loss_mask.repeat(2, 1),
-        shard.extra._replace(reference=2 * shard.extra.reference),
+        extra=shard.extra._replace(reference=2 * shard.extra.reference),
     )
     value, dlogits = value_and_dlogits(loss, logits, shard)
     doubled, ddoubled = value_and_dlogits(loss, logits.repeat(2, 1), twice)
@@ -267,7 +267,7 @@ def test_the_length_is_the_number_of_log_probabilities_that_were_summed(start: i
     """Also where the prompt is empty: uniform logits make ℓ = −|y| log V, so that a count that is off by one shows."""
     V, T = 7, 6
     answer = (np.arange(T) >= start).astype(float)[None]
-    shard = Shard(np.zeros((1, T), int), rng.integers(V, size=(1, T)), None, None, answer, Answers(places(1)[:1]))
+    shard = Shard(np.zeros((1, T), int), rng.integers(V, size=(1, T)), None, None, answer, extra=Answers(places(1)[:1]))
     sums, _ = KINDS["ipo"].forward(np.zeros((1, T, V)), shard)
     assert sums.length[0, 0] == T - start
     assert sums.logp[0, 0] == pytest.approx(-sums.length[0, 0] * math.log(V), rel=1e-14)
@@ -336,7 +336,7 @@ def test_a_sure_preference_keeps_a_slope_in_float32() -> None:
 @every_kind
 def test_an_answer_without_a_token_counts_for_nothing(loss: Preference, rng: np.random.Generator) -> None:
     answer = np.array([[1.0, 1.0], [0.0, 0.0]])
-    shard = Shard(np.zeros((2, 2), int), np.ones((2, 2), int), None, None, answer, Answers(places(1)))
+    shard = Shard(np.zeros((2, 2), int), np.ones((2, 2), int), None, None, answer, extra=Answers(places(1)))
     value, dlogits = value_and_dlogits(loss, rng.standard_normal((2, 2, 3)), shard)
     assert math.isfinite(value)
     assert not dlogits[1].any() and dlogits[0].any()

@@ -127,7 +127,7 @@ def test_without_a_prompt_trl_divides_by_a_token_that_it_does_not_score(tmp_path
     theirs = trainer.compute_loss(model, batch).item()
 
     tokens, mask = np.asarray(batch["input_ids"]), np.asarray(batch["attention_mask"], float)
-    shard = Shard(tokens[:, :-1], tokens[:, 1:], None, mask[:, :-1], mask[:, 1:], Answers(places(1)))
+    shard = Shard(tokens[:, :-1], tokens[:, 1:], None, mask[:, :-1], mask[:, 1:], extra=Answers(places(1)))
     sums = []
     for name, one in (("model", model), ("reference", reference)):
         params = ours(one, tmp_path / name)

@@ -54,7 +54,7 @@ def shard_of(case: Case, reference: Any = None) -> Shard:
         counts[row, len(prompt) - 1 : len(prompt) + len(answer) - 1] = 1
     place = np.concatenate([places(case.pairs)[::2], places(case.pairs)[1::2]])
     targets = np.roll(tokens, -1, axis=1)
-    return Shard(tokens, targets, None, mask, counts, Answers(place, reference))
+    return Shard(tokens, targets, None, mask, counts, extra=Answers(place, reference))
 
 
 def fingerprint(leaf: Any) -> float:
