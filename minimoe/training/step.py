@@ -25,7 +25,7 @@ from minimoe.core.summary import brief
 from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import LocalExchange
-from minimoe.losses import objective
+from minimoe.losses import objective as objectives
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, Totals
 from minimoe.optim import clipping, optimizer
@@ -74,9 +74,16 @@ def shard_batch(
 
 @contextlib.contextmanager
 def open_workers(
-    params: Decoder, moments: optimizer.State, config: ModelConfig, recipe: TrainConfig, count: int
+    params: Decoder,
+    moments: optimizer.State,
+    config: ModelConfig,
+    recipe: TrainConfig,
+    count: int,
+    objective: Objective | None = None,
 ) -> Iterator[Workers]:
     """Opens ``count`` workers for the steps of a run. There must be at least one shard per worker.
+
+    Without an ``objective``, they minimise that of the recipe: ``objective_of``.
 
     Only the arrays of ``Workers`` are changed. With one worker these are the arrays that were passed in, with several
     they are copies in shared memory.
@@ -87,7 +94,7 @@ def open_workers(
 
     def work(group: Group, task: tuple[Sequence[Shard], int]) -> tuple[Totals, float]:
         shards, number = task
-        return train_step(params, moments, shards, config, recipe, number, group)
+        return train_step(params, moments, shards, config, recipe, number, group, objective)
 
     with launch_for(count, work, params, config, recipe) as run:
         yield Workers(params, moments, lambda shards, number: run([(shards[i::count], number) for i in range(count)]))
@@ -113,13 +120,14 @@ def train_step(
     recipe: TrainConfig,
     number: int,
     group: Group = ALONE,
+    objective: Objective | None = None,
 ) -> tuple[Totals, float]:
     """Takes step ``number`` (from 0): changes ``params``, ``moments`` in place → losses, the norm before clipping.
 
     In a ``group``, every worker calls this with its own shards and updates its own share of the parameters. If the loss
     or the norm is not finite, nothing is changed.
     """
-    totals, my_gradient = gradient(params, shards, config, recipe, group)
+    totals, my_gradient = gradient(params, shards, config, recipe, group, objective)
     norm = float(clipping.clip(list(my_gradient.values()), recipe.clip, group))
     if is_finite(totals, norm):
         my_params, my_moments = dict(tree.named_leaves(params)), dict(moments)
@@ -137,19 +145,23 @@ def train_step(
 
 
 def gradient(
-    params: Decoder, shards: Sequence[Shard], config: ModelConfig, recipe: TrainConfig, group: Group = ALONE
+    params: Decoder,
+    shards: Sequence[Shard],
+    config: ModelConfig,
+    recipe: TrainConfig,
+    group: Group = ALONE,
+    objective: Objective | None = None,
 ) -> tuple[Totals, dict[str, Array]]:
     """The losses of a batch, and the gradients of this worker's share of the parameters, by name.
 
     If workers own different experts, a worker's share of every stack of experts is the experts that it owns.
     """
-    goal = objective_of(config, recipe)
     owned = worth_exchanging(config, recipe, group.size)
-    totals, through_mine = objective.loss_and_gradient(
+    totals, through_mine = objectives.loss_and_gradient(
         params,
         shards,
         config,
-        goal,
+        objective or objective_of(config, recipe),
         recompute=recipe.accumulate > 1,
         group=group,
         exchange=exchange.between(group) if owned else LocalExchange,

@@ -270,11 +270,10 @@ def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float,
     return {
         "step": step,
         "tokens": step * tokens,
-        "loss": float(totals.cross_entropy),
+        "loss": float(totals.loss),
         "total": float(totals.total),
         "auxiliary": {
-            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
-            for name in Losses._fields
+            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary] for name in Losses._fields
         },
         "learning_rate": schedule.learning_rate(step - 1, run.recipe),
         "gradient_norm": norm,
