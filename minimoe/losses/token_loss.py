@@ -17,6 +17,8 @@ class Labelled(Protocol):
     """What a loss reads of a shard: see ``objective.Shard``."""
 
     @property
+    def tokens(self) -> Array: ...  # (B, T)
+    @property
     def targets(self) -> Array: ...  # (B, T)
     @property
     def mask(self) -> Array | None: ...  # (B, T)

@@ -26,7 +26,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.proof import of_beyond
+from minimoe.proof import of_beyond, of_compression
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -109,6 +109,7 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
         *_soft_moe(rng),
         *of_beyond.rows(rng),
+        *of_compression.rows(rng),
     ]
     return Rows(rows)
 
