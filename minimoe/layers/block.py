@@ -96,7 +96,9 @@ def forward(
     The arguments are those of ``attention.forward`` and ``moe.forward``.
     """
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
-    gathered, attended = attention.forward(params.attention, normed, rotation, config.head_width, config.window, past)
+    gathered, attended = attention.forward(
+        params.attention, normed, rotation, config.head_width, config.window, past, mode.starts
+    )
     h = x + gathered
     normed, moe_norm = rmsnorm.forward(params.moe_norm, h, config.norm_eps)
     y, stats, dropped, mixed = moe.forward(params.moe, normed, config, mode)

@@ -20,9 +20,9 @@ class Mode(NamedTuple):
     estimate_load: bool = True  # False skips the probability of being chosen, for when no loss uses it
     balance_by_sequence: bool = False  # True also sums up the balance within each sequence, for when a loss uses it
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding
+    starts: Array | None = None  # (B, T) integers: the first position that each query may see, if documents are packed
     labels: Array | None = None  # (B, T) integers that routers may use beside x; the decoder gives the tokens
     exchange: Callable[[list[int]], Exchange] = LocalExchange  # called with the counts of a routing
-
     skip_below: Sequence[float] | None = None  # β of each layer, see routing.skip_second; in evaluation only
 
     def at_layer(self, layer: int) -> Mode:

@@ -57,8 +57,8 @@ class Distillation(NamedTuple):
     settings: Settings = Settings()
 
     def forward(self, logits: Array, shard: Labelled) -> tuple[LossSum, Cache]:
-        mode = Mode(estimate_load=False, mask=shard.mask)
-        told = decoder.forward(self.teacher, shard.tokens, self.config, mode).logits
+        mode = Mode(estimate_load=False, mask=shard.mask, starts=shard.starts)
+        told = decoder.forward(self.teacher, shard.tokens, self.config, mode).logits.astype(logits.dtype, copy=False)
         return forward(logits, shard.targets, told, self.settings, weights(shard))
 
     def value(self, sums: LossSum) -> tuple[Any, Any]:

@@ -49,6 +49,7 @@ class Shard(NamedTuple):
     noise: Array | None = None  # (L, B, T, ·)  from decoder.draw_noise
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
     loss_mask: Array | None = None  # (B, T)  how much a target counts in the token loss; the routers see every token
+    starts: Array | None = None  # (B, T)  the first position that each query may see, if documents are packed
     extra: Any = None  # what another token loss needs to know about these sequences
 
 
@@ -100,6 +101,7 @@ def forward(
         estimate_load=objective.coefficients.load > 0,
         balance_by_sequence=objective.coefficients.sequence > 0,
         mask=shard.mask,
+        starts=shard.starts,
         exchange=exchange,
     )
     logits, routed, cache = decoder.forward(params, shard.tokens, config, mode)

@@ -23,6 +23,8 @@ class Labelled(Protocol):
     @property
     def mask(self) -> Array | None: ...  # (B, T)
     @property
+    def starts(self) -> Array | None: ...  # (B, T)
+    @property
     def loss_mask(self) -> Array | None: ...  # (B, T)
     @property
     def extra(self) -> Any: ...

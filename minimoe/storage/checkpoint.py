@@ -1,6 +1,6 @@
 """Runs on disk: written atomically, checked, resumable to the bit, readable by the safetensors library, without pickle.
 
-    config.json           model, recipe, tokenizer and corpus
+    config.json           model, recipe, tokenizer and corpus; of a tuned run, also what it learns
     metrics.jsonl         one line per step: see ``metrics``
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
     resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
@@ -13,9 +13,12 @@ Every file has a checksum, and so has every line of the metrics, so damage is re
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
 mixed up.
 
+A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors, and the last
+ones in resume.safetensors.
+
 The model of a run can be written to a folder of its own: with quantised weights (``save_quantized``), or after it was
-changed (``save_model``). Such a folder has neither metrics nor resume.safetensors, because it is not a run that can be
-resumed. The config.json of a quantised model names the schemes.
+changed (``save_changed``). Such a folder has neither metrics nor resume.safetensors, because it is not a run that can
+be resumed. The config.json of a quantised model names the schemes.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ from minimoe.optim import optimizer
 from minimoe.storage import metrics
 from minimoe.text import batches, tokenizer
 from minimoe.text.corpus import Corpus, Source
-from minimoe.text.tokenizer import Tokenizer
+from minimoe.text.tokenizer import ChatTokenizer, Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
@@ -58,10 +61,22 @@ KEYS = {"format", "model", "train", "tokenizer", "source"}
 QUANTIZATION = "quantization"
 """What the config.json of a quantised model holds besides: its ``Plan``."""
 
+TUNING = "tuning"
+"""What the config.json of a tuned run holds besides: its ``Tuning``."""
+
 STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
 """Settings that may change when a run is resumed; with any other change, it would not be the same run."""
+
+
+@brief
+class Tuning(NamedTuple):
+    """What a run learns instead of the next token of its text: all that its task can be made from again."""
+
+    kind: str  # the module of ``minimoe/tuning/`` that made the task: "sft", …
+    settings: dict[str, Any]  # plain values that JSON can write, for that module alone
+    frozen: tuple[str, ...] = ()  # the names of the leaves that do not learn
 
 
 @brief
@@ -73,6 +88,12 @@ class RunConfig(NamedTuple):
     tokenizer: Tokenizer
     source: Source
     quantization: Plan | None = None
+    tuning: Tuning | None = None  # None: it learns the next token of its text
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the leaves that do not learn."""
+        return () if self.tuning is None else self.tuning.frozen
 
 
 @brief
@@ -91,8 +112,11 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: none, because these models learn from one endless text."""
-        return ()
+        """Ids that end a text: that of the end of an answer, if the model was tuned to answer.
+
+        The others learn from one endless text.
+        """
+        return (self.tokenizer.id_of("end"),) if isinstance(self.tokenizer, ChatTokenizer) else ()
 
     @property
     def on_gpu(self) -> bool:
@@ -123,6 +147,8 @@ def save_config(folder: Path, run: RunConfig) -> None:
     }
     if run.quantization is not None:
         values[QUANTIZATION] = quantize.to_dict(run.quantization)
+    if run.tuning is not None:
+        values[TUNING] = _tuning_to_dict(run.tuning)
     values["sha256"] = _checksum(values)
     written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     # in Python, a path that is not UTF-8 contains surrogates, which JSON can only write as escapes
@@ -154,7 +180,7 @@ def load_config(folder: str | Path) -> RunConfig:
             f"{path} was damaged or edited, and does not match its checksum: restore it, or remove its sha256 to use "
             "it as it is."
         )
-    quantised = values.pop(QUANTIZATION, None)
+    quantised, tuned = values.pop(QUANTIZATION, None), values.pop(TUNING, None)
     for name in sorted(values.keys() ^ KEYS):
         raise UserError(
             f"{path} is not a run's config: {name!r:.40} is {'unknown' if name in values else 'missing'}; restore it, "
@@ -168,6 +194,7 @@ def load_config(folder: str | Path) -> RunConfig:
             tokenizer.from_dict(values["tokenizer"]),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
             None if quantised is None else _plan(quantised, path),
+            None if tuned is None else _tuning(tuned),
         )
         decoder.check(run.config)
     except (TypeError, AttributeError) as error:
@@ -187,18 +214,48 @@ def _plan(values: Any, path: Path) -> Plan:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
-def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
-    """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written."""
+def _tuning(values: Any) -> Tuning:
+    """The ``Tuning`` that ``_tuning_to_dict`` described; ``TypeError`` if it is none."""
+    kind, settings, frozen = Tuning(**values)
+    if type(kind) is not str or type(settings) is not dict or not isinstance(frozen, list):
+        raise TypeError(f"its tuning is {values!r:.60}")
+    if not all(type(name) is str for name in frozen):
+        raise TypeError(f"it freezes {frozen!r:.60}")
+    return Tuning(kind, settings, tuple(frozen))
+
+
+def _tuning_to_dict(tuning: Tuning) -> dict[str, Any]:
+    return tuning._asdict() | {"frozen": list(tuning.frozen)}
+
+
+def save(
+    folder: Path,
+    run: RunConfig,
+    params: Decoder,
+    state: optimizer.State,
+    progress: Progress,
+    model: bool = True,
+) -> None:
+    """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written.
+
+    Without ``model``, only resume.safetensors: a run that keeps its best model calls ``save_model`` for the other.
+    """
     metrics.sync(folder)  # first, so that resume.safetensors is never ahead of the metrics on the disk
-    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
-    everything = dict(tensors)
+    everything = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    if model:
+        save_model(folder, run, params, progress.step)
     for name, moments in state.items():
         for moment, values in zip(moments._fields, moments, strict=True):
             if values is not None:
                 everything[f"optimizer.{name}.{moment}"] = to_host(values)
-    settings = json.dumps(_settings(run))
-    files.write_tensors(folder / MODEL, tensors, {"settings": settings, "step": str(progress.step)})
-    files.write_tensors(folder / RESUME, everything, {"settings": settings, "progress": json.dumps(progress._asdict())})
+    metadata = {"settings": json.dumps(_settings(run)), "progress": json.dumps(progress._asdict())}
+    files.write_tensors(folder / RESUME, everything, metadata)
+
+
+def save_model(folder: Path, run: RunConfig, params: Decoder, step: int) -> None:
+    """Writes model.safetensors: the parameters after ``step`` steps; raises ``UserError`` if it cannot be written."""
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    files.write_tensors(folder / MODEL, tensors, {"settings": json.dumps(_settings(run)), "step": str(step)})
 
 
 def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
@@ -214,7 +271,7 @@ def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
     _write_model(folder, model._replace(run=model.run._replace(quantization=plan)), tensors)
 
 
-def save_model(folder: Path, model: Model) -> None:
+def save_changed(folder: Path, model: Model) -> None:
     """Writes a model that was made from another one into a new folder; config.json is written last.
 
     Such a folder has neither metrics nor resume.safetensors: every command opens it, but it has no run to resume.
@@ -279,7 +336,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_broken_state(params, path)
-    state = optimizer.init(params, run.recipe)
+    state = optimizer.init(params, run.recipe, run.frozen)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
     _refuse_surplus(tensors, path)
@@ -348,16 +405,19 @@ def _settings(run: RunConfig) -> dict[str, Any]:
     settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
     if run.quantization is not None:
         settings[QUANTIZATION] = quantize.to_dict(run.quantization)
+    if run.tuning is not None:
+        settings[TUNING] = _tuning_to_dict(run.tuning)
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
 
 def _defaults() -> dict[str, Any]:
     """The default of every setting of a model and a recipe, by name."""
-    return {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    settings = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    return settings | {TUNING: None}
 
 
 def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path) -> None:
-    mine = _settings(run)
+    mine = {TUNING: None} | _settings(run)
     try:
         # The width was always a setting. One that did not exist when the file was written has its default, as in
         # ``from_dict``.

@@ -70,7 +70,7 @@ def write(
     ids = sample(model, corpus, tokens, seed)
     done = prune.prune(model.params, model.config, ids, keep, method, seed)
     if isinstance(model, Model):
-        checkpoint.save_model(out, model._replace(params=done.params, config=done.config))
+        checkpoint.save_changed(out, model._replace(params=done.params, config=done.config))
     else:
         huggingface.save(out, done.params, done.config, model.tokenizer, model.end_tokens)
     before, after = (parameters.count(config).total for config in (model.config, done.config))

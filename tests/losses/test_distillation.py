@@ -246,6 +246,28 @@ def test_shards_give_the_loss_and_the_gradient_of_their_batch(
         assert_close(gradient, expected)
 
 
+def test_the_teacher_reads_packed_documents_apart(rng: np.random.Generator, small: ModelConfig) -> None:
+    """The loss of two documents in a row, each with its own start, is that of the two alone."""
+    params, goal = drawn(rng, small), soft(rng, small)._replace(coefficients=Objective().coefficients)
+    goal = goal._replace(capacity_factor=None)
+    row = batch_of(rng, small, masked=False, noisy=False)
+    tokens, targets = row.tokens[:1], row.targets[:1]
+    packed = Shard(tokens, targets, starts=np.array([[0, 0, 0, 3, 3, 3, 3]]))
+    alone = [Shard(tokens[:, part], targets[:, part]) for part in (slice(0, 3), slice(3, 7))]
+    totals = [loss_and_gradient(params, shards, small, goal)[0].loss for shards in ([packed], alone)]
+    assert totals[0] == pytest.approx(float(totals[1]), rel=1e-12)
+
+
+def test_the_logits_of_a_teacher_in_float64_do_not_change_the_dtype_of_the_gradient(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    loss: Any = soft(rng, small).token_loss
+    batch = batch_of(rng, small)
+    logits = rng.standard_normal((*batch.tokens.shape, small.vocab_size)).astype(np.float32)
+    _, cache = loss.forward(logits, batch)
+    assert loss.backward(cache, np.float32(1)).dtype == np.float32
+
+
 def test_the_teacher_does_not_change(rng: np.random.Generator, small: ModelConfig) -> None:
     params, batch, goal = drawn(rng, small), batch_of(rng, small), soft(rng, small)
     loss: Any = goal.token_loss
