@@ -291,6 +291,23 @@ def quantize(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def prune(chosen: argparse.Namespace) -> int:
+    from minimoe.storage import pruned
+    from minimoe.text import corpus
+
+    done = pruned.write(
+        chosen.folder,
+        chosen.out,
+        chosen.keep,
+        chosen.method,
+        corpus=corpus.read_files(chosen.text) if chosen.text else None,
+        tokens=chosen.tokens,
+        seed=chosen.seed,
+    )
+    print(pruned.table(done))
+    return 0
+
+
 def bench(chosen: argparse.Namespace) -> int:
     from minimoe.timing import bench
 

@@ -22,6 +22,7 @@ PUBLISHED = (
 )
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
+METHODS = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -58,6 +59,11 @@ EXAMPLES = {
     "quantize": (
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
+    ),
+    "prune": (
+        "minimoe prune runs/toy --keep 6 --out runs/toy-6",
+        "minimoe prune runs/toy --keep 4 --method frequency --out runs/toy-4",
+        "minimoe prune mixtral --keep 6 --text letters.txt --out mixtral-6",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
@@ -121,6 +127,22 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     )
     of_the_machine(sub)
     _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+def of_pruning(sub: argparse.ArgumentParser) -> None:
+    """Adds how many experts are kept, how they are chosen, and on which text."""
+    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
+    sub.add_argument("--keep", type=whole_number, required=True, metavar="R", help="experts to keep in each layer")
+    sub.add_argument(
+        "--method",
+        default=METHODS[0],
+        metavar="NAME",
+        help=f"how they are chosen: {', '.join(METHODS)} ({METHODS[0]})",
+    )
+    sub.add_argument(
+        "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare experts on (the text of the run)"
+    )
+    sub.add_argument("--tokens", type=whole_number, default=2048, metavar="N", help="tokens of this text (2048)")
+    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the sample, and of random (0)")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:

@@ -116,6 +116,8 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
+    options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
+
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

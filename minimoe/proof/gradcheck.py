@@ -29,6 +29,7 @@ from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.proof import of_beyond, of_lora
 from minimoe.proof import of_beyond, of_tuning
+from minimoe.proof import of_beyond, of_compression
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -123,6 +124,7 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
         *of_lora.rows(rng),
         *of_tuning.rows(rng),
+        *of_compression.rows(rng),
     ]
     return Rows(rows)
 
@@ -158,14 +160,18 @@ def _rope(rng: np.random.Generator) -> list[Row]:
 
 
 def _attention(
-    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, qk_norm: str = "none"
-    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, starts: Array | None = None
+    rng: np.random.Generator,
+    name: str,
+    window: int | None = None,
+    past: int = 0,
+    qk_norm: str = "none",
+    starts: Array | None = None,
 ) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
-        return attention.forward(params, x, rotation, 4, window, earlier, starts)
+        return attention.forward(params, x, rotation, 4, window, earlier, starts=starts)
 
     params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, qk_norm=qk_norm)
     params = params if qk_norm == "none" else _moved(rng, params)

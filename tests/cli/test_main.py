@@ -20,7 +20,7 @@ from small_runs import finished, metrics, options
 import minimoe
 from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
-from minimoe.compression import quantize
+from minimoe.compression import prune, quantize
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
@@ -408,7 +408,43 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = ("train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
+def test_prune_writes_a_folder_that_the_other_commands_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "small")
+    assert main.main(["prune", str(finished()), "--keep", "3", "--out", out]) == 0
+    assert " parameters are left" in capsys.readouterr().out.splitlines()[-1]
+    losses = []
+    for folder in (str(finished()), out):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)
+    for words in (
+        ["generate", out, "--prompt", "ça", "--tokens", "3"],
+        ["routing", out],
+        ["params", out],
+        ["quantize", out, "--scheme", "nf4", "--out", str(tmp_path / "smaller")],
+        ["prune", out, "--keep", "2", "--method", "frequency", "--out", str(tmp_path / "two")],
+    ):
+        assert main.main(words) == 0
+        assert capsys.readouterr().out
+
+
+def test_prune_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str, out: Path = tmp_path / "out") -> str:
+        return refused("prune", folder, *words, "--out", out)
+
+    assert "did you mean 'frequency'" in said(finished(), "--keep", "3", "--method", "frequenzy")
+    assert "choose a number from 2 to 4" in said(finished(), "--keep", "1")
+    assert "is not empty" in said(finished(), "--keep", "3", out=finished())
+    assert "is not a run" in said(tmp_path, "--keep", "3")
+    assert "required: --keep" in said(finished())
+    assert not (tmp_path / "out").exists()
+
+
+COMMANDS = (
+    "train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "bench", "corpus",
+    "info",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -424,9 +460,10 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
         parser.build().parse_args(words)
 
 
-def test_help_names_every_corpus_every_published_model_and_every_scheme() -> None:
+def test_help_names_every_corpus_every_published_model_every_scheme_and_every_method() -> None:
     assert cli_options.CORPORA == corpus.NAMES
     assert [*quantize.SCHEMES, quantize.FLOAT] == list(cli_options.SCHEMES)
+    assert cli_options.METHODS == prune.METHODS
     named = {name.partition("-N")[0] for name in cli_options.PUBLISHED}
     assert named == {re.sub(r"(switch-base)-\d+", r"\1", name) for name in published.PUBLISHED}
 
