@@ -19,6 +19,7 @@ PUBLISHED = (
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
+METHODS = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
@@ -29,6 +30,7 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+        "minimoe train --from runs/toy --corpus sums --out runs/2   a new run that begins with another one's weights",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -50,6 +52,14 @@ EXAMPLES = {
     "quantize": (
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
+    ),
+    "merge": (
+        "minimoe merge runs/one runs/two --method slerp --out runs/between",
+        "minimoe merge runs/fables runs/contes --method ties --base runs/seed --out runs/both",
+    ),
+    "upcycle": (
+        "minimoe upcycle runs/toy-dense --out runs/up --experts 8 --steps 300   train it next, with train --resume",
+        "minimoe upcycle runs/fables runs/contes runs/sums --out runs/mix --corpus data",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
@@ -84,9 +94,58 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="train the dense twin of this run: the same number of active parameters, the same text and recipe",
     )
+    sub.add_argument(
+        "--from",
+        dest="origin",
+        metavar="DIR",
+        help="begin a new run with the weights and the tokenizer of this run; the text and the recipe may be others",
+    )
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
     _fields(sub, "training", TrainConfig)
+
+
+def of_merging(sub: argparse.ArgumentParser) -> None:
+    """Adds the runs to merge, and how."""
+    sub.add_argument("folders", nargs="+", metavar="RUN", help="folders of runs of the same shape and tokenizer")
+    sub.add_argument("--method", default="average", metavar="NAME", help=f"{', '.join(METHODS)} (average)")
+    sub.add_argument("--base", metavar="RUN", help="the run that all began from; task, ties and dare need it")
+    sub.add_argument("--align", action="store_true", help="first put experts and neurons in the order of the first run")
+    sub.add_argument("--t", type=number, default=0.5, metavar="X", help="slerp: from 0, the first run, to 1 (0.5)")
+    sub.add_argument("--keep", type=number, metavar="X", help="share of a change that ties (0.2) or dare (0.5) keeps")
+    sub.add_argument("--strength", type=number, default=1.0, metavar="X", help="multiple of the merged change (1)")
+    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="dare: seed of the draw (0)")
+    _other_text(sub)
+
+
+def of_upcycling(sub: argparse.ArgumentParser) -> None:
+    """Adds the dense runs, the shape of the mixture, and every setting of its training."""
+    sub.add_argument(
+        "folders", nargs="+", metavar="RUN", help="folder of a dense run; several become the experts (Branch-Train-MiX)"
+    )
+    sub.add_argument("--experts", dest="copies", type=whole_number, metavar="N", help="copies of one run (8)")
+    sub.add_argument("--active", type=whole_number, default=2, metavar="N", help="copies that each token uses (2)")
+    sub.add_argument(
+        "--granularity", type=whole_number, default=1, metavar="N", help="experts that each copy is cut into (1)"
+    )
+    sub.add_argument(
+        "--renormalize",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
+    )
+    sub.add_argument(
+        "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
+    )
+    _other_text(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "dtype"))
+
+
+def _other_text(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--corpus", metavar="NAME", help="a built-in corpus to train on next (that of the first run)")
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on next")
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:

@@ -114,6 +114,10 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
+    options.of_merging(command("merge", commands.merge, "merge runs of one shape into a new run"))
+    options.of_upcycling(
+        command("upcycle", commands.upcycle, "make a mixture of experts of a dense run, or of several, as a new run")
+    )
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

@@ -108,6 +108,13 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
     return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
 
 
+def prepare_again(corpus: str | Corpus, codec: Tokenizer, context: int) -> tuple[Texts, Source]:
+    """Like ``prepare``, with the tokenizer of an earlier run; ``UserError`` also for a character that it lacks."""
+    read = _as_corpus(corpus)
+    texts, digest = _encode(read, codec, context)
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
+
+
 def _as_corpus(corpus: str | Corpus) -> Corpus:
     """The corpus of that name, or the corpus itself; raises ``UserError`` for anything else."""
     if isinstance(corpus, str):
