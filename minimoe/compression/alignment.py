@@ -112,6 +112,22 @@ def decoder(to: Decoder, other: Decoder, config: ModelConfig) -> Decoder:
     return other._replace(blocks=blocks)
 
 
+def shuffled(rng: np.random.Generator, moe: MoE) -> MoE:
+    """Another form of the same function, drawn at random: order of experts and neurons, scales from ½ to 2, signs.
+
+    Lessons and tests merge it with the original. The shared experts stay as they are.
+    """
+    E, _, F = moe.experts.w_up.shape
+    order = rng.permutation(E)
+    found = []
+    for e in order.tolist():
+        c = (2 ** rng.uniform(-1, 1, F) * rng.choice([-1, 1], F)).astype(moe.experts.w_up.dtype)
+        neuron = rng.permutation(F)
+        gate, up, down = scaled(expert(moe.experts, e), c)
+        found.append(Experts(gate[:, neuron], up[:, neuron], down[neuron]))
+    return MoE(tree.map(lambda leaf: leaf[:, order], moe.router), stack(found), moe.shared)
+
+
 def check(config: ModelConfig) -> None:
     """Raises ``UserError`` unless models of this config can be aligned."""
     if config.expert_kind != "swiglu":

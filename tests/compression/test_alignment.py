@@ -155,6 +155,21 @@ def test_the_router_decides_between_equal_experts(rng: np.random.Generator) -> N
     assert_close(alignment.mixture(moe, disguised_mixture(rng, moe)), moe, atol=1e-11)
 
 
+def test_a_shuffled_mixture_is_another_form_of_the_same_function(rng: np.random.Generator) -> None:
+    params, tokens = drawn(rng, SHARED), rng.integers(7, size=(2, 5))
+    other = params._replace(
+        blocks=[block._replace(moe=alignment.shuffled(rng, block.moe)) for block in params.blocks]
+    )
+    np.testing.assert_allclose(
+        decoder.forward(other, tokens, SHARED).logits, decoder.forward(params, tokens, SHARED).logits, atol=1e-11
+    )
+    for mine, theirs in zip(other.blocks, params.blocks, strict=True):
+        for name in ("w_gate", "w_up", "w_down"):
+            assert (getattr(mine.moe.experts, name) != getattr(theirs.moe.experts, name)).mean() > 0.5
+        assert (np.sign(mine.moe.experts.w_up).sum() != np.sign(theirs.moe.experts.w_up).sum()).all()
+    assert_close(alignment.decoder(params, other, SHARED), params, atol=1e-11)
+
+
 def test_float32_stays(rng: np.random.Generator) -> None:
     low = [tree.map(lambda leaf: leaf.astype(np.float32), drawn(rng, CONFIG)) for _ in range(2)]
     assert {leaf.dtype for leaf in tree.leaves(alignment.decoder(*low, CONFIG))} == {np.dtype(np.float32)}
