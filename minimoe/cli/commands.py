@@ -31,7 +31,7 @@ def train(chosen: argparse.Namespace) -> int:
 
     settings = options.settings(chosen)
     if chosen.resume:
-        _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin")
+        _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin", "from")
         done = resume.resume(
             chosen.resume,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,  # the same text in another place
@@ -40,12 +40,26 @@ def train(chosen: argparse.Namespace) -> int:
             threads=chosen.threads,
         )
     elif chosen.dense_twin:
-        _leave_out(chosen, "dense-twin", "preset", "corpus")
+        _leave_out(chosen, "dense-twin", "preset", "corpus", "from")
         done = trainer.train_dense_twin(
             chosen.dense_twin,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,
             changes=settings,
             out=chosen.out,
+            device=chosen.device,
+            threads=chosen.threads,
+        )
+    elif chosen.origin:
+        from minimoe.training import continued
+
+        _leave_out(chosen, "from", "preset")
+        if chosen.out is None:
+            raise UserError("--from begins a new run, which needs a folder of its own: give one with --out.")
+        done = continued.train(
+            chosen.origin,
+            chosen.out,
+            corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
+            changes=settings,
             device=chosen.device,
             threads=chosen.threads,
         )
@@ -98,7 +112,7 @@ def sft(chosen: argparse.Namespace) -> int:
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
     """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
     for name in others:
-        if getattr(chosen, name) is not None:
+        if getattr(chosen, "origin" if name == "from" else name) is not None:
             other = name.replace("_", "-")
             raise UserError(f"--{other} cannot go with --{option}: the folder determines it; leave --{other} out.")
 
@@ -305,6 +319,46 @@ def prune(chosen: argparse.Namespace) -> int:
         seed=chosen.seed,
     )
     print(pruned.table(done))
+    return 0
+
+
+def merge(chosen: argparse.Namespace) -> int:
+    from minimoe.storage import merged
+    from minimoe.text import corpus
+
+    merged.merge(
+        chosen.folders,
+        chosen.out,
+        chosen.method,
+        base=chosen.base,
+        align=chosen.align,
+        t=chosen.t,
+        keep=chosen.keep,
+        strength=chosen.strength,
+        seed=chosen.seed,
+        corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
+    )
+    print(printable(f"{chosen.out} is the merged model: evaluate it, or train it with --resume {chosen.out}."))
+    return 0
+
+
+def upcycle(chosen: argparse.Namespace) -> int:
+    from minimoe.storage import merged
+    from minimoe.text import corpus
+
+    made = merged.upcycled(
+        chosen.folders,
+        chosen.out,
+        experts=chosen.copies,
+        active=chosen.active,
+        granularity=chosen.granularity,
+        renormalize=chosen.renormalize,
+        noise=chosen.noise,
+        corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
+        changes=options.settings(argparse.Namespace(**{k: v for k, v in vars(chosen).items() if k != "renormalize"})),
+    )
+    size = f"{made.config.experts} experts of width {made.config.expert_width}, {made.config.active_experts} per token"
+    print(printable(f"{chosen.out} has {size}: train it with --resume {chosen.out}."))
     return 0
 
 

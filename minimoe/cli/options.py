@@ -20,9 +20,10 @@ PUBLISHED = (
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
+MERGING = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
-METHODS = ("reconstruction", "frequency", "random")
+PRUNING = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -32,6 +33,7 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+        "minimoe train --from runs/toy --corpus sums --out runs/2   a new run that begins with another one's weights",
     ),
     "sft": (
         "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
@@ -64,6 +66,14 @@ EXAMPLES = {
         "minimoe prune runs/toy --keep 6 --out runs/toy-6",
         "minimoe prune runs/toy --keep 4 --method frequency --out runs/toy-4",
         "minimoe prune mixtral --keep 6 --text letters.txt --out mixtral-6",
+    ),
+    "merge": (
+        "minimoe merge runs/one runs/two --method slerp --out runs/between",
+        "minimoe merge runs/fables runs/contes --method ties --base runs/seed --out runs/both",
+    ),
+    "upcycle": (
+        "minimoe upcycle runs/toy-dense --out runs/up --experts 8 --steps 300   train it next, with train --resume",
+        "minimoe upcycle runs/fables runs/contes runs/sums --out runs/mix --corpus data",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
@@ -98,6 +108,12 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="train the dense twin of this run: the same number of active parameters, the same text and recipe",
     )
+    sub.add_argument(
+        "--from",
+        dest="origin",
+        metavar="DIR",
+        help="begin a new run with the weights and the tokenizer of this run; the text and the recipe may be others",
+    )
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
     _fields(sub, "training", TrainConfig)
@@ -127,15 +143,17 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     )
     of_the_machine(sub)
     _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
 def of_pruning(sub: argparse.ArgumentParser) -> None:
     """Adds how many experts are kept, how they are chosen, and on which text."""
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument("--keep", type=whole_number, required=True, metavar="R", help="experts to keep in each layer")
     sub.add_argument(
         "--method",
-        default=METHODS[0],
+        default=PRUNING[0],
         metavar="NAME",
-        help=f"how they are chosen: {', '.join(METHODS)} ({METHODS[0]})",
+        help=f"how they are chosen: {', '.join(PRUNING)} ({PRUNING[0]})",
     )
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare experts on (the text of the run)"
@@ -143,6 +161,49 @@ def of_pruning(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tokens", type=whole_number, default=2048, metavar="N", help="tokens of this text (2048)")
     sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the sample, and of random (0)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
+
+
+def of_merging(sub: argparse.ArgumentParser) -> None:
+    """Adds the runs to merge, and how."""
+    sub.add_argument("folders", nargs="+", metavar="RUN", help="folders of runs of the same shape and tokenizer")
+    sub.add_argument("--method", default="average", metavar="NAME", help=f"{', '.join(MERGING)} (average)")
+    sub.add_argument("--base", metavar="RUN", help="the run that all began from; task, ties and dare need it")
+    sub.add_argument("--align", action="store_true", help="first put experts and neurons in the order of the first run")
+    sub.add_argument("--t", type=number, default=0.5, metavar="X", help="slerp: from 0, the first run, to 1 (0.5)")
+    sub.add_argument("--keep", type=number, metavar="X", help="share of a change that ties (0.2) or dare (0.5) keeps")
+    sub.add_argument("--strength", type=number, default=1.0, metavar="X", help="multiple of the merged change (1)")
+    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="dare: seed of the draw (0)")
+    _other_text(sub)
+
+
+def of_upcycling(sub: argparse.ArgumentParser) -> None:
+    """Adds the dense runs, the shape of the mixture, and every setting of its training."""
+    sub.add_argument(
+        "folders", nargs="+", metavar="RUN", help="folder of a dense run; several become the experts (Branch-Train-MiX)"
+    )
+    sub.add_argument("--experts", dest="copies", type=whole_number, metavar="N", help="copies of one run (8)")
+    sub.add_argument("--active", type=whole_number, default=2, metavar="N", help="copies that each token uses (2)")
+    sub.add_argument(
+        "--granularity", type=whole_number, default=1, metavar="N", help="experts that each copy is cut into (1)"
+    )
+    sub.add_argument(
+        "--renormalize",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
+    )
+    sub.add_argument(
+        "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
+    )
+    _other_text(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "dtype"))
+
+
+def _other_text(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--corpus", metavar="NAME", help="a built-in corpus to train on next (that of the first run)")
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on next")
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:

@@ -118,6 +118,10 @@ def build() -> argparse.ArgumentParser:
 
     options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
 
+    options.of_merging(command("merge", commands.merge, "merge runs of one shape into a new run"))
+    options.of_upcycling(
+        command("upcycle", commands.upcycle, "make a mixture of experts of a dense run, or of several, as a new run")
+    )
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

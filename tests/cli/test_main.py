@@ -20,7 +20,7 @@ from small_runs import finished, metrics, options
 import minimoe
 from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
-from minimoe.compression import prune, quantize
+from minimoe.compression import prune, quantize, vectors
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
@@ -441,9 +441,39 @@ def test_prune_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[...,
     assert not (tmp_path / "out").exists()
 
 
+def test_merge_and_upcycle_write_runs_that_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, dense, out = str(finished()), str(tmp_path / "dense"), [str(tmp_path / str(n)) for n in range(3)]
+    assert main.main(["merge", one, one, "--method", "slerp", "--align", "--out", out[0]]) == 0
+    assert "is the merged model" in capsys.readouterr().out
+    losses = []
+    for folder in (one, out[0]):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert main.main(["train", "--dense-twin", one, "--steps", "3", "--out", dense, "--threads", "1"]) == 0
+    words = ["--experts", "4", "--active", "2", "--granularity", "2", "--steps", "2", "--batch", "2"]
+    assert main.main(["upcycle", dense, *words, "--out", out[1]]) == 0
+    assert "8 experts of width 8, 4 per token" in capsys.readouterr().out
+    assert main.main(["train", "--resume", out[1], "--threads", "1"]) == 0
+    assert main.main(["train", "--from", out[1], "--steps", "1", "--out", out[2], "--threads", "1"]) == 0
+
+
+def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    one, out = finished(), tmp_path / "out"
+    assert "1 models are too few" in refused("merge", one, "--out", out)
+    assert "name that run with --base" in refused("merge", one, one, "--method", "ties", "--out", out)
+    assert "choose one of average, slerp" in refused("merge", one, one, "--method", "mean", "--out", out)
+    assert "required: --out" in refused("merge", one, one)
+    assert "with 4 experts" in refused("upcycle", one, "--out", out)
+    assert "is not empty" in refused("upcycle", one, "--out", one)
+    assert "give one with --out" in refused("train", "--from", one)
+    assert "experts 8 cannot be set here" in refused("train", "--from", one, "--experts", "8", "--out", out)
+    assert not out.exists()
+
+
 COMMANDS = (
-    "train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "bench", "corpus",
-    "info",
+    "train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "merge", "upcycle",
+    "bench", "corpus", "info",
 )  # fmt: skip
 
 
@@ -463,7 +493,8 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
 def test_help_names_every_corpus_every_published_model_every_scheme_and_every_method() -> None:
     assert cli_options.CORPORA == corpus.NAMES
     assert [*quantize.SCHEMES, quantize.FLOAT] == list(cli_options.SCHEMES)
-    assert cli_options.METHODS == prune.METHODS
+    assert cli_options.PRUNING == prune.METHODS
+    assert cli_options.MERGING == vectors.METHODS
     named = {name.partition("-N")[0] for name in cli_options.PUBLISHED}
     assert named == {re.sub(r"(switch-base)-\d+", r"\1", name) for name in published.PUBLISHED}
 
@@ -524,6 +555,9 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--dense-twin", "/nowhere"], "/nowhere is not a run"),
         (["train", "--dense-twin", "x", "--corpus", "data"], "--corpus cannot go with --dense-twin"),
         (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
+        (["train", "--resume", "x", "--from", "y"], "--from cannot go with --resume"),
+        (["train", "--dense-twin", "x", "--from", "y"], "--from cannot go with --dense-twin"),
+        (["train", "--from", "x", "--preset", "tiny"], "--preset cannot go with --from"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
         (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
         (["gradcheck", "--seed", "-1"], "seed -1 is not a seed"),
