@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minimoe.cli import options
 from minimoe.core import console, presets
@@ -118,19 +118,26 @@ def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
 
 
 def evaluate(chosen: argparse.Namespace) -> int:
+    from threadpoolctl import threadpool_limits
+
     from minimoe.core import resources
     from minimoe.core.arrays import select_device
     from minimoe.evaluate import text_loss
+    from minimoe.inference import reading
     from minimoe.parallel import thread_pool
-    from minimoe.storage import open_model
+    from minimoe.storage import bounded, open_model
     from minimoe.text import batches, corpus
 
     if chosen.suite:
+        if chosen.memory is not None or chosen.report:
+            raise UserError("--memory and --report cannot go with --suite: leave one of the two out.")
         return _evaluate_suite(chosen)
     for name in ("against", "json", "samples", "questions", "tokens", "temperature", "seed"):
         if getattr(chosen, name) is not None:
             raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
-    model = open_model.load(chosen.folder).to(select_device(chosen.device))
+    bound = _bound(chosen)
+    opened: Any = bounded.open_folder(chosen.folder) if bound else open_model.load(chosen.folder)
+    model = opened if bound else opened.to(select_device(chosen.device))
     given = corpus.read_files(chosen.text) if chosen.text else None
     if given is not None and model.run is not None and (moved := _found_again(chosen.folder, model.run, given)):
         model, given = model._replace(run=moved), None
@@ -146,8 +153,14 @@ def evaluate(chosen: argparse.Namespace) -> int:
     else:
         documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
-    with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
-        result = text_loss.evaluate(model.params, model.config, documents, pool)
+    if bound:
+        longest = max(map(len, documents))
+        model = model.load(bound, min(reading.TOKENS, longest), min(model.config.context, longest))
+        with threadpool_limits(1, user_api="blas"):  # as in the pool, so that the numbers are the same
+            result = text_loss.evaluate(model.params, model.config, documents)
+    else:
+        with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
+            result = text_loss.evaluate(model.params, model.config, documents, pool)
     print(
         json.dumps(
             {
@@ -158,7 +171,30 @@ def evaluate(chosen: argparse.Namespace) -> int:
             }
         )
     )
+    _report(chosen, model)
     return 0
+
+
+def _bound(chosen: argparse.Namespace) -> int | None:
+    """The bound of memory in bytes, if one is given; raises ``UserError`` for options that cannot go with it."""
+    from minimoe.cost import offloading
+
+    if chosen.memory is None:
+        if chosen.report:
+            raise UserError("--report says what a run with a bound of memory did: add --memory, or leave it out.")
+        return None
+    if chosen.device == "gpu":
+        raise UserError("--memory runs on the CPU and cannot go with --device gpu: leave one of the two out.")
+    return offloading.parse_bytes(chosen.memory)
+
+
+def _report(chosen: argparse.Namespace, model: Any) -> None:
+    """Shows what a run with a bound of memory did, if this was asked for; not on standard output, which has results."""
+    if chosen.report:
+        from minimoe.storage import offload_report
+
+        sys.stdout.flush()
+        console.show(offload_report.report(model), sys.stderr)
 
 
 def _found_again(folder: str, run: RunConfig, given: Corpus) -> RunConfig | None:
@@ -206,13 +242,19 @@ def generate(chosen: argparse.Namespace) -> int:
     from minimoe.core import resources
     from minimoe.core.arrays import select_device
     from minimoe.inference import generation
-    from minimoe.storage import open_model
+    from minimoe.storage import bounded, open_model
 
     if chosen.samples < 1:
         raise UserError(f"samples {chosen.samples} is too small: generate at least 1 text.")
     prompt = _standard_input() if chosen.prompt == "-" else chosen.prompt
     threads = None if chosen.threads is None else resources.thread_count(chosen.threads)
-    model = open_model.load(chosen.folder).to(select_device(chosen.device))
+    model: Any
+    if bound := _bound(chosen):
+        opened = bounded.open_folder(chosen.folder)
+        length = len(opened.tokenizer.encode(prompt))
+        model = opened.load(bound, min(generation.PIECE, length), length + max(chosen.tokens, 0))
+    else:
+        model = open_model.load(chosen.folder).to(select_device(chosen.device))
     with threadpool_limits(threads, user_api="blas"):
         for seed in range(chosen.seed, chosen.seed + chosen.samples):
             if chosen.samples > 1:
@@ -229,6 +271,7 @@ def generate(chosen: argparse.Namespace) -> int:
             for piece in pieces:
                 print(printable(piece), end="", flush=True)
             print()
+    _report(chosen, model)
     return 0
 
 

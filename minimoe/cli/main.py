@@ -63,8 +63,8 @@ MEMORY_ADVICE = {
     "train": "choose a smaller --batch, --context or model, a larger --accumulate, or --threads 1",
     "sft": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
     "bench": "choose a smaller --batch, --context or model, or --threads 1",
-    "evaluate": "give --threads 1, a shorter --text, or a smaller model",
-    "generate": "give a shorter --prompt or a smaller model",
+    "evaluate": "give --threads 1, a shorter --text, a smaller model, or a bound with --memory",
+    "generate": "give a shorter --prompt, a smaller model, or a bound with --memory",
     "routing": "give --threads 1, a shorter --text, or a smaller model",
 }
 """What the user can change, for each command, if there is too little memory."""

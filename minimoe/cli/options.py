@@ -50,6 +50,7 @@ EXAMPLES = {
         'minimoe generate runs/toy --prompt "Once upon a time"',
         'minimoe generate runs/toy --prompt "12 + 30 =" --tokens 5 --temperature 0',
         "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
+        'minimoe generate mixtral --prompt "Once" --memory 8GB --report   a model larger than the memory',
     ),
     "routing": (
         "minimoe routing runs/toy",
@@ -305,6 +306,18 @@ def number(text: str) -> float:
 
 
 whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
+
+
+def of_the_memory(sub: argparse.ArgumentParser) -> None:
+    """Adds the bound of memory for a model that may not fit, and the report about it."""
+    sub.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="leave the experts on the disk and hold those used last, with at most this much memory: 8GB, 800MB",
+    )
+    sub.add_argument(
+        "--report", action="store_true", help="with --memory: say at the end what was read and what took the time"
+    )
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:

@@ -70,6 +70,7 @@ def build() -> argparse.ArgumentParser:
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
     options.of_the_suite(sub.add_argument_group("suite"))
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("generate", commands.generate, "continue a prompt with a model")
@@ -85,6 +86,7 @@ def build() -> argparse.ArgumentParser:
         "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
     sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("routing", commands.routing, "show what the experts do on one or several texts")

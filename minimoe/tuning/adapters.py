@@ -94,7 +94,7 @@ def at_each_weight(params: Decoder, change: Callable[[str, str, Any], Any]) -> D
                 return None
             return branch._replace(feed_forward=experts(branch.feed_forward, f"{name}.feed_forward"))
 
-        projections = {  # norms of queries and keys, if there are any, stay as they are
+        projections: dict[str, Any] = {  # norms of queries and keys, if there are any, stay as they are
             field: Linear(change(f"{where}.attention.{field}.weight", "attention", projection.weight))
             for field, projection in block.attention._asdict().items()
             if isinstance(projection, Linear)
