@@ -40,6 +40,11 @@ EXAMPLES = {
         'minimoe generate runs/toy --prompt "12 + 30 =" --tokens 5 --temperature 0',
         "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
     ),
+    "chat": (
+        "minimoe chat runs/toy-sft",
+        'minimoe chat runs/toy-sft --system "Answer in words." --temperature 0',
+        'echo "What is 3 + 4?" | minimoe chat runs/toy-sft',
+    ),
     "routing": (
         "minimoe routing runs/toy",
         "minimoe routing runs/toy --html routing.html",
