@@ -26,8 +26,7 @@ from minimoe.inference.conversation import Settings
 from minimoe.layers import decoder
 from minimoe.storage import checkpoint, huggingface, open_model
 from minimoe.storage.checkpoint import Model
-from minimoe.text import chat
-from minimoe.text import instructions
+from minimoe.text import chat, instructions
 from minimoe.text.chat import Turn
 from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
 
@@ -95,7 +94,8 @@ def test_prompt_and_answer_fill_the_context_and_no_more() -> None:
     length = len(chat.prompt(MODEL.tokenizer, QUESTION))
     for room in (1, 2):
         model = small_chats.tuned(context=length + room)
-        assert max(len(list(conversation.reply(model, QUESTION, temperature=1.0, seed=seed))) for seed in range(9)) == room
+        lengths = [len(list(conversation.reply(model, QUESTION, temperature=1.0, seed=seed))) for seed in range(9)]
+        assert max(lengths) == room
     with pytest.raises(UserError, match=f"has {length} tokens, which leaves no room .* of {length}: begin a new one"):
         conversation.reply(small_chats.tuned(context=length), QUESTION)
 
