@@ -57,6 +57,8 @@ def build() -> argparse.ArgumentParser:
 
     options.of_training(command("train", commands.train, "train a model, or resume a run"))
 
+    options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
+
     sub = command(
         "evaluate",
         commands.evaluate,
@@ -68,6 +70,7 @@ def build() -> argparse.ArgumentParser:
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
     options.of_the_suite(sub.add_argument_group("suite"))
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("generate", commands.generate, "continue a prompt with a model")
@@ -83,6 +86,7 @@ def build() -> argparse.ArgumentParser:
         "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
     sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("chat", commands.chat, "talk with a model that was tuned to answer")
@@ -123,6 +127,12 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
+    options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
+
+    options.of_merging(command("merge", commands.merge, "merge runs of one shape into a new run"))
+    options.of_upcycling(
+        command("upcycle", commands.upcycle, "make a mixture of experts of a dense run, or of several, as a new run")
+    )
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

@@ -21,7 +21,7 @@ from small_runs import finished, metrics, options
 import minimoe
 from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
-from minimoe.compression import quantize
+from minimoe.compression import prune, quantize, vectors
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
@@ -424,8 +424,72 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
+def test_prune_writes_a_folder_that_the_other_commands_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "small")
+    assert main.main(["prune", str(finished()), "--keep", "3", "--out", out]) == 0
+    assert " parameters are left" in capsys.readouterr().out.splitlines()[-1]
+    losses = []
+    for folder in (str(finished()), out):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)
+    for words in (
+        ["generate", out, "--prompt", "ça", "--tokens", "3"],
+        ["routing", out],
+        ["params", out],
+        ["quantize", out, "--scheme", "nf4", "--out", str(tmp_path / "smaller")],
+        ["prune", out, "--keep", "2", "--method", "frequency", "--out", str(tmp_path / "two")],
+    ):
+        assert main.main(words) == 0
+        assert capsys.readouterr().out
+
+
+def test_prune_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str, out: Path = tmp_path / "out") -> str:
+        return refused("prune", folder, *words, "--out", out)
+
+    assert "did you mean 'frequency'" in said(finished(), "--keep", "3", "--method", "frequenzy")
+    assert "choose a number from 2 to 4" in said(finished(), "--keep", "1")
+    assert "is not empty" in said(finished(), "--keep", "3", out=finished())
+    assert "is not a run" in said(tmp_path, "--keep", "3")
+    assert "required: --keep" in said(finished())
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_and_upcycle_write_runs_that_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, dense, out = str(finished()), str(tmp_path / "dense"), [str(tmp_path / str(n)) for n in range(3)]
+    assert main.main(["merge", one, one, "--method", "slerp", "--align", "--out", out[0]]) == 0
+    assert "is the merged model" in capsys.readouterr().out
+    losses = []
+    for folder in (one, out[0]):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert main.main(["train", "--dense-twin", one, "--steps", "3", "--out", dense, "--threads", "1"]) == 0
+    words = ["--experts", "4", "--active", "2", "--granularity", "2", "--steps", "2", "--batch", "2"]
+    assert main.main(["upcycle", dense, *words, "--out", out[1]]) == 0
+    assert "8 experts of width 8, 4 per token" in capsys.readouterr().out
+    assert main.main(["train", "--resume", out[1], "--threads", "1"]) == 0
+    assert main.main(["train", "--from", out[1], "--steps", "1", "--out", out[2], "--threads", "1"]) == 0
+
+
+def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    one, out = finished(), tmp_path / "out"
+    assert "1 models are too few" in refused("merge", one, "--out", out)
+    assert "name that run with --base" in refused("merge", one, one, "--method", "ties", "--out", out)
+    assert "choose one of average, slerp" in refused("merge", one, one, "--method", "mean", "--out", out)
+    assert "required: --out" in refused("merge", one, one)
+    assert "with 4 experts" in refused("upcycle", one, "--out", out)
+    assert "is not empty" in refused("upcycle", one, "--out", one)
+    assert "give one with --out" in refused("train", "--from", one)
+    assert "experts 8 cannot be set here" in refused("train", "--from", one, "--experts", "8", "--out", out)
+    assert not out.exists()
+
+
 COMMANDS = (
-    "train", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info"
+    "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
+    "upcycle", "bench", "corpus", "info",
 )  # fmt: skip
 
 
@@ -442,9 +506,11 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
         parser.build().parse_args(words)
 
 
-def test_help_names_every_corpus_every_published_model_and_every_scheme() -> None:
+def test_help_names_every_corpus_every_published_model_every_scheme_and_every_method() -> None:
     assert cli_options.CORPORA == corpus.NAMES
     assert [*quantize.SCHEMES, quantize.FLOAT] == list(cli_options.SCHEMES)
+    assert cli_options.PRUNING == prune.METHODS
+    assert cli_options.MERGING == vectors.METHODS
     named = {name.partition("-N")[0] for name in cli_options.PUBLISHED}
     assert named == {re.sub(r"(switch-base)-\d+", r"\1", name) for name in published.PUBLISHED}
 
@@ -505,6 +571,9 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--dense-twin", "/nowhere"], "/nowhere is not a run"),
         (["train", "--dense-twin", "x", "--corpus", "data"], "--corpus cannot go with --dense-twin"),
         (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
+        (["train", "--resume", "x", "--from", "y"], "--from cannot go with --resume"),
+        (["train", "--dense-twin", "x", "--from", "y"], "--from cannot go with --dense-twin"),
+        (["train", "--from", "x", "--preset", "tiny"], "--preset cannot go with --from"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
         (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
         (["gradcheck", "--seed", "-1"], "seed -1 is not a seed"),
@@ -813,7 +882,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"]}.get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:

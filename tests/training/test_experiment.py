@@ -47,6 +47,19 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
         assert (before == after).all() == (".router." in name), name
 
 
+def test_it_starts_from_a_copy_of_given_parameters(prepared: tuple[ModelConfig, Texts]) -> None:
+    """A start that is what the seed would draw changes nothing, and is not changed; another one gives another run."""
+    config, data = prepared
+    short = dataclasses.replace(RECIPE, steps=3)
+    fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    kept = tree.map(np.array, fresh)
+    losses = [experiment.learn(config, short, data, 1, start=start).loss for start in (None, fresh, fresh)]
+    assert losses[0] == losses[1] == losses[2]
+    assert all((a == b).all() for a, b in zip(tree.leaves(fresh), tree.leaves(kept), strict=True))
+    other = decoder.init(np.random.default_rng(2), config, RECIPE.dtype)
+    assert experiment.learn(config, short, data, 1, start=other).loss != losses[0]
+
+
 def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
     config, data = prepared
     losses, penalties, active = [], [], []
