@@ -275,6 +275,21 @@ def generate(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def chat(chosen: argparse.Namespace) -> int:
+    from threadpoolctl import threadpool_limits
+
+    from minimoe.core import resources
+    from minimoe.core.arrays import select_device
+    from minimoe.inference import conversation
+    from minimoe.storage import open_model
+
+    threads = None if chosen.threads is None else resources.thread_count(chosen.threads)
+    model = open_model.load(chosen.folder).to(select_device(chosen.device))
+    with threadpool_limits(threads, user_api="blas"):
+        conversation.in_terminal(model, conversation.Settings(chosen.system or "", chosen.temperature, chosen.seed))
+    return 0
+
+
 def _standard_input() -> str:
     """What is piped in, without the line end that ``echo`` adds."""
     if sys.stdin is None:

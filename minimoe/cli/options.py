@@ -52,6 +52,11 @@ EXAMPLES = {
         "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
         'minimoe generate mixtral --prompt "Once" --memory 8GB --report   a model larger than the memory',
     ),
+    "chat": (
+        "minimoe chat runs/toy-sft",
+        'minimoe chat runs/toy-sft --system "Answer in words." --temperature 0',
+        'echo "What is 3 + 4?" | minimoe chat runs/toy-sft',
+    ),
     "routing": (
         "minimoe routing runs/toy",
         "minimoe routing runs/toy --html routing.html",

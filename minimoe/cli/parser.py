@@ -89,6 +89,15 @@ def build() -> argparse.ArgumentParser:
     options.of_the_memory(sub)
     options.of_the_machine(sub)
 
+    sub = command("chat", commands.chat, "talk with a model that was tuned to answer")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a tuned run, or of a Mixtral in Hugging Face's layout")
+    sub.add_argument("--system", metavar="TEXT", help="text that opens the first question (none)")
+    sub.add_argument(
+        "--temperature", type=number, default=0.5, help="0 takes the likeliest token, 1 samples from the model (0.5)"
+    )
+    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same answers (0)")
+    options.of_the_machine(sub)
+
     sub = command("routing", commands.routing, "show what the experts do on one or several texts")
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument(

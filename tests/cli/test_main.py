@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_chats
 import small_runs
 from small_runs import finished, metrics, options
 
@@ -26,8 +27,10 @@ from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
 from minimoe.cost import published
 from minimoe.evaluate import text_loss
+from minimoe.inference import conversation
 from minimoe.storage import checkpoint
 from minimoe.text import corpus, shakespeare
+from minimoe.text.chat import Turn
 from minimoe.training import run_report, trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -326,6 +329,19 @@ def test_generate_shows_control_characters_harmless(tmp_path: Path, capsys: pyte
     assert "\\x07" in said, "among 200 tokens of a model that knows nothing there are some"
 
 
+def test_chat_answers_what_is_piped_in(tmp_path: Path) -> None:
+    folder = small_chats.save(tmp_path / "run", small_chats.tuned())
+    words = [sys.executable, "-m", "minimoe", "chat", folder, "--system", "be.", "--temperature", "0", "--seed", "3"]
+    done = subprocess.run(words, input=b"2 + 2?\n", capture_output=True)
+    model = small_chats.tuned()
+    turns = [Turn("system", "be."), Turn("user", "2 + 2?")]
+    assert (done.returncode, done.stdout.decode()) == (0, conversation.answer(model, turns) + "\n")
+
+
+def test_chat_with_a_model_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> None:
+    assert "tune it to answer with minimoe sft first" in refused("chat", finished())
+
+
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
@@ -472,8 +488,8 @@ def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: 
 
 
 COMMANDS = (
-    "train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "merge", "upcycle",
-    "bench", "corpus", "info",
+    "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
+    "upcycle", "bench", "corpus", "info",
 )  # fmt: skip
 
 
