@@ -114,7 +114,13 @@ def test_the_mathematics_knows_no_process_no_file_and_no_drawing(module: str):
     assert {root: MACHINE[root] for root in roots & MACHINE.keys()} == {}
 
 
-READERS = {"cost.offloading", "cost.published", "storage.huggingface", "storage.safetensors_file", "text.huggingface_tokenizer"}
+READERS = {
+    "cost.offloading",
+    "cost.published",
+    "storage.huggingface",
+    "storage.safetensors_file",
+    "text.huggingface_tokenizer",
+}
 """Modules with regular expressions: for names of published models, a size that is typed, and what stands in files."""
 
 

@@ -79,3 +79,15 @@ def learn(
     result = text_loss.evaluate(params, config, data.validation)
     last = active[-max(len(active) // 10, 1) :]
     return Learned(params, result.loss, result.load, float(np.mean(last)), float(np.median(times)))
+
+
+def only(data: Texts, *names: str) -> Texts:
+    """The documents of these names alone; raises ``KeyError`` if there is none of that name."""
+    numbers = {name: number for number, name in enumerate(data.names)}
+    chosen = [numbers[name] for name in names]
+    starts = [data.starts[data.spans[number]] for number in chosen]
+    stops = np.cumsum([len(of_document) for of_document in starts]).tolist()
+    spans = [slice(stop - len(own), stop) for stop, own in zip(stops, starts, strict=True)]
+    return data._replace(
+        names=list(names), starts=np.concatenate(starts), spans=spans, validation=[data.validation[n] for n in chosen]
+    )
