@@ -12,7 +12,7 @@ from minimoe.storage.huggingface import Pretrained
 
 
 def load(folder: str | Path) -> Model | Pretrained:
-    """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
+    """The model in ``folder``, on the host: a run, or a model of ``huggingface_families`` in Hugging Face's layout.
 
     If ``storage.quantized`` wrote the folder, the weights become float32 again.
 

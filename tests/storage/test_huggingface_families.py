@@ -200,3 +200,8 @@ def test_the_family_follows_from_the_settings() -> None:
     assert families.model_type_of(one) == "mistral"
     assert families.model_type_of(dataclasses.replace(one, shared_experts=1)) == "deepseek"
     assert families.model_type_of(dataclasses.replace(one, qk_norm="whole")) == "olmoe"
+
+
+def test_shared_experts_have_no_place_in_a_mixtral() -> None:
+    assert families.model_type_of(dataclasses.replace(SMALL, shared_experts=2)) == "deepseek"
+    assert written("deepseek")["n_shared_experts"] == 2
