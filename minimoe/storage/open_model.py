@@ -21,7 +21,7 @@ def load(folder: str | Path, memory: str | int) -> Bounded: ...
 
 
 def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrained | Bounded:
-    """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
+    """The model in ``folder``, on the host: a run, or a model of ``huggingface_families`` in Hugging Face's layout.
 
     If ``storage.quantized`` wrote the folder, the weights become float32 again. With a bound of ``memory``, such as
     "8GB" or a number of bytes, the experts stay on the disk: see ``storage.bounded``. The bound then has room for texts
