@@ -53,10 +53,10 @@ KIND = "dpo"
 REFERENCE = "reference.safetensors"
 
 DEFAULTS: dict[str, Any] = {
-    "steps": 150,
+    "steps": 60,
     "batch": 32,
-    "learning_rate": 2e-4,
-    "warmup": 10,
+    "learning_rate": 5e-5,
+    "warmup": 5,
     "weight_decay": 0.0,
     "balance_loss": 0.0,
     "importance_loss": 0.0,
@@ -64,8 +64,8 @@ DEFAULTS: dict[str, Any] = {
     "z_loss": 0.0,
     "sequence_loss": 0.0,
     "capacity_factor": None,
-    "evaluate_every": 25,
-    "save_every": 50,
+    "evaluate_every": 20,
+    "save_every": 20,
 }
 """The recipe of a run, where it differs from that of the run that it begins with; 32 sequences are 16 pairs."""
 
