@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimoe.core import config, presets
@@ -20,6 +20,8 @@ PUBLISHED = (
     "rumour-8x220b",
 )
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+PREFERENCES = ("dpo", "ipo", "simpo")
+SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -29,6 +31,18 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+    ),
+    "sft": (
+        "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
+        "minimoe sft runs/toy --instructions mine.jsonl             your own instructions",
+        "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
+        "minimoe sft --resume runs/toy-sft                          continue a run",
+    ),
+    "dpo": (
+        "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
+        "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2 --margin 1  without a reference",
+        "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -89,6 +103,58 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     _fields(sub, "training", TrainConfig)
 
 
+def of_sft(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
+    sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    rows = sub.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
+    )
+    rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
+    _add_patience(sub, presets.SFT_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
+def of_dpo(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
+    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    group = sub.add_argument_group("preference")
+    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
+    group.add_argument(
+        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
+    )
+    group.add_argument(
+        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
+    )
+    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
+    _add_patience(sub, presets.DPO_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
+
+
+def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
+    sub.add_argument(
+        "--patience",
+        type=_whole_number_or_none,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
+    )
+
+
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
     """Adds what to measure, and every setting that changes how long a step takes."""
     sub.add_argument("--preset", default="toy", help=f"preset to measure: {', '.join(presets.PRESETS)} (toy)")
@@ -106,13 +172,18 @@ def _fields(
     title: str,
     kind: type[ModelConfig] | type[TrainConfig],
     leave_out: Sequence[str] = (),
+    usual: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds an option for each field of a config."""
+    """Adds an option for each field of a config. Its help shows what is ``usual``: by default, the toy's value."""
     group = sub.add_argument_group(title)
     types = config.field_types(kind)
     for field in dataclasses.fields(kind):
         if field.name not in leave_out:
-            group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+            if usual is None:
+                default = f"toy: {_none_or(_of_the_toy(field.name))}"
+            else:
+                default = str(usual.get(field.name, "that of the run"))
+            group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name], default))
 
 
 def settings(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -137,14 +208,21 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", action="store_true", default=None, help="print JSON instead of a table")
 
 
-def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
-    """The arguments of ``add_argument`` for a field of a config; an option that is left out is not in the namespace."""
+def _of_the_toy(name: str) -> Any:
     toy = presets.PRESETS["toy"]
-    usual = getattr(toy.config, field.name) if hasattr(toy.config, field.name) else getattr(toy.recipe, field.name)
+    return getattr(toy.config, name) if hasattr(toy.config, name) else getattr(toy.recipe, name)
+
+
+def _none_or(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def _option(field: dataclasses.Field[Any], kind: type, optional: bool, default: str) -> dict[str, Any]:
+    """The arguments of ``add_argument`` for a field of a config; an option that is left out is not in the namespace."""
     choices = field.metadata["choices"]
     doc = field.metadata["doc"] + (f": {' or '.join(choices)}" if choices else "")
     common: dict[str, Any] = {
-        "help": f"{doc} (toy: {'none' if usual is None else usual})".replace("%", "%%"),
+        "help": f"{doc} ({default})".replace("%", "%%"),
         "default": argparse.SUPPRESS,
     }
     if kind is bool:
@@ -166,12 +244,16 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def _whole_number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def number(text: str) -> float:
     """``float`` for argparse, whose errors show the name of the function."""
     return float(text)
 
 
-whole_number.__name__ = "whole number"
+whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:
