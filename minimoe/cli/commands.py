@@ -126,6 +126,34 @@ def _lora(chosen: argparse.Namespace) -> Lora | None:
     return Lora(chosen.lora, chosen.lora_alpha, chosen.lora_dropout or 0.0, quantize="nf4" if chosen.qlora else None)
 
 
+def dpo(chosen: argparse.Namespace) -> int:
+    from minimoe.losses.preference import Preference
+    from minimoe.tuning import dpo as tuning
+    from minimoe.tuning import resume
+
+    settings = options.settings(chosen)
+    machine = {"device": chosen.device, "threads": chosen.threads}
+    given = {name: value for name in Preference._fields[1:] if (value := getattr(chosen, name)) is not None}
+    if chosen.resume:
+        _leave_out(chosen, "resume", "folder", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
+        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
+    if chosen.folder is None:
+        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
+    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
+    return _outcome(
+        tuning.tune(
+            chosen.folder,
+            data=chosen.pairs,
+            loss=Preference(chosen.loss or "dpo", **given),
+            out=chosen.out,
+            freeze=chosen.freeze or (),
+            changes=settings,
+            **patience,
+            **machine,
+        )
+    )
+
+
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
     """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
     for name in others:

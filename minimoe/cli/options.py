@@ -22,6 +22,7 @@ PUBLISHED = (
 )
 MERGING = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+PREFERENCES = ("dpo", "ipo", "simpo")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
 PRUNING = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
@@ -41,6 +42,12 @@ EXAMPLES = {
         "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
         "minimoe sft runs/toy --lora 8                              only adapters of rank 8 learn",
         "minimoe sft --resume runs/toy-sft                          continue a run",
+    ),
+    "dpo": (
+        "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
+        "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2 --margin 1  without a reference",
+        "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -146,16 +153,42 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
         "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
     )
     rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
+    _add_patience(sub, presets.SFT_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
+def of_dpo(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
+    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    group = sub.add_argument_group("preference")
+    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
+    group.add_argument(
+        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
+    )
+    group.add_argument(
+        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
+    )
+    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
+    _add_patience(sub, presets.DPO_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
+
+
+def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
     sub.add_argument(
         "--patience",
         type=_whole_number_or_none,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="stop after N evaluations without a new lowest loss, and keep the best model "
-        f"({presets.SFT_PATIENCE}; or none)",
+        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
     )
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
 
 
 def of_pruning(sub: argparse.ArgumentParser) -> None:

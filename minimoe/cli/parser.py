@@ -59,6 +59,8 @@ def build() -> argparse.ArgumentParser:
 
     options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
 
+    options.of_dpo(command("dpo", commands.dpo, "tune a model to prefer some answers to others, or resume such a run"))
+
     sub = command(
         "evaluate",
         commands.evaluate,
