@@ -23,6 +23,7 @@ from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.losses import objective
 from minimoe.losses.objective import Totals
+from minimoe.losses.token_loss import TokenLoss
 from minimoe.optim import clipping, optimizer
 from minimoe.text.batches import Texts
 from minimoe.training import step as steps
@@ -47,18 +48,25 @@ def learn(
     *,
     frozen: Callable[[str], bool] = lambda name: False,
     look_ahead: bool = False,
+    begin: Decoder | None = None,
+    token_loss: TokenLoss | None = None,
     watch: Callable[[Decoder, Totals], None] = lambda params, totals: None,
 ) -> Learned:
     """Trains a new model with one worker. A parameter for which ``frozen(name)`` is true keeps its initial values.
 
-    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. ``watch`` is called at each step with the
+    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. Training starts from a copy of ``begin``,
+    by default from parameters drawn from the seed, and minimises ``token_loss``, by default cross-entropy. ``watch`` is called at each step with the
     sums of the batch, before anything is changed.
     """
     rng = np.random.default_rng(seed)
     params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)
+    if begin is not None:
+        params = tree.map(np.copy, begin)
     moments = optimizer.init(params, recipe)
     named = dict(tree.named_leaves(params))
     goal = steps.objective_of(config, recipe)
+    if token_loss is not None:
+        goal = goal._replace(token_loss=token_loss)
     batches = data.batches(recipe.batch, config.context, seed)
     noise, times, active = np.random.default_rng(seed), [], []
     for number in range(recipe.steps):

@@ -13,12 +13,12 @@ from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint
 from minimoe.storage.checkpoint import RunConfig
 from minimoe.text.corpus import Corpus
-from minimoe.training import trainer
+from minimoe.training import distill, trainer
 from minimoe.training.task import Task
 from minimoe.training.trainer import Trained
 from minimoe.tuning import sft
 
-TASKS: dict[str, Callable[[RunConfig], Task]] = {sft.KIND: sft.task_of}
+TASKS: dict[str, Callable[[RunConfig], Task]] = {sft.KIND: sft.task_of, distill.KIND: distill.task_of}
 """What makes the task of a tuned run again, by the kind that its config.json names."""
 
 

@@ -12,6 +12,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Totals
 from minimoe.optim import clipping
 from minimoe.text import batches
@@ -45,6 +46,24 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
     fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
     for (name, before), after in zip(tree.named_leaves(fresh), tree.leaves(learned.params), strict=True):
         assert (before == after).all() == (".router." in name), name
+
+
+def test_a_run_may_begin_with_given_parameters_and_another_loss(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    begin = decoder.init(np.random.default_rng(7), config, RECIPE.dtype)
+    kept = tree.map(np.copy, begin)
+    still = experiment.learn(config, dataclasses.replace(RECIPE, learning_rate=0.0), data, 1, begin=begin)
+    moved = experiment.learn(config, RECIPE, data, 1, begin=begin)
+    for before, unmoved, after, given in zip(*map(tree.leaves, (kept, still.params, moved.params, begin)), strict=True):
+        assert (before == unmoved).all()
+        assert (before == given).all()
+        assert (before != after).any()
+    hard, soft = (
+        experiment.learn(config, RECIPE, data, 1, token_loss=Distillation(begin, config, Settings(1.0, share)))
+        for share in (1.0, 0.0)
+    )
+    assert hard.loss == experiment.learn(config, RECIPE, data, 1).loss
+    assert hard.loss != soft.loss
 
 
 def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
