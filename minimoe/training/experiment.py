@@ -55,8 +55,8 @@ def learn(
     """Trains a new model with one worker. A parameter for which ``frozen(name)`` is true keeps its initial values.
 
     ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. Training starts from a copy of ``begin``,
-    by default from parameters drawn from the seed, and minimises ``token_loss``, by default cross-entropy. ``watch`` is called at each step with the
-    sums of the batch, before anything is changed.
+    by default from parameters drawn from the seed, and minimises ``token_loss``, by default cross-entropy. ``watch`` is
+    called at each step with the sums of the batch, before anything is changed.
     """
     rng = np.random.default_rng(seed)
     params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)

@@ -464,8 +464,8 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
 
 
 COMMANDS = (
-    "train", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "distill", "bench", "corpus",
-    "info",
+    "train", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "distill", "bench",
+    "corpus", "info",
 )  # fmt: skip
 
 
