@@ -21,16 +21,18 @@ BAD_INPUT, INTERRUPTED = 2, 130
 if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
     from minimoe.text.corpus import Corpus
+    from minimoe.training.trainer import Trained
 
 
 def train(chosen: argparse.Namespace) -> int:
     from minimoe.text import corpus
     from minimoe.training import trainer
+    from minimoe.tuning import resume
 
     settings = options.settings(chosen)
     if chosen.resume:
         _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin")
-        done = trainer.resume(
+        done = resume.resume(
             chosen.resume,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,  # the same text in another place
             changes=settings,
@@ -57,9 +59,40 @@ def train(chosen: argparse.Namespace) -> int:
             device=chosen.device,
             threads=chosen.threads,
         )
+    return _outcome(done)
+
+
+def _outcome(done: Trained) -> int:
+    """The exit code of a run that ended or was interrupted."""
     if not done.finished:
         return INTERRUPTED
     return 0 if done.problem is None else BAD_INPUT
+
+
+def sft(chosen: argparse.Namespace) -> int:
+    from minimoe.tuning import resume
+    from minimoe.tuning import sft as tuning
+
+    settings = options.settings(chosen)
+    machine = {"device": chosen.device, "threads": chosen.threads}
+    if chosen.resume:
+        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack")
+        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
+    if chosen.folder is None:
+        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
+    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
+    return _outcome(
+        tuning.tune(
+            chosen.folder,
+            data=chosen.instructions,
+            out=chosen.out,
+            freeze=chosen.freeze or (),
+            changes=settings,
+            pack=chosen.pack,
+            **patience,
+            **machine,
+        )
+    )
 
 
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:

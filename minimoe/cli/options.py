@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minimoe.core import config, presets
@@ -15,11 +15,13 @@ PUBLISHED = (
     "mixtral-8x22b",
     "mistral-7b",
     "olmoe-1b-7b",
+    "qwen3-30b-a3b",
     "deepseek-moe-16b",
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
 METHODS = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
@@ -30,6 +32,12 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+    ),
+    "sft": (
+        "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
+        "minimoe sft runs/toy --instructions mine.jsonl             your own instructions",
+        "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
+        "minimoe sft --resume runs/toy-sft                          continue a run",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -130,6 +138,32 @@ def of_distillation(sub: argparse.ArgumentParser) -> None:
     _fields(sub, "training", TrainConfig)
 
 
+def of_sft(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
+    sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    rows = sub.add_mutually_exclusive_group()
+    rows.add_argument(
+        "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
+    )
+    rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
+    sub.add_argument(
+        "--patience",
+        type=_whole_number_or_none,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="stop after N evaluations without a new lowest loss, and keep the best model "
+        f"({presets.SFT_PATIENCE}; or none)",
+    )
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
 def of_pruning(sub: argparse.ArgumentParser) -> None:
     """Adds how many experts are kept, how they are chosen, and on which text."""
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
@@ -165,13 +199,18 @@ def _fields(
     title: str,
     kind: type[ModelConfig] | type[TrainConfig],
     leave_out: Sequence[str] = (),
+    usual: Mapping[str, Any] | None = None,
 ) -> None:
-    """Adds an option for each field of a config."""
+    """Adds an option for each field of a config. Its help shows what is ``usual``: by default, the toy's value."""
     group = sub.add_argument_group(title)
     types = config.field_types(kind)
     for field in dataclasses.fields(kind):
         if field.name not in leave_out:
-            group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name]))
+            if usual is None:
+                default = f"toy: {_none_or(_of_the_toy(field.name))}"
+            else:
+                default = str(usual.get(field.name, "that of the run"))
+            group.add_argument(f"--{field.name.replace('_', '-')}", **_option(field, *types[field.name], default))
 
 
 def settings(chosen: argparse.Namespace) -> dict[str, Any]:
@@ -196,14 +235,21 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--json", action="store_true", default=None, help="print JSON instead of a table")
 
 
-def _option(field: dataclasses.Field[Any], kind: type, optional: bool) -> dict[str, Any]:
-    """The arguments of ``add_argument`` for a field of a config; an option that is left out is not in the namespace."""
+def _of_the_toy(name: str) -> Any:
     toy = presets.PRESETS["toy"]
-    usual = getattr(toy.config, field.name) if hasattr(toy.config, field.name) else getattr(toy.recipe, field.name)
+    return getattr(toy.config, name) if hasattr(toy.config, name) else getattr(toy.recipe, name)
+
+
+def _none_or(value: Any) -> Any:
+    return "none" if value is None else value
+
+
+def _option(field: dataclasses.Field[Any], kind: type, optional: bool, default: str) -> dict[str, Any]:
+    """The arguments of ``add_argument`` for a field of a config; an option that is left out is not in the namespace."""
     choices = field.metadata["choices"]
     doc = field.metadata["doc"] + (f": {' or '.join(choices)}" if choices else "")
     common: dict[str, Any] = {
-        "help": f"{doc} (toy: {'none' if usual is None else usual})".replace("%", "%%"),
+        "help": f"{doc} ({default})".replace("%", "%%"),
         "default": argparse.SUPPRESS,
     }
     if kind is bool:
@@ -225,12 +271,16 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def _whole_number_or_none(text: str) -> int | None:
+    return None if text == "none" else int(text)
+
+
 def number(text: str) -> float:
     """``float`` for argparse, whose errors show the name of the function."""
     return float(text)
 
 
-whole_number.__name__ = "whole number"
+whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:

@@ -57,6 +57,8 @@ def build() -> argparse.ArgumentParser:
 
     options.of_training(command("train", commands.train, "train a model, or resume a run"))
 
+    options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
+
     sub = command(
         "evaluate",
         commands.evaluate,

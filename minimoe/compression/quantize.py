@@ -1,9 +1,9 @@
 """Which parts of a decoder are quantised, with which scheme, and how many bytes they take then.
 
-The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. The router,
-the norms, the embedding and the output layer stay in floating point. They are small, and a router with large errors
-sends tokens to other experts. Experts and attention may have different schemes, because attention is a small part of
-the weights and suffers more.
+The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. Shared experts
+and dense layers have the scheme of the experts. The router, the norms, the embedding and the output layer stay in
+floating point. They are small, and a router with large errors sends tokens to other experts. Experts and attention may
+have different schemes, because attention is a small part of the weights and suffers more.
 
     int8                8 bits, one maximum for each output      8 + 32/inputs bits a weight
     nf4                 4 bits, blocks of 64, their maxima in 8 bits             4.13
@@ -118,8 +118,9 @@ def parts(params: Decoder) -> dict[str, str]:
     found = {}
     for i, block in enumerate(params.blocks):
         inside = {"attention": block.attention, "moe.experts": block.moe.experts, "moe.router": block.moe.router}
-        for where, branch in inside.items():
+        for where, branch in {**inside, "moe.shared": block.moe.shared}.items():
             part = where.rpartition(".")[2]
+            part = "experts" if part == "shared" else part  # and the SwiGLU of a dense layer, which stands there
             for name, leaf in tree.named_leaves(branch, f"blocks[{i}].{where}"):
                 if leaf.ndim >= 2 and name not in training_only and (part == "router" or name in matrices):
                     found[name] = part

@@ -71,6 +71,20 @@ PRESETS: dict[str, Preset] = {
     ),
 }
 
+SFT_RECIPE: dict[str, Any] = {
+    "steps": 800,
+    "batch": 8,
+    "learning_rate": 6e-3,
+    "warmup": 20,
+    "weight_decay": 0.1,
+    "evaluate_every": 100,
+    "save_every": 100,
+}
+"""Where the recipe of a run that learns to answer instructions differs from that of the run that it begins with."""
+
+SFT_PATIENCE = 4
+"""Such a run stops after so many evaluations without a new lowest loss."""
+
 
 def preset(name: str) -> Preset:
     """The preset called ``name``; raises ``UserError``, which lists all names, if there is none."""

@@ -38,7 +38,7 @@ LOGITS = 2**22
 class Evaluation(NamedTuple):
     loss: float  # nats per token
     tokens: int  # how many tokens were predicted
-    load: NDArray[np.float64]  # (L, E)  share of each layer's assignments
+    load: NDArray[np.float64]  # (L, E)  share of each layer's assignments; dense layers are left out
 
 
 def evaluate(

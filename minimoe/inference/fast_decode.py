@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.inference.kv_cache import KVCache, LayerCache
-from minimoe.layers import decoder, moe, rope
+from minimoe.layers import attention, decoder, dense, moe, rope
 from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
+from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
 
 SIDE_BY_SIDE = 2**24
@@ -39,6 +40,7 @@ class Layer(NamedTuple):
 
     attention_gain: Array  # (D,)
     projections: list[tuple[Array, Array]]  # of query, key and value: a matrix (D, n), and where x @ matrix goes (n,)
+    norms: list[tuple[RMSNorm, Array]]  # of queries and keys, if there are any, each with what it normalises (n,)
     output: Array  # (H·C, D)
     moe_gain: Array  # (D,)
     mixture: Callable[[Array, int], Array]  # x (D,) and its token → y (D,)
@@ -69,7 +71,8 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
     rotation = _angles(plan, config, cache.position)
     x = params.embedding.table[token]  # (D,)
     for layer, past in zip(plan.layers, cache.layers, strict=True):
-        x = x + _attention(plan, layer, _norm(plan, layer.attention_gain, x, config.norm_eps), rotation, past)
+        normed = _norm(plan, layer.attention_gain, x, config.norm_eps)
+        x = x + _attention(plan, layer, normed, rotation, past, config.norm_eps)
         x = x + layer.mixture(_norm(plan, layer.moe_gain, x, config.norm_eps), token)
     cache.position += 1
     logits: Array = _norm(plan, params.norm.gain, x, config.norm_eps).dot(decoder.output_layer(params).weight)
@@ -89,6 +92,7 @@ def prepare(params: Decoder, config: ModelConfig) -> Plan:
         Layer(
             block.attention_norm.gain,
             _projections(block.attention, buffer, alike <= SIDE_BY_SIDE),
+            _norms(block.attention, buffer, heads * head_width, kv_heads * head_width),
             block.attention.output.weight,
             block.moe_norm.gain,
             _mixture(block.moe, config),
@@ -124,6 +128,15 @@ def _projections(params: Attention, buffer: Array, side_by_side: bool) -> list[t
     return places
 
 
+def _norms(params: Attention, buffer: Array, queries: int, keys: int) -> list[tuple[RMSNorm, Array]]:
+    places = (buffer[:queries], buffer[queries : queries + keys])
+    return [
+        (norm, place)
+        for norm, place in zip((params.query_norm, params.key_norm), places, strict=True)
+        if norm is not None
+    ]
+
+
 def _angles(plan: Plan, config: ModelConfig, position: int) -> Rotation:
     """The cosines and signed sines of a position, (H+G, 2, C/2) each: those of the queries times 1/√C."""
     block, row = divmod(position, POSITIONS)
@@ -144,10 +157,12 @@ def _norm(plan: Plan, gain: Array, x: Array, eps: float) -> Array:
     return x * (gain * (1 / plan.sqrt(x.dot(x) / len(x) + eps)))
 
 
-def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: LayerCache) -> Array:
+def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: LayerCache, eps: float) -> Array:
     """x (D,) → y (D,). The newest token sees every position that the cache returns, so nothing is masked."""
     for matrix, place in layer.projections:
         x.dot(matrix, place)
+    for norm, place in layer.norms:
+        place[...], _ = attention.normalised(norm, place, eps)
     xp = array_module(x)
     xp.multiply(plan.partners, rotation.sin, out=plan.turned)  # the rotation of ``rope.forward``, of queries and key
     pairs = plan.pairs
@@ -165,6 +180,8 @@ def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: Lay
 
 def _mixture(params: MoE, config: ModelConfig) -> Callable[[Array, int], Array]:
     """The MoE layer for one token. If the router or the experts have no ``decode``, it calls ``moe.forward``."""
+    if dense.is_dense(params):
+        return lambda x, _: swiglu.decode(params.shared, x, [0], [1.0])
     router: Any = moe.router_of(config)
     work = getattr(moe.experts_of(config), "decode", None)
     if work is None or not (hasattr(router, "decode") or hasattr(router, "decode_label")):

@@ -72,6 +72,7 @@ class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
     shared: Any = None  # swiglu.Experts: the shared experts as a stack of one, S·F wide; None if S = 0
+    # A dense layer has only ``shared``, and None for the two others: see ``dense``.
 
 
 @brief

@@ -20,7 +20,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.summary import brief
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder, lora, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import Exchange, LocalExchange
 from minimoe.layers.mode import Mode
@@ -50,6 +50,7 @@ class Shard(NamedTuple):
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
     loss_mask: Array | None = None  # (B, T)  how much a target counts in the token loss; the routers see every token
     starts: Array | None = None  # (B, T)  the first position that each query may see, if documents are packed
+    dropout: list[Array] | None = None  # what each adapter keeps of its input: ``lora.with_dropout``
     extra: Any = None  # what another token loss needs to know about these sequences
 
 
@@ -58,8 +59,8 @@ class Sums(NamedTuple):
     """The sums over tokens from which the losses are computed; the sums of shards add up."""
 
     loss: Any  # of the token loss; for cross-entropy a LossSum
-    stats: list[RouterStats]  # L
-    dropped: list[int]  # L
+    stats: list[RouterStats]  # L, less the dense layers: see ``decoder.Routed``
+    dropped: list[int]  # as many
 
 
 @brief
@@ -69,6 +70,7 @@ class Forward(NamedTuple):
     sums: Sums
     caches: tuple[Any, decoder.Cache] | None  # of the token loss, and of the decoder
     token_loss: TokenLoss
+    dropout: list[Array] | None = None  # that of the shard
 
 
 @brief
@@ -77,12 +79,12 @@ class Totals(NamedTuple):
 
     loss: Any  # ()  the token loss; for cross-entropy, nats per token
     total: Any  # ()  with the auxiliary losses
-    auxiliary: list[Losses]  # L
-    stats: list[RouterStats]  # L
-    dropped: list[int]  # L
+    auxiliary: list[Losses]  # L, less the dense layers, as all lists here
+    stats: list[RouterStats]
+    dropped: list[int]
     sums: Any  # of the token loss
     dloss: Any  # gradient of the token loss with respect to its sums
-    dstats: list[RouterStats]  # L: gradient with respect to the sums of each layer
+    dstats: list[RouterStats]  # gradient with respect to the sums of each layer
 
 
 def forward(
@@ -104,11 +106,10 @@ def forward(
         starts=shard.starts,
         exchange=exchange,
     )
-    logits, routed, cache = decoder.forward(params, shard.tokens, config, mode)
+    logits, routed, cache = decoder.forward(lora.with_dropout(params, shard.dropout), shard.tokens, config, mode)
     loss, loss_cache = objective.token_loss.forward(logits, shard)
-    return Forward(
-        Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None, objective.token_loss
-    )
+    sums = Sums(loss, routed.stats, routed.dropped)
+    return Forward(sums, (loss_cache, cache) if keep else None, objective.token_loss, shard.dropout)
 
 
 def add_up(
@@ -125,11 +126,11 @@ def add_up(
         total = total + value * coefficients.balance
         coefficients = coefficients._replace(balance=0.0)
     auxiliary, dstats = [], []
-    for block, layer in zip(params.blocks, stats, strict=True):
+    for of_layer, layer in zip(decoder.mixtures(params), stats, strict=True):
         losses, dlayer = balance.loss(layer, coefficients, weights)
         total = total + balance.weighted(losses, coefficients)
         auxiliary.append(losses)
-        own = moe.regulariser(block.moe, layer, config)
+        own = moe.regulariser(of_layer, layer, config)
         if own is not None:
             total = total + own[0]
             dlayer = tree.add(dlayer, own[1])
@@ -142,7 +143,7 @@ def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:
     assert forward.caches is not None
     loss_cache, cache = forward.caches
     dlogits = forward.token_loss.backward(loss_cache, totals.dloss)
-    return decoder.backward(params, cache, dlogits, totals.dstats)
+    return decoder.backward(lora.with_dropout(params, forward.dropout), cache, dlogits, totals.dstats)
 
 
 def loss_and_gradient(

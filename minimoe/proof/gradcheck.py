@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, soft_moe
+from minimoe.layers import attention, block, decoder, dense, embedding, linear, moe, rmsnorm, rope, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.mode import Mode
@@ -26,6 +27,8 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
+from minimoe.proof import of_beyond, of_lora
+from minimoe.proof import of_beyond, of_tuning
 from minimoe.proof import of_beyond, of_compression
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
@@ -52,7 +55,11 @@ HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
 ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 COSINE = dataclasses.replace(CONFIG, router="cosine")
 X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
+PACKED = np.array([[0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 4, 4]])
+"""Three documents in one sequence, two in the other: the first position that each query may see."""
+
 REMOE = dataclasses.replace(CONFIG, router="remoe")
+DENSE = dataclasses.replace(CONFIG, dense_layers=1, dense_width=7, qk_norm="per_head")
 
 
 def run(seed: int = 0) -> Rows:
@@ -109,6 +116,14 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
         *_soft_moe(rng),
         *of_beyond.rows(rng),
+        *_attention(rng, "attention, norm over all heads", qk_norm="whole"),
+        *_attention(rng, "attention, norm in each head", past=4, qk_norm="per_head"),
+        *_dense(rng),
+        *check_decoder("decoder, first layer dense, normalised heads", DENSE, rng),
+        *_attention(rng, "attention, packed documents", starts=PACKED),
+        *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
+        *of_lora.rows(rng),
+        *of_tuning.rows(rng),
         *of_compression.rows(rng),
     ]
     return Rows(rows)
@@ -144,14 +159,22 @@ def _rope(rng: np.random.Generator) -> list[Row]:
     return check("rope", forward, backward, None, rng.standard_normal((2, 4, 3, 6)))
 
 
-def _attention(rng: np.random.Generator, name: str, window: int | None = None, past: int = 0) -> list[Row]:
+def _attention(
+    rng: np.random.Generator,
+    name: str,
+    window: int | None = None,
+    past: int = 0,
+    qk_norm: str = "none",
+    starts: Array | None = None,
+) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
-        return attention.forward(params, x, rotation, 4, window, earlier)
+        return attention.forward(params, x, rotation, 4, window, earlier, starts=starts)
 
-    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4)
+    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, qk_norm=qk_norm)
+    params = params if qk_norm == "none" else _moved(rng, params)
     return check(name, forward, attention.backward, params, rng.standard_normal((2, 6, 8)))
 
 
@@ -243,6 +266,11 @@ def _moe(rng: np.random.Generator, name: str, config: ModelConfig, capacity_fact
     return _check_routed(name, forward, moe.backward, compared, params, rng.standard_normal((2, 6, config.width)))
 
 
+def _dense(rng: np.random.Generator) -> list[Row]:
+    params = _moved(rng, dense.init(rng, CONFIG))
+    return check("dense", dense.forward, dense.backward, params, rng.standard_normal((2, 6, CONFIG.width)))
+
+
 def _soft_moe(rng: np.random.Generator) -> list[Row]:
     """Two slots per expert, and a scale that is not 1."""
 
@@ -260,6 +288,7 @@ def _block(rng: np.random.Generator) -> list[Row]:
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         y, stats, _, cache = block.forward(params, x, rotation, CONFIG, mode)
+        assert stats is not None  # the block has a router
         return y, stats, cache
 
     def compared(params: Any, cache: Any) -> Compared:
@@ -314,11 +343,13 @@ def check_decoder(
     capacity_factor: float | None = None,
     shards: int = 1,
     padding: int = 0,
+    packed: bool = False,
     entries: int = 6,
 ) -> list[Row]:
     """Checks the whole training loss of two sequences, with noise and with every auxiliary loss.
 
-    ``padding`` tokens at the end of the second sequence do not count. The bound is wider than that of a component,
+    ``padding`` tokens at the end of the second sequence do not count. If it is ``packed``, each sequence holds several
+    documents, and about half of the targets count. The bound is wider than that of a component,
     because rounding errors add up along the chain.
     """
     B, T = 2, config.context
@@ -326,8 +357,11 @@ def check_decoder(
     noise = decoder.draw_noise(rng, config, B, T, np.float64)
     mask = np.ones((B, T))
     mask[-1, T - padding :] = 0
+    whole = Shard(tokens, targets, mask=mask)
+    if packed:
+        whole = whole._replace(loss_mask=rng.integers(2, size=(B, T)), starts=PACKED)
     batch = [
-        Shard(tokens[rows], targets[rows], None if noise is None else noise[:, rows], mask[rows])
+        tree.map(itemgetter(rows), whole)._replace(noise=None if noise is None else noise[:, rows])
         for rows in np.split(np.arange(B), shards)
     ]
     goal = Objective(EVERY_LOSS, capacity_factor)
@@ -345,6 +379,7 @@ def check_decoder(
             Ranked(scores, k)
             for shard in forwards
             for layer, cache in zip(params.blocks, shard.caches[1].blocks, strict=True)
+            if not dense.is_dense(layer.moe)
             for scores, k in moe.router_of(config).compared(layer.moe.router, cache.moe.router)
         ]
 

@@ -7,12 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from minimoe.compression import frozen, quantize
 from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
-from minimoe.layers import decoder, linear, moe
-from minimoe.layers.experts import swiglu
+from minimoe.layers import decoder, moe
 from minimoe.losses import distillation, objective
 from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Objective, Shard
@@ -32,8 +30,6 @@ def rows(rng: np.random.Generator) -> list[Row]:
         *_distillation(rng, "distillation, temperature 3, with the label", Settings(3.0, 0.4)),
         *_distillation(rng, "distillation, reverse", Settings(3.0, 0.4, reverse=True)),
         *_distilled_decoder(rng),
-        *(row for scheme in ("int8", "nf4", "hqq3") for row in _frozen(rng, scheme)),
-        *_frozen_experts(rng),
     ]
 
 
@@ -79,39 +75,6 @@ def _distilled_decoder(rng: np.random.Generator) -> list[Row]:
         "decoder, distilled", forward, backward, params, None, routing=routing, bound=1e-6, entries=2, directions=2
     )
     return found
-
-
-def _frozen(rng: np.random.Generator, scheme: str) -> list[Row]:
-    """dx through a quantised weight; the codes are no parameters, so there is no other row."""
-    layer = frozen.quantize(linear.init(rng, 6, 5).weight, scheme)
-
-    def forward(params: None, x: Array) -> tuple[Array, Any]:
-        return frozen.forward(layer, x)
-
-    def backward(params: None, cache: Any, dy: Array) -> tuple[Array, None]:
-        return frozen.backward(layer, cache, dy)
-
-    return check(f"frozen, {scheme}", forward, backward, None, rng.standard_normal((2, 3, 6)))
-
-
-def _frozen_experts(rng: np.random.Generator) -> list[Row]:
-    """dx through experts whose three matrices are quantised; their gradients are not used."""
-    experts = swiglu.init(rng, ModelConfig(experts=3, width=4, expert_width=5))
-    constant = tree.map(_dequantized, experts)
-
-    def forward(params: None, x: Array) -> tuple[Array, Any]:
-        return swiglu.forward(constant, x, [3, 0, 4])
-
-    def backward(params: None, cache: Any, dy: Array) -> tuple[Array, None]:
-        return swiglu.backward(constant, cache, dy)[0], None
-
-    return check("frozen experts, nf4", forward, backward, None, rng.standard_normal((7, 4)))
-
-
-def _dequantized(stack: Array) -> Array:
-    """Each matrix of a stack (E, ·, ·) after it was quantised, in float64."""
-    nf4 = quantize.SCHEMES["nf4"].module
-    return np.stack([nf4.dequantize(nf4.quantize(matrix)) for matrix in stack]).astype(np.float64)
 
 
 def _moved(rng: np.random.Generator, params: Any) -> Any:

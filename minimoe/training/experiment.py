@@ -77,7 +77,7 @@ def learn(
         moving = {name: d for name, d in tree.named_leaves(gradient) if not frozen(name)}
         clipping.clip(list(moving.values()), recipe.clip)
         optimizer.update_some(named, moving, moments, recipe, number)
-        moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+        moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
         times.append(time.perf_counter() - started)
         active.append(np.mean([layer.assignments.sum() / layer.tokens for layer in totals.stats]))
     result = text_loss.evaluate(params, config, data.validation)

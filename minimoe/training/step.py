@@ -66,21 +66,23 @@ def cut(
     recipe: TrainConfig,
     workers: int,
     together: int = 1,
+    noise: bool = True,
 ) -> list[Shard]:
     """A batch on the host → a shard per worker and accumulated part, on the device of ``params``.
 
     The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
-    ``together`` sequences, one after the other, stay in one shard.
+    ``together`` sequences, one after the other, stay in one shard. Without ``noise``, none is drawn.
     """
     B, T = batch.tokens.shape
-    noise = decoder.draw_noise(rng, config, B, T, recipe.dtype)
+    drawn = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noise else None
     where = params.norm.gain
     units = np.arange(B).reshape(-1, together)
     pieces = np.array_split(units, min(len(units), workers * recipe.accumulate))
 
     def shard(piece: NDArray[Any]) -> Shard:
-        rows = tree.map(lambda leaf: like(where, leaf[piece]), batch)
-        return rows if noise is None else rows._replace(noise=like(where, noise[:, piece]))
+        rows = tree.map(lambda leaf: like(where, leaf[piece]), batch._replace(dropout=None))
+        rows = rows._replace(dropout=tree.map(lambda mask: like(where, mask), batch.dropout))  # one for all sequences
+        return rows if drawn is None else rows._replace(noise=like(where, drawn[:, piece]))
 
     return [shard(piece.reshape(-1)) for piece in pieces]
 
@@ -158,7 +160,7 @@ def train_step(
         if group.rank == 0:  # the totals are the same for all, so one of them writes
             named = dict(tree.named_leaves(params))
             still = {name: named[name].copy() for name in tree.marked(params, "state") if name in frozen}
-            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+            moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
             for name, before in still.items():
                 named[name][...] = before
     group.barrier()

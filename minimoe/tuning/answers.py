@@ -53,7 +53,7 @@ class Score(NamedTuple):
     """How many answers of a kind are exactly right."""
 
     right: int
-    count: int
+    asked: int
 
 
 def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST) -> list[Answer]:
@@ -89,8 +89,8 @@ def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> 
     written = write(model, [item.turns[:-1] for item in items], tokens)
     scores: dict[str, Score] = {}
     for item, answer in zip(items, written, strict=True):
-        right, count = scores.get(item.kind, Score(0, 0))
-        scores[item.kind] = Score(right + (answer.ended and answer.text == item.turns[-1].text), count + 1)
+        right, asked = scores.get(item.kind, Score(0, 0))
+        scores[item.kind] = Score(right + (answer.ended and answer.text == item.turns[-1].text), asked + 1)
     return dict(sorted(scores.items()))
 
 

@@ -78,7 +78,7 @@ class Batches(NamedTuple):
 
     documents: Sequence[Encoded]
     space: int  # places in a row
-    count: int  # rows in a batch
+    rows: int  # rows in a batch
     pack: bool
     seed: int = 0
 
@@ -91,12 +91,12 @@ class Batches(NamedTuple):
         waiting: list[list[int]] = []
         number = taken = 0
         while True:
-            while len(waiting) < self.count:
+            while len(waiting) < self.rows:
                 order = np.random.default_rng((self.seed, number)).permutation(len(lengths))
-                rows = rows_of([lengths[i] for i in order], self.space, self.pack)
-                waiting += [[int(order[place]) for place in row] for row in rows]
+                filled = rows_of([lengths[i] for i in order], self.space, self.pack)
+                waiting += [[int(order[place]) for place in row] for row in filled]
                 number += 1
-            batch, waiting = waiting[: self.count], waiting[self.count :]
+            batch, waiting = waiting[: self.rows], waiting[self.rows :]
             taken += 1
             if taken > first:
                 yield shard_of([[self.documents[i] for i in row] for row in batch], self.pack)
@@ -105,4 +105,4 @@ class Batches(NamedTuple):
         """How many batches the first epoch has."""
         order = np.random.default_rng((self.seed, 0)).permutation(len(self.documents))
         lengths = [len(self.documents[i].ids) - 1 for i in order]
-        return len(rows_of(lengths, self.space, self.pack)) / self.count
+        return len(rows_of(lengths, self.space, self.pack)) / self.rows

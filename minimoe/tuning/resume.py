@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minimoe.core import files
 from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint
 from minimoe.storage.checkpoint import RunConfig
@@ -16,10 +17,14 @@ from minimoe.text.corpus import Corpus
 from minimoe.training import distill, trainer
 from minimoe.training.task import Task
 from minimoe.training.trainer import Trained
-from minimoe.tuning import sft
+from minimoe.tuning import dpo, sft
 
-TASKS: dict[str, Callable[[RunConfig], Task]] = {sft.KIND: sft.task_of, distill.KIND: distill.task_of}
-"""What makes the task of a tuned run again, by the kind that its config.json names."""
+TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
+    sft.KIND: lambda run, folder: sft.task_of(run),
+    dpo.KIND: dpo.task_of,
+    distill.KIND: lambda run, folder: distill.task_of(run),
+}
+"""What makes the task of a tuned run in a folder again, by the kind that its config.json names."""
 
 
 def resume(
@@ -38,16 +43,14 @@ def resume(
             has changed; or a corpus is given for a tuned run, which reads none.
     """
     tuning = checkpoint.load_config(folder).tuning
+    settings: dict[str, Any] = {"changes": changes, "device": device, "threads": threads, "progress": progress}
     if tuning is None:
-        task = None
-    elif tuning.kind not in TASKS:
+        return trainer.resume(folder, corpus=corpus, **settings)
+    if tuning.kind not in TASKS:
         raise UserError(
             f"{folder} learns {tuning.kind!r:.40}, which this version does not know: use the one that wrote it."
         )
-    elif corpus is not None:
+    if corpus is not None:
         raise UserError(f"{folder} is a tuned run and reads no text: leave the text out.")
-    else:
-        task = TASKS[tuning.kind]
-    return trainer.resume(
-        folder, corpus=corpus, changes=changes, device=device, threads=threads, progress=progress, task=task
-    )
+    make, here = TASKS[tuning.kind], files.user_path(folder)
+    return trainer.resume(folder, task=lambda run: make(run, here), **settings)

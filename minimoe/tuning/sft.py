@@ -19,13 +19,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minimoe.core import files, tree
+from minimoe.core import files, presets, tree
 from minimoe.core.arrays import like
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError, suggestion
@@ -37,7 +38,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.losses import cross_entropy
 from minimoe.losses.objective import Shard
 from minimoe.parallel.thread_pool import Map
-from minimoe.storage import open_model
+from minimoe.storage import huggingface, open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat, instructions
 from minimoe.text.chat import AnyTokenizer, Encoded
@@ -61,19 +62,8 @@ GROUPS = {
 }
 """What ``--freeze`` names, and how the names of its leaves begin or what they contain."""
 
-DEFAULTS: dict[str, Any] = {
-    "steps": 400,
-    "batch": 16,
-    "learning_rate": 3e-3,
-    "warmup": 20,
-    "weight_decay": 0.1,
-    "evaluate_every": 50,
-    "save_every": 100,
-}
-"""The recipe of a tuning run, where it differs from that of the run that it begins with."""
-
-PATIENCE = 4
-"""After so many validations without a new lowest loss, a run stops."""
+MIXTRAL = "mixtral"
+"""The folder in a finished run in which a model that came in Hugging Face's layout is written in that layout again."""
 
 SHOWN = 50
 """Held-out instructions that a finished run answers, at most, to say how many of its answers are right."""
@@ -106,7 +96,7 @@ def tune(
     freeze: Collection[str] = (),
     changes: Mapping[str, Any] | None = None,
     pack: bool | None = None,
-    patience: int | None = PATIENCE,
+    patience: int | None = presets.SFT_PATIENCE,
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
@@ -117,6 +107,9 @@ def tune(
     as they are. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by default
     unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
 
+    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
+    folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
+
     Raises:
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
             possible; or experts with a capacity are to be packed.
@@ -124,7 +117,7 @@ def tune(
     base = open_model.load(folder)
     if isinstance(base, Model) and base.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be tuned: tune the run that it came from.")
-    recipe = _recipe(base.run.recipe if base.run else TrainConfig(), changes or {})
+    recipe = recipe_of(base.run.recipe if base.run else TrainConfig(), presets.SFT_RECIPE | dict(changes or {}))
     codec: Any = base.tokenizer
     if not isinstance(codec, PretrainedTokenizer | MissingTokenizer):
         codec = with_chat_tokens(codec)
@@ -137,7 +130,7 @@ def tune(
         "data": None if data is None else str(files.user_path(data).resolve()),
         "sha256": found.sha256,
         "pack": _packs(config, recipe, pack),
-        "patience": _checked_patience(patience),
+        "patience": checked_patience(patience),
     }
     source = base.run.source if base.run else Source("instructions", [], found.sha256)
     run = RunConfig(config, recipe, codec, source, tuning=Tuning(KIND, settings, leaves_of(params, freeze)))
@@ -189,7 +182,7 @@ def read(tokenizer: AnyTokenizer, config: ModelConfig, path: str | Path | None =
             f"no answer begins within the {config.context} tokens of the model's context: give shorter instructions, "
             "or tune a model with a longer context."
         )
-    return Data(*parts, kept, cut, lost, digest.hexdigest())
+    return Data(parts[0], parts[1], kept, cut, lost, digest.hexdigest())
 
 
 def leaves_of(params: Decoder, groups: Collection[str]) -> tuple[str, ...]:
@@ -217,14 +210,15 @@ def _belongs(name: str, group: str) -> bool:
     )
 
 
-def _recipe(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+def recipe_of(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """The recipe of a run with other settings; raises ``UserError`` if one is unknown or not possible."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in changes:
         if name not in known:
             raise UserError(
                 f"there is no setting {name!r:.40}{suggestion(str(name), known)}: give a field of TrainConfig."
             )
-    return dataclasses.replace(base, **(DEFAULTS | dict(changes)))
+    return dataclasses.replace(base, **changes)
 
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
@@ -238,7 +232,8 @@ def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool
     return not limited if asked is None else asked
 
 
-def _checked_patience(patience: int | None) -> int | None:
+def checked_patience(patience: int | None) -> int | None:
+    """``patience`` itself; raises ``UserError`` unless it is a number of validations or None."""
     if patience is not None and (type(patience) is not int or patience < 1):
         raise UserError(f"patience {patience!r:.40} is not a number of validations: choose at least 1, or none.")
     return patience
@@ -258,6 +253,8 @@ def _task(run: RunConfig, data: Data) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, _sample(model, data).encode(errors="backslashreplace"))
         if rows:
             plots.save(plots.loss_curves(rows), folder / run_report.LOSS)
+        if isinstance(model.tokenizer, PretrainedTokenizer):
+            _export(folder / MIXTRAL, model)
 
     return Task(
         _about(data, batches),
@@ -267,6 +264,13 @@ def _task(run: RunConfig, data: Data) -> Task:
         report,
         patience=settings["patience"],
     )
+
+
+def _export(folder: Path, model: Model) -> None:
+    """Writes the model as a Mixtral in Hugging Face's layout; replaces the one of an earlier end of the run."""
+    if huggingface.is_folder(folder):
+        shutil.rmtree(folder)
+    huggingface.save(folder, model.params, model.config, model.tokenizer, model.end_tokens)
 
 
 def _about(data: Data, batches: packing.Batches) -> str:
@@ -332,7 +336,7 @@ def _sample(model: Model, data: Data) -> str:
     shown = data.items[:: max(1, len(data.items) // SHOWN)]
     scores = answers.score(model, shown)
     lines = [f"Right answers to held-out instructions, to the letter (of {len(shown)}):"]
-    lines += [f"  {kind}: {score.right} of {score.count}" for kind, score in scores.items()]
+    lines += [f"  {kind}: {score.right} of {score.asked}" for kind, score in scores.items()]
     first = {item.kind: item for item in reversed(shown)}
     written = answers.write(model, [item.turns[:-1] for item in first.values()])
     for item, answer in zip(first.values(), written, strict=True):

@@ -464,7 +464,7 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
 
 
 COMMANDS = (
-    "train", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "distill", "bench",
+    "train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "prune", "distill", "bench",
     "corpus", "info",
 )  # fmt: skip
 
@@ -854,7 +854,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"]}.get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:

@@ -26,6 +26,7 @@ RECIPES = [
     {"tied_embeddings": True, "active_experts": 4, "experts": 4},
     {"context": 16, "batch": 6, "accumulate": 3},
     {"shared_experts": 2, "router": "sigmoid_bias"},
+    {"layers": 3, "dense_layers": 2, "dense_width": 50, "qk_norm": "per_head"},
 ]
 
 

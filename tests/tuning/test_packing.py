@@ -68,7 +68,7 @@ def pairs_of(shards: list[Shard]) -> list[tuple[int, int, float]]:
 @pytest.mark.parametrize("pack", [True, False])
 def test_an_epoch_reads_every_pair_once(pack: bool) -> None:
     documents = [A, B, C, A, C, C, B, C]
-    batches = Batches(documents, space=9, count=1, pack=pack, seed=3)
+    batches = Batches(documents, space=9, rows=1, pack=pack, seed=3)
     rows = round(batches.per_epoch())
     expected = sorted(
         (int(x), int(y), float(m))
@@ -84,7 +84,7 @@ def test_an_epoch_reads_every_pair_once(pack: bool) -> None:
 
 @pytest.mark.parametrize("pack", [True, False])
 def test_batches_go_on_where_they_stopped_and_another_seed_reads_in_another_order(pack: bool) -> None:
-    batches = Batches([A, B, C] * 5, space=12, count=2, pack=pack, seed=1)
+    batches = Batches([A, B, C] * 5, space=12, rows=2, pack=pack, seed=1)
     whole = list(islice(batches.read(), 12))
     for first in (0, 1, 7, 11):
         resumed = next(batches.read(first))
