@@ -27,9 +27,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.proof import of_beyond, of_lora
-from minimoe.proof import of_beyond, of_tuning
-from minimoe.proof import of_beyond, of_compression
+from minimoe.proof import of_beyond, of_compression, of_lora, of_tuning
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 

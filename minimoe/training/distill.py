@@ -33,6 +33,7 @@ from minimoe.storage import open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import batches
 from minimoe.text.corpus import Corpus
+from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.training import task as tasks
 from minimoe.training import trainer
 from minimoe.training.task import Task
@@ -74,12 +75,12 @@ def distill(
     folder = files.user_path(teacher)
     where, threads = select_device(device), resources.thread_count(threads)
     model = open_model.load(folder)
-    if not isinstance(model, Model):
+    codec = model.tokenizer
+    if not isinstance(model, Model) or isinstance(codec, PretrainedTokenizer | MissingTokenizer):
         raise UserError(
             f"{folder} is a model of Hugging Face, whose student would need its tokenizer: give the folder of a run."
         )
     chosen = presets.override(_preset(student, model), changes or {})
-    codec = model.tokenizer
     if "tokenizer" in (changes or {}) and chosen.recipe.tokenizer != model.run.recipe.tokenizer:
         raise UserError(
             f"tokenizer {chosen.recipe.tokenizer!r} is not that of the teacher, {model.run.recipe.tokenizer!r}, but "
