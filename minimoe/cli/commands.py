@@ -465,6 +465,27 @@ def upcycle(chosen: argparse.Namespace) -> int:
     return 0
 
 
+def distill(chosen: argparse.Namespace) -> int:
+    from minimoe.losses.distillation import Settings
+    from minimoe.text import corpus
+    from minimoe.training import distill
+
+    done = distill.distill(
+        chosen.folder,
+        chosen.student,
+        Settings(chosen.temperature, chosen.hard_share, chosen.reverse),
+        from_teacher=chosen.from_teacher,
+        corpus=corpus.read_files(chosen.text) if chosen.text else None,
+        changes=options.settings(chosen),
+        out=chosen.out,
+        device=chosen.device,
+        threads=chosen.threads,
+    )
+    if not done.finished:
+        return INTERRUPTED
+    return 0 if done.problem is None else BAD_INPUT
+
+
 def bench(chosen: argparse.Namespace) -> int:
     from minimoe.timing import bench
 

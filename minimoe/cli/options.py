@@ -76,6 +76,12 @@ EXAMPLES = {
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
     ),
+    "distill": (
+        "minimoe distill runs/toy                                   its dense twin learns from it",
+        "minimoe distill runs/toy --student tiny --steps 500",
+        "minimoe distill runs/toy --student teacher --experts 4 --from-teacher",
+        "minimoe distill runs/toy --temperature 2 --hard-share 0.25 --out runs/student",
+    ),
     "prune": (
         "minimoe prune runs/toy --keep 6 --out runs/toy-6",
         "minimoe prune runs/toy --keep 4 --method frequency --out runs/toy-4",
@@ -130,6 +136,35 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     )
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
+    _fields(sub, "training", TrainConfig)
+
+
+def of_distillation(sub: argparse.ArgumentParser) -> None:
+    """Adds the teacher, the student, the loss, and every setting of the student."""
+    sub.add_argument("folder", metavar="TEACHER", help="folder of a run")
+    sub.add_argument(
+        "--student",
+        default="dense-twin",
+        metavar="NAME",
+        help=f"settings of the student: dense-twin or teacher, which follow from the teacher, or a preset: "
+        f"{', '.join(presets.PRESETS)} (dense-twin)",
+    )
+    sub.add_argument(
+        "--temperature", type=number, default=1.0, metavar="X", help="both distributions are flatter above 1 (1)"
+    )
+    sub.add_argument(
+        "--hard-share", type=number, default=0.0, metavar="X", help="share of the label in the loss, 0 to 1 (0)"
+    )
+    sub.add_argument("--reverse", action="store_true", help="minimise KL(student, teacher) for KL(teacher, student)")
+    sub.add_argument(
+        "--from-teacher",
+        action="store_true",
+        help="begin with the weights of the teacher except for routers and experts: same width, layers and heads",
+    )
+    sub.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from (the text of the teacher)")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
+    of_the_machine(sub)
+    _fields(sub, "model of the student", ModelConfig, leave_out=("vocab_size",))
     _fields(sub, "training", TrainConfig)
 
 

@@ -129,6 +129,10 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
+    options.of_distillation(
+        command("distill", commands.distill, "train a smaller model on the probabilities that a run gives to its text")
+    )
+
     options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
 
     options.of_merging(command("merge", commands.merge, "merge runs of one shape into a new run"))

@@ -487,9 +487,31 @@ def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: 
     assert not out.exists()
 
 
+def test_distill_trains_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "student")
+    words = ["--student", "teacher", "--experts", "2", "--steps", "2", "--from-teacher", "--threads", "1"]
+    assert main.main(["distill", str(finished()), *words, "--out", out]) == 0
+    assert "A mixture of 2 experts" in capsys.readouterr().out
+    for command in (["evaluate", out, "--threads", "1"], ["generate", out, "--prompt", "ça", "--tokens", "3"]):
+        assert main.main(command) == 0
+        assert capsys.readouterr().out
+
+
+def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str) -> str:
+        return refused("distill", folder, *words, "--out", tmp_path / "out")
+
+    assert "there is no student 'tinny'" in said(finished(), "--student", "tinny")
+    assert "temperature 0.0 is not possible" in said(finished(), "--temperature", "0")
+    assert "hard_share 2.0 is not a share" in said(finished(), "--hard-share", "2")
+    assert "is not that of the teacher" in said(finished(), "--student", "tiny", "--tokenizer", "byte")
+    assert "is not a run" in said(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
 COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
-    "upcycle", "bench", "corpus", "info",
+    "upcycle", "distill", "dpo", "bench", "corpus", "info",
 )  # fmt: skip
 
 
