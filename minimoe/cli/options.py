@@ -46,7 +46,7 @@ EXAMPLES = {
     "dpo": (
         "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
         "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
-        "minimoe dpo runs/toy-sft --loss simpo --beta 2 --margin 1  without a reference",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2             without a reference",
         "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (

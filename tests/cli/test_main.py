@@ -112,6 +112,8 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["balance_loss"] = 0.5
     other["schedule"] = "linear"
     other["second_expert"] = "all"
+    other["qk_norm"] = "whole"
+    other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
@@ -904,7 +906,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"], "dpo": ["x"]}.get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:
