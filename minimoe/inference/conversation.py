@@ -56,10 +56,12 @@ class Settings(NamedTuple):
     seed: int = 0  # of the first answer; the next one has the next seed
 
 
-def reply(model: Talker, turns: Sequence[Turn], *, temperature: float = 0.5, seed: int = 0) -> Iterator[int]:
+def reply(
+    model: Talker, turns: Sequence[Turn], *, temperature: float = 0.5, seed: int = 0, tokens: int | None = None
+) -> Iterator[int]:
     """Yields the ids of the answer to the last turn, each as soon as it is drawn; the id of the end comes last.
 
-    If the context is full before the answer ends, that id is missing.
+    If the context is full before the answer ends, or ``tokens`` are written, that id is missing.
 
     Raises:
         UserError: at the call, if the model has no tokens for a chat, the turns are no conversation that a user ends or
@@ -68,6 +70,7 @@ def reply(model: Talker, turns: Sequence[Turn], *, temperature: float = 0.5, see
     asked = _prompt(model, turns)
     ends = chat.end_ids(model.tokenizer)
     room = model.config.context - len(asked)
+    room = room if tokens is None else min(room, tokens)
     written = generation.generate(model.params, model.config, asked, tokens=room, temperature=temperature, seed=seed)
 
     def until_the_end() -> Iterator[int]:

@@ -16,9 +16,9 @@ from minimoe.text.tokenizer import Tokenizer, build, with_chat_tokens
 LETTERS = build("char", "\n +.?abcdefghijklmnopqrstuvwxyz0123456789àé")
 
 
-def tuned(context: int = 48, tokenizer: Tokenizer = LETTERS, seed: int = 0) -> Model:
-    """A model that was never trained, with the tokens of a chat after those of ``tokenizer``."""
-    run = checkpoint.load_config(finished())
+def tuned(context: int = 48, tokenizer: Tokenizer = LETTERS, seed: int = 0, base: Path | None = None) -> Model:
+    """A model that was never trained, with the tokens of a chat after those of ``tokenizer``, on the text of a run."""
+    run = checkpoint.load_config(base or finished())
     codec = with_chat_tokens(tokenizer)
     config: ModelConfig = dataclasses.replace(run.config, vocab_size=codec.vocab_size, context=context)
     params = decoder.init(np.random.default_rng(seed), config, np.float32)
