@@ -72,12 +72,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 SFT_RECIPE: dict[str, Any] = {
-    "steps": 400,
-    "batch": 16,
-    "learning_rate": 3e-3,
+    "steps": 800,
+    "batch": 8,
+    "learning_rate": 6e-3,
     "warmup": 20,
     "weight_decay": 0.1,
-    "evaluate_every": 50,
+    "evaluate_every": 100,
     "save_every": 100,
 }
 """Where the recipe of a run that learns to answer instructions differs from that of the run that it begins with."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,9 @@ HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
 ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 COSINE = dataclasses.replace(CONFIG, router="cosine")
 X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
+PACKED = np.array([[0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 4, 4]])
+"""Three documents in one sequence, two in the other: the first position that each query may see."""
+
 REMOE = dataclasses.replace(CONFIG, router="remoe")
 
 
@@ -109,6 +113,8 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
         *_soft_moe(rng),
         *of_beyond.rows(rng),
+        *_attention(rng, "attention, packed documents", starts=PACKED),
+        *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
         *of_lora.rows(rng),
     ]
     return Rows(rows)
@@ -144,12 +150,14 @@ def _rope(rng: np.random.Generator) -> list[Row]:
     return check("rope", forward, backward, None, rng.standard_normal((2, 4, 3, 6)))
 
 
-def _attention(rng: np.random.Generator, name: str, window: int | None = None, past: int = 0) -> list[Row]:
+def _attention(
+    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, starts: Array | None = None
+) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
-        return attention.forward(params, x, rotation, 4, window, earlier)
+        return attention.forward(params, x, rotation, 4, window, earlier, starts)
 
     params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4)
     return check(name, forward, attention.backward, params, rng.standard_normal((2, 6, 8)))
@@ -314,11 +322,13 @@ def check_decoder(
     capacity_factor: float | None = None,
     shards: int = 1,
     padding: int = 0,
+    packed: bool = False,
     entries: int = 6,
 ) -> list[Row]:
     """Checks the whole training loss of two sequences, with noise and with every auxiliary loss.
 
-    ``padding`` tokens at the end of the second sequence do not count. The bound is wider than that of a component,
+    ``padding`` tokens at the end of the second sequence do not count. If it is ``packed``, each sequence holds several
+    documents, and about half of the targets count. The bound is wider than that of a component,
     because rounding errors add up along the chain.
     """
     B, T = 2, config.context
@@ -326,8 +336,11 @@ def check_decoder(
     noise = decoder.draw_noise(rng, config, B, T, np.float64)
     mask = np.ones((B, T))
     mask[-1, T - padding :] = 0
+    whole = Shard(tokens, targets, mask=mask)
+    if packed:
+        whole = whole._replace(loss_mask=rng.integers(2, size=(B, T)), starts=PACKED)
     batch = [
-        Shard(tokens[rows], targets[rows], None if noise is None else noise[:, rows], mask[rows])
+        tree.map(itemgetter(rows), whole)._replace(noise=None if noise is None else noise[:, rows])
         for rows in np.split(np.arange(B), shards)
     ]
     goal = Objective(EVERY_LOSS, capacity_factor)

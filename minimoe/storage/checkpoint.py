@@ -3,6 +3,7 @@
     config.json           model, recipe, tokenizer and corpus; of a tuned run, also what it learns
     metrics.jsonl         one line per step: see ``metrics``
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
+    tokenizer.json        only if the model came from elsewhere: its own tokenizer
     resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
 
 Each name always holds a whole file (see ``core.files``), except that the last line of the metrics may be cut short. All
@@ -48,9 +49,10 @@ from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
 from minimoe.storage import adapted, metrics
-from minimoe.text import batches, tokenizer
+from minimoe.text import batches, chat, huggingface_tokenizer, tokenizer
 from minimoe.text.corpus import Corpus, Source
-from minimoe.text.tokenizer import ChatTokenizer, Tokenizer
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.tokenizer import Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
@@ -85,7 +87,7 @@ class RunConfig(NamedTuple):
 
     config: ModelConfig
     recipe: TrainConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PretrainedTokenizer
     source: Source
     quantization: Plan | None = None
     tuning: Tuning | None = None  # None: it learns the next token of its text
@@ -102,7 +104,7 @@ class Model(NamedTuple):
 
     params: Decoder
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PretrainedTokenizer
     run: RunConfig
     step: int = 0  # how many steps it was trained for, which may be fewer than the run has taken since
 
@@ -116,7 +118,7 @@ class Model(NamedTuple):
 
         The others learn from one endless text.
         """
-        return (self.tokenizer.id_of("end"),) if isinstance(self.tokenizer, ChatTokenizer) else ()
+        return chat.end_ids(self.tokenizer) if chat.can_chat(self.tokenizer) else ()
 
     @property
     def on_gpu(self) -> bool:
@@ -142,13 +144,15 @@ def save_config(folder: Path, run: RunConfig) -> None:
         "format": FORMAT,
         "model": dataclasses.asdict(run.config),
         "train": dataclasses.asdict(run.recipe),
-        "tokenizer": run.tokenizer.to_dict(),
+        "tokenizer": _tokenizer_to_dict(run.tokenizer),
         "source": run.source._asdict(),
     }
     if run.quantization is not None:
         values[QUANTIZATION] = quantize.to_dict(run.quantization)
     if run.tuning is not None:
         values[TUNING] = _tuning_to_dict(run.tuning)
+    if isinstance(run.tokenizer, PretrainedTokenizer):
+        huggingface_tokenizer.write(folder, run.tokenizer)
     values["sha256"] = _checksum(values)
     written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     # in Python, a path that is not UTF-8 contains surrogates, which JSON can only write as escapes
@@ -191,7 +195,7 @@ def load_config(folder: str | Path) -> RunConfig:
         run = RunConfig(
             from_dict(ModelConfig, values["model"], str(path)),
             from_dict(TrainConfig, values["train"], str(path)),
-            tokenizer.from_dict(values["tokenizer"]),
+            _tokenizer(values["tokenizer"], folder),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
             None if quantised is None else _plan(quantised, path),
             None if tuned is None else _tuning(tuned),
@@ -199,7 +203,8 @@ def load_config(folder: str | Path) -> RunConfig:
         decoder.check(run.config)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's config ({error}): restore it, or train again.") from None
-    if run.config.vocab_size != run.tokenizer.vocab_size:
+    pretrained = isinstance(run.tokenizer, PretrainedTokenizer)  # whose model may have rows that no text uses
+    if run.config.vocab_size != run.tokenizer.vocab_size and not pretrained:
         raise UserError(
             f"{path} has vocab_size {run.config.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
             "restore it, or train again."
@@ -212,6 +217,24 @@ def _plan(values: Any, path: Path) -> Plan:
         return quantize.from_dict(values)
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from None
+
+
+def _tokenizer_to_dict(codec: Tokenizer | PretrainedTokenizer) -> dict[str, Any]:
+    """What config.json says of a tokenizer: all of it, or the checksum of the tokenizer.json beside it."""
+    if isinstance(codec, PretrainedTokenizer):
+        rules = codec.files[huggingface_tokenizer.FILE]
+        return {"kind": codec.kind, "sha256": hashlib.sha256(rules.encode()).hexdigest()}
+    return codec.to_dict()
+
+
+def _tokenizer(values: Any, folder: Path) -> Tokenizer | PretrainedTokenizer:
+    """The tokenizer that ``_tokenizer_to_dict`` described."""
+    if not (isinstance(values, dict) and values.get("kind") == PretrainedTokenizer.kind):
+        return tokenizer.from_dict(values)
+    found = huggingface_tokenizer.load(folder)
+    if values != _tokenizer_to_dict(found):
+        raise UserError(f"{folder / huggingface_tokenizer.FILE} is not the one that the run began with: restore it.")
+    return found
 
 
 def _tuning(values: Any) -> Tuning:
@@ -386,7 +409,7 @@ def _checksum(values: dict[str, Any]) -> str:
 def _settings(run: RunConfig) -> dict[str, Any]:
     """The settings that identify a run, by name."""
     settings = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
-    settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
+    settings |= {"tokenizer": _tokenizer_to_dict(run.tokenizer), "text": run.source.sha256}
     if run.quantization is not None:
         settings[QUANTIZATION] = quantize.to_dict(run.quantization)
     if run.tuning is not None:

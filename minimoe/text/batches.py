@@ -24,6 +24,7 @@ from minimoe.core.summary import brief
 from minimoe.text import corpus as corpora
 from minimoe.text import tokenizer
 from minimoe.text.corpus import Corpus, Source
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
 from minimoe.text.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
@@ -132,7 +133,9 @@ def read_source(source: Source) -> Corpus:
     return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
 
 
-def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus | None = None) -> Texts:
+def reload(
+    source: Source, codec: Tokenizer | PretrainedTokenizer, context: int, corpus: str | Corpus | None = None
+) -> Texts:
     """The texts of an earlier run, read from ``corpus`` if it is given; ``UserError`` if they are no longer the
     same."""
     read = read_source(source) if corpus is None else _as_corpus(corpus)
@@ -166,7 +169,7 @@ def where_now(source: Source, corpus: str | Corpus | None) -> Source:
     return source._replace(corpus=corpus.name, paths=[str(path) for path in corpus.paths])
 
 
-def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) -> bool:
+def has_moved(source: Source, codec: Tokenizer | PretrainedTokenizer, context: int, corpus: Corpus) -> bool:
     """Whether ``corpus`` is the text of an earlier run, and is no longer at the place that the run names."""
     try:
         reload(source, codec, context, corpus)
@@ -179,7 +182,7 @@ def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) ->
     return False
 
 
-def _encode(corpus: Corpus, codec: Tokenizer, context: int) -> tuple[Texts, str]:
+def _encode(corpus: Corpus, codec: Tokenizer | PretrainedTokenizer, context: int) -> tuple[Texts, str]:
     encoded = [codec.encode(text) for text in corpus.documents.values()]
     least = max((context + 1) * 10 // 9 + 2, 11)  # of 11 tokens two are held out: one predicts the other
     for name, ids in zip(corpus.documents, encoded, strict=True):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.losses import cross_entropy
 from minimoe.losses.objective import Shard
 from minimoe.parallel.thread_pool import Map
-from minimoe.storage import open_model
+from minimoe.storage import huggingface, open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat, instructions
 from minimoe.text.chat import AnyTokenizer, Encoded
@@ -61,6 +62,9 @@ GROUPS = {
     "norms": ("_norm.", "norm."),
 }
 """What ``--freeze`` names, and how the names of its leaves begin or what they contain."""
+
+MIXTRAL = "mixtral"
+"""The folder in a finished run in which a model that came in Hugging Face's layout is written in that layout again."""
 
 SHOWN = 50
 """Held-out instructions that a finished run answers, at most, to say how many of its answers are right."""
@@ -105,6 +109,9 @@ def tune(
     as they are. With ``lora``, only adapters learn, and the embedding and the output layer if the model gains tokens:
     see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
     default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
+
+    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
+    folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
 
     Raises:
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
@@ -253,6 +260,8 @@ def _task(run: RunConfig, data: Data) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, _sample(model, data).encode(errors="backslashreplace"))
         if rows:
             plots.save(plots.loss_curves(rows), folder / run_report.LOSS)
+        if isinstance(model.tokenizer, PretrainedTokenizer):
+            _export(folder / MIXTRAL, model)
 
     return Task(
         _about(data, batches),
@@ -262,6 +271,13 @@ def _task(run: RunConfig, data: Data) -> Task:
         report,
         patience=settings["patience"],
     )
+
+
+def _export(folder: Path, model: Model) -> None:
+    """Writes the model as a Mixtral in Hugging Face's layout; replaces the one of an earlier end of the run."""
+    if huggingface.is_folder(folder):
+        shutil.rmtree(folder)
+    huggingface.save(folder, model.params, model.config, model.tokenizer, model.end_tokens)
 
 
 def _about(data: Data, batches: packing.Batches) -> str:

@@ -408,7 +408,9 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = ("train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
+COMMANDS = (
+    *("train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info"),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -16,12 +16,12 @@ from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.losses import cross_entropy, objective
 from minimoe.losses.objective import Objective, Shard
-from minimoe.storage import checkpoint, metrics, open_model
+from minimoe.storage import checkpoint, huggingface, metrics, open_model
 from minimoe.text import chat, instructions
 from minimoe.text.tokenizer import ChatTokenizer
 from minimoe.training import step
 from minimoe.training.trainer import Trained
-from minimoe.tuning import answers, packing, resume, sft
+from minimoe.tuning import answers, grow, packing, resume, sft
 
 LETTERS = "adeilmnopst"  # which the small runs know
 
@@ -252,6 +252,28 @@ def test_answers_that_the_context_cuts_are_counted(lines: Path, tmp_path: Path) 
     assert "no room for the end of 40 answers, which are cut, and for 40 answers at all" in said
 
 
+def test_a_mixtral_folder_keeps_its_tokenizer_and_becomes_one_again(tmp_path: Path, lines: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = checkpoint.load_model(finished())
+    codec = ChatTokenizer(model.tokenizer)  # type: ignore[arg-type]
+    params, config = grow.vocabulary(model.params, model.config, codec.vocab_size, np.random.default_rng(0))
+    huggingface.save(tmp_path / "base", params, config, codec, chat.end_ids(codec))
+    assert tune(tmp_path / "run", lines, folder=tmp_path / "base").problem is None
+    here, there = open_model.load(tmp_path / "run"), open_model.load(tmp_path / "run" / sft.MIXTRAL)
+    assert here.tokenizer.encode("5 steps").tolist() == codec.encode("5 steps").tolist()
+    assert here.config.vocab_size == config.vocab_size, "it has ids for a chat already"
+    assert here.end_tokens == there.end_tokens == chat.end_ids(codec)
+    for mine, other in zip(tree.leaves(here.params), tree.leaves(there.params), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert answers.write(here, [[chat.Turn("user", "5")]]) == answers.write(there, [[chat.Turn("user", "5")]])
+    tokenizer = tmp_path / "run" / "tokenizer.json"
+    resume.resume(tmp_path / "run", device="cpu", threads=1, changes={"steps": 7}, progress=False)
+    assert checkpoint.load_model(tmp_path / "run").step <= 7
+    tokenizer.write_text(tokenizer.read_text().replace('"a"', '"z"'))
+    with pytest.raises(UserError, match="is not the one that the run began with"):
+        open_model.load(tmp_path / "run")
+
+
 # Mistakes
 
 
@@ -284,3 +306,27 @@ def test_the_defaults_and_the_groups_are_those_of_the_command_line() -> None:
     from minimoe.cli import options
 
     assert tuple(sft.GROUPS) == options.SFT_GROUPS
+
+
+def test_a_run_reads_only_what_is_not_held_out(lines: Path) -> None:
+    model = checkpoint.load_model(finished())
+    codec = ChatTokenizer(model.tokenizer)  # type: ignore[arg-type]
+    params, config = grow.vocabulary(model.params, model.config, codec.vocab_size, np.random.default_rng(0))
+    found = sft.read(codec, config, lines)
+    settings = {"pack": True, "patience": None}
+    run = model.run._replace(config=config, tokenizer=codec, tuning=checkpoint.Tuning("sft", settings))
+    made, learned = sft._task(run, found), sum(len(example.ids.ids) - 1 for example in found.train)
+    rows = packing.Batches([example.ids for example in found.train], 8, 4, True, run.recipe.seed).per_epoch()
+    shards = made.batches(0)
+    read = [next(shards) for _ in range(int(rows))]
+    assert sum(int(shard.mask.sum()) for shard in read) <= learned  # type: ignore[union-attr]
+    held_out = {example.ids.ids.tobytes() for example in found.validation if example.kind == "copy"}
+    seen = {
+        np.append(shard.tokens[b, start : start + 7], shard.targets[b, start + 6]).astype(np.int32).tobytes()
+        for shard in read
+        for b in range(len(shard.tokens))
+        for start in set(shard.starts[b].tolist())  # type: ignore[index]
+        if start + 6 < shard.tokens.shape[1]
+    }
+    assert held_out and not held_out & seen
+    assert {example.ids.ids.tobytes() for example in found.train if example.kind == "copy"} & seen
