@@ -511,6 +511,39 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
     assert not (tmp_path / "out").exists()
 
 
+def test_a_bound_of_memory_changes_no_number_and_no_letter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized = str(tmp_path / "small")
+    assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
+    capsys.readouterr()
+    for folder in (str(finished()), quantized):
+        for words in (
+            ["evaluate", folder],
+            ["generate", folder, "--prompt", "steps", "--tokens", "9", "--samples", "2"],
+        ):
+            assert main.main([*words, "--threads", "1"]) == 0
+            expected = capsys.readouterr().out
+            assert main.main([*words, "--threads", "1", "--memory", "2MB"]) == 0
+            shown = capsys.readouterr()
+            assert (shown.out, shown.err) == (expected, "")
+            assert main.main([*words, "--threads", "1", "--memory", "2MB", "--report"]) == 0
+            shown = capsys.readouterr()
+            assert shown.out == expected
+            assert re.search("^memory   bound 2.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+
+
+def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
+    generate = ["generate", finished(), "--prompt", "a"]
+    assert "a bound of 1.0 KB is too small" in refused(*generate, "--memory", "1KB")
+    assert "give at least --memory" in refused("evaluate", finished(), "--memory", "1KB")
+    assert "memory '8' is not a size" in refused(*generate, "--memory", "8")
+    assert "add --memory" in refused(*generate, "--report")
+    assert "cannot go with --device gpu" in refused(*generate, "--memory", "8GB", "--device", "gpu")
+    assert "cannot go with --suite" in refused("evaluate", finished(), "--suite", "--memory", "8GB")
+    assert "is not a run" in refused("evaluate", tmp_path, "--memory", "8GB")
+
+
 COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
     "upcycle", "distill", "dpo", "bench", "corpus", "info",
