@@ -408,7 +408,7 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = ("train", "sft", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
+COMMANDS = ("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -795,7 +795,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"], "dpo": ["x"]}.get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:
