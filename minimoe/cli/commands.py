@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
     from minimoe.text.corpus import Corpus
     from minimoe.training.trainer import Trained
+    from minimoe.tuning.lora_run import Lora
 
 
 def train(chosen: argparse.Namespace) -> int:
@@ -76,7 +77,7 @@ def sft(chosen: argparse.Namespace) -> int:
     settings = options.settings(chosen)
     machine = {"device": chosen.device, "threads": chosen.threads}
     if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack")
+        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
         return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
     if chosen.folder is None:
         raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
@@ -87,6 +88,7 @@ def sft(chosen: argparse.Namespace) -> int:
             data=chosen.instructions,
             out=chosen.out,
             freeze=chosen.freeze or (),
+            lora=_lora(chosen),
             changes=settings,
             pack=chosen.pack,
             **patience,
@@ -121,6 +123,21 @@ def dpo(chosen: argparse.Namespace) -> int:
             **machine,
         )
     )
+
+
+LORA = ("lora", "lora_alpha", "lora_dropout", "qlora")
+
+
+def _lora(chosen: argparse.Namespace) -> Lora | None:
+    """The settings of adapters, or None if none are to be trained."""
+    from minimoe.tuning.lora_run import Lora
+
+    if chosen.lora is None:
+        for name in LORA[1:]:
+            if getattr(chosen, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is a setting of adapters: give --lora RANK too.")
+        return None
+    return Lora(chosen.lora, chosen.lora_alpha, chosen.lora_dropout or 0.0, quantize="nf4" if chosen.qlora else None)
 
 
 def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:

@@ -36,6 +36,7 @@ EXAMPLES = {
         "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
         "minimoe sft runs/toy --instructions mine.jsonl             your own instructions",
         "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
+        "minimoe sft runs/toy --lora 8                              only adapters of rank 8 learn",
         "minimoe sft --resume runs/toy-sft                          continue a run",
     ),
     "dpo": (
@@ -112,6 +113,12 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
     )
+    sub.add_argument("--lora", type=whole_number, metavar="RANK", help="freeze the weights and train adapters (LoRA)")
+    sub.add_argument("--lora-alpha", type=number, metavar="A", help="adapters are scaled by A/RANK (2 · RANK)")
+    sub.add_argument(
+        "--lora-dropout", type=number, metavar="P", help="share of the adapters' inputs that is dropped (0)"
+    )
+    sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
     rows = sub.add_mutually_exclusive_group()
     rows.add_argument(
         "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"

@@ -20,7 +20,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
 from minimoe.inference import fast_decode, kv_cache, sampling
 from minimoe.inference.kv_cache import KVCache
-from minimoe.layers import decoder
+from minimoe.layers import decoder, lora
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 
@@ -42,7 +42,8 @@ def generate(
     """Yields ``tokens`` ids that continue the prompt, each as soon as it is drawn.
 
     The text may grow beyond the model's context: see ``kv_cache.generation_window``. The same seed gives the same
-    tokens. ``params`` may be on a GPU; ``temperature``, ``top_k`` and ``top_p`` are those of ``sampling``.
+    tokens. ``params`` may be on a GPU, and adapters in them are merged first; ``temperature``, ``top_k`` and ``top_p``
+    are those of ``sampling``.
 
     Raises:
         UserError: at the call, if the prompt is empty, is not one row of ids or has an id outside the vocabulary, if
@@ -60,10 +61,11 @@ def generate(
 
     def stream() -> Iterator[int]:
         rng = np.random.default_rng(seed)
-        cache = kv_cache.init(params, config)
+        merged: Decoder = lora.replace(params, lora.merged)  # the decoding of one token has no path for adapters
+        cache = kv_cache.init(merged, config)
         unread = prompt[None]  # (1, n)
         for _ in range(tokens):
-            logits = to_host(extend(params, cache, unread))[0]
+            logits = to_host(extend(merged, cache, unread))[0]
             token = sampling.sample(logits, rng, temperature, top_k, top_p)
             yield token
             unread = np.array([[token]])

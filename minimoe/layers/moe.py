@@ -146,9 +146,7 @@ def regulariser(params: MoE, stats: RouterStats, config: ModelConfig) -> tuple[A
     return found
 
 
-def update_state(
-    layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig
-) -> None:
+def update_state(layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig) -> None:
     """Changes, in place, what the routers of all layers learn without a gradient, from the sums of a whole step."""
     update: Any = getattr(router_of(config), "next_state", None)
     if update is None:

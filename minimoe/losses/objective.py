@@ -20,7 +20,7 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.summary import brief
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder, lora, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import Exchange, LocalExchange
 from minimoe.layers.mode import Mode
@@ -50,6 +50,7 @@ class Shard(NamedTuple):
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
     loss_mask: Array | None = None  # (B, T)  how much a target counts in the token loss; the routers see every token
     starts: Array | None = None  # (B, T)  the first position that each query may see, if documents are packed
+    dropout: list[Array] | None = None  # what each adapter keeps of its input: ``lora.with_dropout``
     extra: Any = None  # what another token loss needs to know about these sequences
 
 
@@ -69,6 +70,7 @@ class Forward(NamedTuple):
     sums: Sums
     caches: tuple[Any, decoder.Cache] | None  # of the token loss, and of the decoder
     token_loss: TokenLoss
+    dropout: list[Array] | None = None  # that of the shard
 
 
 @brief
@@ -104,11 +106,10 @@ def forward(
         starts=shard.starts,
         exchange=exchange,
     )
-    logits, routed, cache = decoder.forward(params, shard.tokens, config, mode)
+    logits, routed, cache = decoder.forward(lora.with_dropout(params, shard.dropout), shard.tokens, config, mode)
     loss, loss_cache = objective.token_loss.forward(logits, shard)
-    return Forward(
-        Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None, objective.token_loss
-    )
+    sums = Sums(loss, routed.stats, routed.dropped)
+    return Forward(sums, (loss_cache, cache) if keep else None, objective.token_loss, shard.dropout)
 
 
 def add_up(
@@ -142,7 +143,7 @@ def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:
     assert forward.caches is not None
     loss_cache, cache = forward.caches
     dlogits = forward.token_loss.backward(loss_cache, totals.dloss)
-    return decoder.backward(params, cache, dlogits, totals.dstats)
+    return decoder.backward(lora.with_dropout(params, forward.dropout), cache, dlogits, totals.dstats)
 
 
 def loss_and_gradient(

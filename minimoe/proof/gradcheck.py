@@ -27,7 +27,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.proof import of_beyond, of_tuning
+from minimoe.proof import of_beyond, of_lora, of_tuning
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -116,6 +116,7 @@ def run(seed: int = 0) -> Rows:
         *of_tuning.rows(rng),
         *_attention(rng, "attention, packed documents", starts=PACKED),
         *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
+        *of_lora.rows(rng),
     ]
     return Rows(rows)
 

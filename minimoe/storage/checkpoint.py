@@ -14,8 +14,9 @@ Every file has a checksum, and so has every line of the metrics, so damage is re
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
 mixed up.
 
-A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors, and the last
-ones in resume.safetensors.
+A run that trains adapters has them in resume.safetensors, and their sum with the base in model.safetensors: see
+``adapted``. A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors,
+and the last ones in resume.safetensors.
 
 The model of a run can be written to a folder of its own with quantised weights: see ``save_quantized``. Its config.json
 names the schemes, and it has neither metrics nor resume.safetensors, because it cannot be trained further.
@@ -47,7 +48,7 @@ from minimoe.cost import parameters
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
-from minimoe.storage import metrics
+from minimoe.storage import adapted, metrics
 from minimoe.text import batches, chat, huggingface_tokenizer, tokenizer
 from minimoe.text.corpus import Corpus, Source
 from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
@@ -276,7 +277,7 @@ def save(
 
 def save_model(folder: Path, run: RunConfig, params: Decoder, step: int) -> None:
     """Writes model.safetensors: the parameters after ``step`` steps; raises ``UserError`` if it cannot be written."""
-    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
     files.write_tensors(folder / MODEL, tensors, {"settings": json.dumps(_settings(run)), "step": str(step)})
 
 
@@ -443,7 +444,12 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
-    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file."""
+    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file.
+
+    If the tensors have adapters, so has the decoder. Its bases may be quantised, and then the file is smaller.
+    """
+    if run.tuning is not None and adapted.are_in(tensors):
+        return adapted.blank(decoder.blank(run.config, lambda shape: placeholder(shape, run.recipe.dtype)), tensors)
     counts = parameters.count(run.config)
     asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
     if asked > held:

@@ -34,7 +34,7 @@ from minimoe.losses.balance import Losses
 from minimoe.losses.objective import Totals
 from minimoe.optim import optimizer, schedule
 from minimoe.parallel import thread_pool
-from minimoe.storage import checkpoint, metrics
+from minimoe.storage import adapted, checkpoint, metrics
 from minimoe.storage.checkpoint import Model, Progress, RunConfig
 from minimoe.text import batches
 from minimoe.text.corpus import Corpus
@@ -299,7 +299,7 @@ def _loop(
                 break
 
     finished = over or done == recipe.steps
-    model = Model(tree.map(to_host, params), run.config, run.tokenizer, run, done)
+    model = Model(adapted.merged(tree.map(to_host, params)), run.config, run.tokenizer, run, done)
     if task.patience is not None:  # the folder has the best model, which need not be the last
         model = checkpoint.load_model(folder)
     rows: list[dict[str, Any]] = []

@@ -408,7 +408,10 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
-COMMANDS = ("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus", "info")
+COMMANDS = (
+    *("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus"),
+    "info",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -795,7 +798,8 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"], "dpo": ["x"]}.get(command, [])
+        on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
+        words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:

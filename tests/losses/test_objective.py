@@ -9,7 +9,7 @@ from small_models import EVERY_LOSS, SEQUENCES, assert_same, batch_of, drawn, sp
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
-from minimoe.layers import decoder
+from minimoe.layers import decoder, lora
 from minimoe.losses import balance, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
@@ -174,3 +174,33 @@ def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, 
     for layer, (sums, dsums) in enumerate(zip(totals.stats, totals.dstats, strict=True)):
         f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
         np.testing.assert_allclose(dsums.probability + dsums.importance, (1.0 + layer) * f / sums.tokens, rtol=1e-12)
+
+
+def test_packed_documents_give_the_loss_of_each_alone(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small, masked=False)
+    tokens, targets = np.asarray(batch.tokens[:1]), np.asarray(batch.targets[:1])
+    starts = np.array([[0, 0, 2, 2, 2, 2, 6]])
+    alone = [Shard(tokens[:, place], targets[:, place]) for place in (slice(0, 2), slice(2, 6), slice(6, 7))]
+    goal = Objective(EVERY_LOSS._replace(sequence=0.0))  # which is counted by sequence, whatever is in it
+    packed = loss_and_gradient(params, [Shard(tokens, targets, starts=starts)], small, goal)
+    assert_same(packed, loss_and_gradient(params, alone, small, goal))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_dropout_of_a_shard_acts_forward_and_backward(
+    rng: np.random.Generator, small: ModelConfig, recompute: bool
+) -> None:
+    def adapt(leaf: np.ndarray) -> lora.Adapted:
+        return lora.init(rng, leaf, 2, 0.5)._replace(b=rng.standard_normal((*leaf.shape[:-2], 2, leaf.shape[-1])))
+
+    params = drawn(rng, small)
+    first = params.blocks[0]
+    experts = type(first.moe.experts)(*(adapt(stack) for stack in first.moe.experts))
+    params.blocks[0] = first._replace(moe=first.moe._replace(experts=experts))
+    masks = [(rng.random(weight.a.shape[:-1]) < 0.5) / 0.5 for weight in experts]
+    shards = split(batch_of(rng, small), [2, 4])
+    dropping = [shard._replace(dropout=masks) for shard in shards]
+    ours = loss_and_gradient(params, dropping, small, Objective(), recompute=recompute)
+    theirs = loss_and_gradient(lora.with_dropout(params, masks), shards, small, Objective())
+    assert_same(ours, theirs)
+    assert abs(ours[0].total - loss_and_gradient(params, shards, small, Objective())[0].total) > 1e-6

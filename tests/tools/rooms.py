@@ -32,6 +32,7 @@ ROOMS = (
     "evaluate",
     "analysis",
     "training",
+    "tuning",
     "timing",
     "exercises",
     "cli",

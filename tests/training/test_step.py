@@ -220,3 +220,11 @@ def test_frozen_gradients_are_no_part_of_the_norm_and_nothing_frozen_moves(rng: 
     np.testing.assert_allclose(norm, expected, rtol=1e-5)
     for (name, now), before in zip(tree.named_leaves(params), tree.leaves(start), strict=True):
         assert (now == before).all() == (name in frozen), name
+
+
+def test_every_shard_has_the_whole_dropout_of_the_adapters(params: Decoder) -> None:
+    masks = [np.ones(8), np.zeros((3, 8))]
+    batch = Shard(TOKENS, TARGETS, dropout=masks)
+    for shard in step.cut(np.random.default_rng(2), params, batch, CONFIG, RECIPE, 4):
+        assert shard.dropout is not None
+        assert all(mine is mask for mine, mask in zip(shard.dropout, masks, strict=True))
