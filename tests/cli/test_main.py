@@ -550,6 +550,11 @@ COMMANDS = (
 )  # fmt: skip
 
 
+    *("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus"),
+    "info",
+)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
@@ -939,7 +944,11 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"], "dpo": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
+
+
+        on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
+        words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:
