@@ -82,7 +82,7 @@ def cut(
     def shard(piece: NDArray[Any]) -> Shard:
         rows = tree.map(lambda leaf: like(where, leaf[piece]), batch._replace(dropout=None))
         rows = rows._replace(dropout=tree.map(lambda mask: like(where, mask), batch.dropout))  # one for all sequences
-        return rows if drawn is None else rows._replace(noise=like(where, drawn[:, piece]))
+        return rows if noise is None else rows._replace(noise=like(where, noise[:, piece]))
 
     return [shard(piece.reshape(-1)) for piece in pieces]
 

@@ -550,10 +550,6 @@ COMMANDS = (
 )  # fmt: skip
 
 
-    *("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus"),
-    "info",
-)
-
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
