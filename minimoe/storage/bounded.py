@@ -27,7 +27,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
 from minimoe.cost import offloading
 from minimoe.cost.offloading import shown
-from minimoe.inference import generation
+from minimoe.inference import fast_decode, generation
 from minimoe.layers.decoder import Decoder
 from minimoe.storage import checkpoint, encoded, huggingface, huggingface_config
 from minimoe.storage.checkpoint import RunConfig
@@ -46,7 +46,7 @@ class Budget(NamedTuple):
     resident: int  # what is always in memory
     matrix: int  # one matrix in float32, and the intermediate results of making it
     work: int  # what a pass computes
-    keys: int  # keys and values
+    keys: int  # keys and values, and what writing prepares
     expert: int  # one expert
     slots: int  # experts in memory
     experts: int  # experts in all
@@ -151,6 +151,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
                 resident += one.size if name in on_demand or _stays_packed(name, located) else 4 * weights
     expert = sum(of[0].size for name, of in located.leaves.items() if isinstance(of, list)) // config.layers
     work, keys = offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
+    keys += fast_decode.prepared_bytes(config, arrays=not any("attention.query" in name for name in on_demand))
     total = config.layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
     least = budget.least + config.active_experts * expert

@@ -49,8 +49,12 @@ class Matrix:
         self.size = int(np.prod(self.shape))
 
     def __rmatmul__(self, x: Array) -> Array:
-        product: Array = x @ _timed(self.of, self.content, self.cache)
+        product: Array = x @ self.dense()
         return product
+
+    def dense(self) -> Array:
+        """The matrix in float32, for code that uses it otherwise."""
+        return _timed(self.of, self.content, self.cache)
 
 
 class Table:

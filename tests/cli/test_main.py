@@ -511,9 +511,7 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bound_of_memory_changes_no_number_and_no_letter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bound_of_memory_changes_no_number_and_no_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantized = str(tmp_path / "small")
     assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
     capsys.readouterr()
@@ -548,7 +546,6 @@ COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
     "upcycle", "distill", "dpo", "bench", "corpus", "info",
 )  # fmt: skip
-
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -937,11 +934,15 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     def starve(*_: Any, **__: Any) -> None:
         np.empty(2**60, np.uint8)
 
-    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+    for module in (
+        "storage.open_model.load",
+        "storage.checkpoint.load_model",
+        "training.trainer.train",
+        "timing.bench.run",
+    ):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
         words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
-
 
         on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
         words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
