@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
     from minimoe.text.corpus import Corpus
     from minimoe.training.trainer import Trained
+    from minimoe.tuning.lora_run import Lora
 
 
 def train(chosen: argparse.Namespace) -> int:
@@ -90,7 +91,7 @@ def sft(chosen: argparse.Namespace) -> int:
     settings = options.settings(chosen)
     machine = {"device": chosen.device, "threads": chosen.threads}
     if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack")
+        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
         return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
     if chosen.folder is None:
         raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
@@ -101,8 +102,52 @@ def sft(chosen: argparse.Namespace) -> int:
             data=chosen.instructions,
             out=chosen.out,
             freeze=chosen.freeze or (),
+            lora=_lora(chosen),
             changes=settings,
             pack=chosen.pack,
+            **patience,
+            **machine,
+        )
+    )
+
+
+LORA = ("lora", "lora_alpha", "lora_dropout", "qlora")
+
+
+def _lora(chosen: argparse.Namespace) -> Lora | None:
+    """The settings of adapters, or None if none are to be trained."""
+    from minimoe.tuning.lora_run import Lora
+
+    if chosen.lora is None:
+        for name in LORA[1:]:
+            if getattr(chosen, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is a setting of adapters: give --lora RANK too.")
+        return None
+    return Lora(chosen.lora, chosen.lora_alpha, chosen.lora_dropout or 0.0, quantize="nf4" if chosen.qlora else None)
+
+
+def dpo(chosen: argparse.Namespace) -> int:
+    from minimoe.losses.preference import Preference
+    from minimoe.tuning import dpo as tuning
+    from minimoe.tuning import resume
+
+    settings = options.settings(chosen)
+    machine = {"device": chosen.device, "threads": chosen.threads}
+    given = {name: value for name in Preference._fields[1:] if (value := getattr(chosen, name)) is not None}
+    if chosen.resume:
+        _leave_out(chosen, "resume", "folder", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
+        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
+    if chosen.folder is None:
+        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
+    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
+    return _outcome(
+        tuning.tune(
+            chosen.folder,
+            data=chosen.pairs,
+            loss=Preference(chosen.loss or "dpo", **given),
+            out=chosen.out,
+            freeze=chosen.freeze or (),
+            changes=settings,
             **patience,
             **machine,
         )
@@ -418,6 +463,27 @@ def upcycle(chosen: argparse.Namespace) -> int:
     size = f"{made.config.experts} experts of width {made.config.expert_width}, {made.config.active_experts} per token"
     print(printable(f"{chosen.out} has {size}: train it with --resume {chosen.out}."))
     return 0
+
+
+def distill(chosen: argparse.Namespace) -> int:
+    from minimoe.losses.distillation import Settings
+    from minimoe.text import corpus
+    from minimoe.training import distill
+
+    done = distill.distill(
+        chosen.folder,
+        chosen.student,
+        Settings(chosen.temperature, chosen.hard_share, chosen.reverse),
+        from_teacher=chosen.from_teacher,
+        corpus=corpus.read_files(chosen.text) if chosen.text else None,
+        changes=options.settings(chosen),
+        out=chosen.out,
+        device=chosen.device,
+        threads=chosen.threads,
+    )
+    if not done.finished:
+        return INTERRUPTED
+    return 0 if done.problem is None else BAD_INPUT
 
 
 def bench(chosen: argparse.Namespace) -> int:

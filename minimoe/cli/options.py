@@ -22,6 +22,7 @@ PUBLISHED = (
 )
 MERGING = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+PREFERENCES = ("dpo", "ipo", "simpo")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
 PRUNING = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
@@ -39,7 +40,14 @@ EXAMPLES = {
         "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
         "minimoe sft runs/toy --instructions mine.jsonl             your own instructions",
         "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
+        "minimoe sft runs/toy --lora 8                              only adapters of rank 8 learn",
         "minimoe sft --resume runs/toy-sft                          continue a run",
+    ),
+    "dpo": (
+        "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
+        "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2             without a reference",
+        "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -67,6 +75,12 @@ EXAMPLES = {
     "quantize": (
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
+    ),
+    "distill": (
+        "minimoe distill runs/toy                                   its dense twin learns from it",
+        "minimoe distill runs/toy --student tiny --steps 500",
+        "minimoe distill runs/toy --student teacher --experts 4 --from-teacher",
+        "minimoe distill runs/toy --temperature 2 --hard-share 0.25 --out runs/student",
     ),
     "prune": (
         "minimoe prune runs/toy --keep 6 --out runs/toy-6",
@@ -125,6 +139,35 @@ def of_training(sub: argparse.ArgumentParser) -> None:
     _fields(sub, "training", TrainConfig)
 
 
+def of_distillation(sub: argparse.ArgumentParser) -> None:
+    """Adds the teacher, the student, the loss, and every setting of the student."""
+    sub.add_argument("folder", metavar="TEACHER", help="folder of a run")
+    sub.add_argument(
+        "--student",
+        default="dense-twin",
+        metavar="NAME",
+        help=f"settings of the student: dense-twin or teacher, which follow from the teacher, or a preset: "
+        f"{', '.join(presets.PRESETS)} (dense-twin)",
+    )
+    sub.add_argument(
+        "--temperature", type=number, default=1.0, metavar="X", help="both distributions are flatter above 1 (1)"
+    )
+    sub.add_argument(
+        "--hard-share", type=number, default=0.0, metavar="X", help="share of the label in the loss, 0 to 1 (0)"
+    )
+    sub.add_argument("--reverse", action="store_true", help="minimise KL(student, teacher) for KL(teacher, student)")
+    sub.add_argument(
+        "--from-teacher",
+        action="store_true",
+        help="begin with the weights of the teacher except for routers and experts: same width, layers and heads",
+    )
+    sub.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from (the text of the teacher)")
+    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
+    of_the_machine(sub)
+    _fields(sub, "model of the student", ModelConfig, leave_out=("vocab_size",))
+    _fields(sub, "training", TrainConfig)
+
+
 def of_sft(sub: argparse.ArgumentParser) -> None:
     """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
     sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
@@ -134,21 +177,53 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
     )
+    sub.add_argument("--lora", type=whole_number, metavar="RANK", help="freeze the weights and train adapters (LoRA)")
+    sub.add_argument("--lora-alpha", type=number, metavar="A", help="adapters are scaled by A/RANK (2 · RANK)")
+    sub.add_argument(
+        "--lora-dropout", type=number, metavar="P", help="share of the adapters' inputs that is dropped (0)"
+    )
+    sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
     rows = sub.add_mutually_exclusive_group()
     rows.add_argument(
         "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
     )
     rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
+    _add_patience(sub, presets.SFT_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
+def of_dpo(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
+    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    group = sub.add_argument_group("preference")
+    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
+    group.add_argument(
+        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
+    )
+    group.add_argument(
+        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
+    )
+    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
+    _add_patience(sub, presets.DPO_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
+
+
+def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
     sub.add_argument(
         "--patience",
         type=_whole_number_or_none,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="stop after N evaluations without a new lowest loss, and keep the best model "
-        f"({presets.SFT_PATIENCE}; or none)",
+        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
     )
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
 
 
 def of_pruning(sub: argparse.ArgumentParser) -> None:

@@ -59,6 +59,8 @@ def build() -> argparse.ArgumentParser:
 
     options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
 
+    options.of_dpo(command("dpo", commands.dpo, "tune a model to prefer some answers to others, or resume such a run"))
+
     sub = command(
         "evaluate",
         commands.evaluate,
@@ -126,6 +128,10 @@ def build() -> argparse.ArgumentParser:
     )
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
+
+    options.of_distillation(
+        command("distill", commands.distill, "train a smaller model on the probabilities that a run gives to its text")
+    )
 
     options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
 

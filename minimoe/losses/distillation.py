@@ -34,7 +34,7 @@ class Settings(NamedTuple):
     """How a student listens to its teacher."""
 
     temperature: float = 1.0  # τ
-    hard_share: float = 0.5  # h: how much the label counts, and 1 − h for the teacher
+    hard_share: float = 0.0  # h: how much the label counts, and 1 − h for the teacher
     reverse: bool = False  # KL(p_s‖p_t) for KL(p_t‖p_s)
 
 

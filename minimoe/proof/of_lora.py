@@ -77,7 +77,7 @@ def _attention(rng: np.random.Generator, name: str, dropout: bool = False) -> li
     weights = [_adapted(rng, linear.weight, dropout) for linear in plain[:4]]
 
     def whole(params: Attention) -> Attention:
-        return Attention(*(Linear(w) for w in _with(weights, params)))  # type: ignore[arg-type]
+        return Attention(*(Linear(w) for w in _with(weights, params[:4])))  # type: ignore[arg-type]
 
     def forward(params: Attention, x: Array) -> tuple[Array, Any]:
         return attention.forward(whole(params), x, rotation, 4)

@@ -88,12 +88,12 @@ def locate(folder: Path) -> Located:
     shapes = decoder.blank(config, placeholder)
     if plan is not None:
         return Located(folder, config, shapes, _in_one_file(folder / huggingface.PACKED, shapes, plan), plan)
-    found, repeated = huggingface.locate(folder, config, described.dense)
+    found, repeated = huggingface.locate(folder, config, described.model_type)
     huggingface.check_repeated(folder, repeated, _Places(found), config)
     named = [_Place(name, leaf.shape) for name, leaf in tree.named_leaves(shapes)]
     by_expert = set(tree.marked(shapes, "by_expert"))
     in_layout: dict[str, dict[int, Encoded]] = {}
-    for name, place in huggingface.layout(tree.rebuild(shapes, named), config, described.dense):  # type: ignore[arg-type]
+    for name, place in huggingface.layout(tree.rebuild(shapes, named), config, described.model_type):  # type: ignore[arg-type]
         where: Any = place
         in_layout.setdefault(where.name, {})[where.index or 0] = where.encoded(found[name])
     whole = {

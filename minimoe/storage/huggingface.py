@@ -1,6 +1,6 @@
-"""Models in the layout of Hugging Face's transformers: load a Mixtral or a Mistral, save a model for others to load.
+"""Models in the layout of Hugging Face's transformers: load one of a known family, save a model for others to load.
 
-    config.json, generation_config.json  huggingface_config
+    config.json, generation_config.json  huggingface_config, huggingface_families
     model.safetensors                    the weights; or several files, which model.safetensors.index.json lists
     tokenizer.json and files beside it   huggingface_tokenizer
 
@@ -9,7 +9,12 @@ transposed; ``layout`` matches the tensors; reading and writing both use it. RoP
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
-versions can read it.
+versions can read it. Mixtral's names of a layer's router and experts differ from those of all other families:
+
+    block_sparse_moe.gate, block_sparse_moe.experts.3.w1, .w3, .w2              Mixtral
+    mlp.gate, mlp.experts.3.gate_proj, .up_proj, .down_proj                     OLMoE, Qwen3-MoE, DeepSeekMoE
+    mlp.shared_experts.gate_proj, …                                             the shared experts of a DeepSeekMoE
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj                                   a dense layer, and all of a Mistral
 
 A folder with quantised weights has the same config.json with a plan in it, and quantized.safetensors with the arrays
 that ``compression.quantize`` describes. The file has another name because transformers ignores a plan that it does not
@@ -36,8 +41,10 @@ from minimoe.core.errors import UserError
 from minimoe.core.files import new_folder, read_tensors, user_path, write_atomically, write_tensors
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
-from minimoe.layers import attention, decoder, moe
+from minimoe.layers import attention, decoder, dense, moe
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.experts import swiglu
+from minimoe.layers.moe import MoE
 from minimoe.storage import huggingface_config, safetensors_file
 from minimoe.storage.huggingface_config import CONFIG, GENERATION, Description, is_folder
 from minimoe.storage.safetensors_file import Stored
@@ -49,6 +56,8 @@ __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 
 MODEL, INDEX, PACKED = "model.safetensors", "model.safetensors.index.json", "quantized.safetensors"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+MATRICES = {"w1": "gate", "w2": "down", "w3": "up"}
+"""Mixtral's names of the matrices of an expert, and the beginnings of those of the other families."""
 
 Tokens = Tokenizer | PretrainedTokenizer | MissingTokenizer | None
 Write = Callable[[Path], None]
@@ -114,28 +123,28 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
     most the model and the tensor that is being copied.
 
     Raises:
-        UserError: config.json is unreadable or describes something other than a Mixtral or a Mistral; a tensor is
-            missing, of another shape or type, or surplus, unless it only repeats what the model has (``_repeats``); a
+        UserError: config.json is unreadable or describes a model that is not of a known family; a tensor is missing,
+            of another shape or type, or surplus, unless it only repeats what the model has (``_repeats``); a
             file is damaged or is outside the folder; the model does not fit into this machine's memory.
     """
     folder = user_path(folder)
     described = huggingface_config.read(folder)
-    config, dense = described.config, described.dense
+    config, model_type = described.config, described.model_type
     if described.plan is not None:
         _check_memory(config)
         tensors, _ = read_tensors(folder / PACKED)
         return quantize.restore(tensors, decoder.blank(config, placeholder), described.plan, folder / PACKED), config
-    found, repeated = locate(folder, config, dense)
+    found, repeated = locate(folder, config, model_type)
     _check_memory(config)
     params = decoder.blank(config, lambda shape: np.zeros(shape, np.float32))
-    places = dict(layout(params, config, dense))
+    places = dict(layout(params, config, model_type))
     for name, place in places.items():
         safetensors_file.copy(found[name], place)
     check_repeated(folder, repeated, places, config)
     return params, config
 
 
-def locate(folder: Path, config: ModelConfig, dense: bool) -> tuple[dict[str, Stored], Repeated]:
+def locate(folder: Path, config: ModelConfig, model_type: str) -> tuple[dict[str, Stored], Repeated]:
     """Where each tensor of ``layout`` is in the files of a folder, and what the files hold besides; nothing is read.
 
     Raises:
@@ -143,7 +152,7 @@ def locate(folder: Path, config: ModelConfig, dense: bool) -> tuple[dict[str, St
     """
     stored = _describe(folder)
     found, blank = {}, {}
-    for name, place in layout(decoder.blank(config, placeholder), config, dense):
+    for name, place in layout(decoder.blank(config, placeholder), config, model_type):
         found[name] = _find(stored, name, place.shape, config, folder)
         blank[name] = place
     surplus = stored.keys() - {tensor.name for tensor in found.values()}
@@ -184,11 +193,11 @@ def save(
     A tokenizer that was read from a folder is written with all that was read there: the names of its special tokens,
     its chat template and the settings of generation.
 
-    The router's trainable noise is left out, because it is used only in training. A model with a single expert is saved
-    as a Mistral.
+    The router's trainable noise is left out, because it is used only in training. The family follows from the settings:
+    see ``huggingface_families.model_type_of``. For example, a model with a single expert is saved as a Mistral.
 
     Raises:
-        UserError: the folder is not empty or cannot be written, the model cannot be written as a Mixtral, or its
+        UserError: the folder is not empty or cannot be written, the model has a setting that its family lacks, or its
             weights cannot be quantised.
     """
     folder = user_path(folder)
@@ -197,7 +206,7 @@ def save(
     packed = None if plan is None else quantize.compress(on_host, plan)
     new_folder(folder)
     if packed is None:
-        safetensors_file.write(folder / MODEL, dict(layout(on_host, config, dense=config.experts == 1)))
+        safetensors_file.write(folder / MODEL, dict(layout(on_host, config, beside[0]["model_type"])))
     else:
         write_tensors(folder / PACKED, packed, {"format": "np"})
     _write_beside(folder, beside, tokenizer)
@@ -246,29 +255,49 @@ def _write_beside(folder: Path, beside: tuple[dict[str, Any], dict[str, Any] | N
     write_atomically(folder / CONFIG, _to_json(values).encode())  # last, because it is what makes a folder a model
 
 
-def layout(params: Decoder, config: ModelConfig, dense: bool) -> Iterator[tuple[str, Array]]:
+def layout(params: Decoder, config: ModelConfig, model_type: str) -> Iterator[tuple[str, Array]]:
     """Yields, for every tensor of a folder, its name in the folder and a view into ``params`` with the shape that it
     has there.
 
-    ``dense`` selects Mistral's layout, which has no router and does not number its only expert. Attention, router and
-    experts state their own tensors, in ``mixtral_tensors``.
+    Attention, router and experts state their own tensors, in ``mixtral_tensors``. The names of the other families
+    follow from Mixtral's, and those of a dense layer from Mistral's, which does not number its only expert.
     """
-    router: Any = moe.router_of(config)
-    experts: Any = moe.experts_of(config)
     yield TABLE, params.embedding.table
     for i, block in enumerate(params.blocks):
         inside = [
             ("input_layernorm.weight", block.attention_norm.gain),
             *attention.mixtral_tensors(block.attention),
             ("post_attention_layernorm.weight", block.moe_norm.gain),
-            *([] if dense else router.mixtral_tensors(block.moe.router)),
-            *experts.mixtral_tensors(block.moe.experts, dense),
+            *_feed_forward(block.moe, config, model_type),
         ]
         for name, tensor in inside:
             yield f"model.layers.{i}.{name}", tensor
     yield "model.norm.weight", params.norm.gain
     if params.head is not None:
         yield HEAD, params.head.weight.T
+
+
+def _feed_forward(layer: MoE, config: ModelConfig, model_type: str) -> Iterator[tuple[str, Array]]:
+    """The tensors of a layer's router and experts, or of its dense layer."""
+    router: Any = moe.router_of(config)
+    experts: Any = moe.experts_of(config)
+    if dense.is_dense(layer):
+        yield from swiglu.mixtral_tensors(layer.shared, dense=True)
+    elif model_type == "mistral":
+        yield from experts.mixtral_tensors(layer.experts, dense=True)
+    else:
+        for name, tensor in (*router.mixtral_tensors(layer.router), *experts.mixtral_tensors(layer.experts, False)):
+            yield name if model_type == "mixtral" else _newer(name), tensor
+        if layer.shared is not None:
+            for name, tensor in swiglu.mixtral_tensors(layer.shared, dense=True):
+                yield name.replace("mlp.", "mlp.shared_experts."), tensor
+
+
+def _newer(name: str) -> str:
+    """Mixtral's name of a tensor of router or experts → the name that all other families use."""
+    for old, new in (("block_sparse_moe.", "mlp."), *((f".{w}.", f".{of}_proj.") for w, of in MATRICES.items())):
+        name = name.replace(old, new)
+    return name
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
@@ -315,10 +344,10 @@ def _find(stored: dict[str, Stored], name: str, shape: tuple[int, ...], config: 
     if tensor is not None:
         _check_shape(tensor, shape)
         return tensor
-    expert = re.fullmatch(r"(.*\.mlp\.experts\.)(\d+)\.(w[123])\.weight", newer)
+    expert = re.fullmatch(r"(.*\.mlp\.experts\.)(\d+)\.(w[123]|gate_proj|up_proj|down_proj)\.weight", newer)
     if expert is not None:
-        prefix, e, matrix = expert.groups()
-        fused = stored.get(prefix + ("down_proj" if matrix == "w2" else "gate_up_proj"))
+        prefix, e, matrix = expert[1], expert[2], MATRICES.get(expert[3], expert[3].removesuffix("_proj"))
+        fused = stored.get(prefix + ("down_proj" if matrix == "down" else "gate_up_proj"))
         if fused is not None:
             return _rows_of_fused(fused, config.experts, int(e), matrix, shape)
     raise UserError(f"{folder} lacks the tensor {name} of the model in its {CONFIG}: download the missing file.")
@@ -353,9 +382,11 @@ def _repeats(tensor: Stored, places: dict[str, Array], config: ModelConfig) -> l
         for e in range(config.experts):
             for matrix in ("w2",) if fused[2] == "down_proj" else ("w1", "w3"):
                 single = f"{fused[1]}{e}.{matrix}.weight"
+                single = single if single in places else _newer(single)
                 if single not in places:
                     return []
-                found.append((_rows_of_fused(tensor, config.experts, e, matrix, places[single].shape), single))
+                part = _rows_of_fused(tensor, config.experts, e, MATRICES[matrix], places[single].shape)
+                found.append((part, single))
         return found
     return []
 
@@ -373,11 +404,11 @@ def _is_implied(tensor: Stored, config: ModelConfig) -> bool:
 
 
 def _rows_of_fused(fused: Stored, experts: int, e: int, matrix: str, shape: tuple[int, ...]) -> Stored:
-    """The rows of down_proj (E, D, F) that are w2 of expert e, or of gate_up_proj (E, 2F, D) that are its w1 or w3."""
+    """The rows of down_proj (E, D, F) of expert e, or the rows of gate_up_proj (E, 2F, D) of its gate or its up."""
     rows, columns = shape  # whole rows, so that the part is contiguous in the file
-    rows_of_expert = rows if matrix == "w2" else 2 * rows
+    rows_of_expert = rows if matrix == "down" else 2 * rows
     _check_shape(fused, (experts, rows_of_expert, columns))
-    first = e * rows_of_expert + (rows if matrix == "w3" else 0)
+    first = e * rows_of_expert + (rows if matrix == "up" else 0)
     part = fused._replace(shape=shape)
     return part._replace(start=fused.start + first * safetensors_file.size_of(part) // rows)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from minimoe.core import files
 from minimoe.core.config import ModelConfig
 from minimoe.cost import offloading
-from minimoe.storage import bounded, checkpoint, huggingface, huggingface_config
-from minimoe.storage.bounded import Bounded
+from minimoe.storage import checkpoint, huggingface, huggingface_config
 from minimoe.storage.checkpoint import Model
 from minimoe.storage.huggingface import Pretrained
+
+if TYPE_CHECKING:
+    from minimoe.storage.bounded import Bounded
 
 
 @overload
@@ -21,7 +23,7 @@ def load(folder: str | Path, memory: str | int) -> Bounded: ...
 
 
 def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrained | Bounded:
-    """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
+    """The model in ``folder``, on the host: a run, or a model of ``huggingface_families`` in Hugging Face's layout.
 
     If ``storage.quantized`` wrote the folder, the weights become float32 again. With a bound of ``memory``, such as
     "8GB" or a number of bytes, the experts stay on the disk: see ``storage.bounded``. The bound then has room for texts
@@ -33,6 +35,8 @@ def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrai
     """
     folder = files.user_path(folder)
     if memory is not None:
+        from minimoe.storage import bounded  # which few need
+
         return bounded.open_folder(folder).load(memory if isinstance(memory, int) else offloading.parse_bytes(memory))
     return huggingface.load(folder) if huggingface.is_folder(folder) else checkpoint.load_model(folder)
 

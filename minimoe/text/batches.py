@@ -116,8 +116,18 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
     """Reads, encodes and splits a corpus; raises ``UserError`` if a document is too short for one sequence."""
     read = _as_corpus(corpus)
     codec = tokenizer.build(recipe.tokenizer, read.text)
+    return *prepare_for(read, codec, context), codec
+
+
+def prepare_for(corpus: str | Corpus, codec: Tokenizer, context: int) -> tuple[Texts, Source]:
+    """``prepare`` with a tokenizer that exists already, such as that of another run.
+
+    Raises:
+        UserError: a document is too short for one sequence, or has a character that the tokenizer does not know.
+    """
+    read = _as_corpus(corpus)
     texts, digest = _encode(read, codec, context)
-    return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
 
 
 def prepare_again(

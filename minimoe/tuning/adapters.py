@@ -147,8 +147,12 @@ def quantize(params: Decoder, scheme: str) -> Decoder:
     if not adapted or any(isinstance(weight.base, tuple) for weight in adapted.values()):
         problem = "a base is quantised already" if adapted else "the model has no adapters"
         raise UserError(f"{problem}, and only adapters on a base in floating point can get another base: add them.")
-    done: Decoder = lora.replace(params, lambda weight: weight._replace(base=frozen.freeze(weight.base, scheme)))
+    done: Decoder = lora.replace(params, lambda weight: _on_codes(weight, scheme))
     return done
+
+
+def _on_codes(weight: Adapted, scheme: str) -> Adapted:
+    return weight._replace(base=frozen.freeze(weight.base.astype(np.float32, copy=False), scheme))
 
 
 def merge(params: Decoder, into: str = "float") -> Decoder:

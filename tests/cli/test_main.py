@@ -112,6 +112,8 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["balance_loss"] = 0.5
     other["schedule"] = "linear"
     other["second_expert"] = "all"
+    other["qk_norm"] = "whole"
+    other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
@@ -487,10 +489,66 @@ def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: 
     assert not out.exists()
 
 
+def test_distill_trains_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "student")
+    words = ["--student", "teacher", "--experts", "2", "--steps", "2", "--from-teacher", "--threads", "1"]
+    assert main.main(["distill", str(finished()), *words, "--out", out]) == 0
+    assert "A mixture of 2 experts" in capsys.readouterr().out
+    for command in (["evaluate", out, "--threads", "1"], ["generate", out, "--prompt", "ça", "--tokens", "3"]):
+        assert main.main(command) == 0
+        assert capsys.readouterr().out
+
+
+def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str) -> str:
+        return refused("distill", folder, *words, "--out", tmp_path / "out")
+
+    assert "there is no student 'tinny'" in said(finished(), "--student", "tinny")
+    assert "temperature 0.0 is not possible" in said(finished(), "--temperature", "0")
+    assert "hard_share 2.0 is not a share" in said(finished(), "--hard-share", "2")
+    assert "is not that of the teacher" in said(finished(), "--student", "tiny", "--tokenizer", "byte")
+    assert "is not a run" in said(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bound_of_memory_changes_no_number_and_no_letter(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantized = str(tmp_path / "small")
+    assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
+    capsys.readouterr()
+    for folder in (str(finished()), quantized):
+        for words in (
+            ["evaluate", folder],
+            ["generate", folder, "--prompt", "steps", "--tokens", "9", "--samples", "2"],
+        ):
+            assert main.main([*words, "--threads", "1"]) == 0
+            expected = capsys.readouterr().out
+            assert main.main([*words, "--threads", "1", "--memory", "2MB"]) == 0
+            shown = capsys.readouterr()
+            assert (shown.out, shown.err) == (expected, "")
+            assert main.main([*words, "--threads", "1", "--memory", "2MB", "--report"]) == 0
+            shown = capsys.readouterr()
+            assert shown.out == expected
+            assert re.search("^memory   bound 2.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+
+
+def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
+    generate = ["generate", finished(), "--prompt", "a"]
+    assert "a bound of 1.0 KB is too small" in refused(*generate, "--memory", "1KB")
+    assert "give at least --memory" in refused("evaluate", finished(), "--memory", "1KB")
+    assert "memory '8' is not a size" in refused(*generate, "--memory", "8")
+    assert "add --memory" in refused(*generate, "--report")
+    assert "cannot go with --device gpu" in refused(*generate, "--memory", "8GB", "--device", "gpu")
+    assert "cannot go with --suite" in refused("evaluate", finished(), "--suite", "--memory", "8GB")
+    assert "is not a run" in refused("evaluate", tmp_path, "--memory", "8GB")
+
+
 COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
-    "upcycle", "bench", "corpus", "info",
+    "upcycle", "distill", "dpo", "bench", "corpus", "info",
 )  # fmt: skip
+
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -882,7 +940,11 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "evaluate": ["x"], "routing": ["x"], "sft": ["x"]}.get(command, [])
+        words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
+
+
+        on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
+        words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.compression import layout, nf4, portions
+from minimoe.compression import nf4, portions
 from minimoe.compression.quantize import SCHEMES
 
 ALL = [*SCHEMES.values()]
@@ -35,6 +35,17 @@ def test_portions_are_the_whole(scheme: Any, inputs: int, outputs: int, weights:
     np.testing.assert_array_equal(place, whole)
 
 
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 300), (96, 1100)])
+def test_each_scheme_in_many_portions(scheme: Any, inputs: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portions, "WEIGHTS", 2048)
+    q, whole = quantized(scheme.module, inputs, outputs, 1, **scheme.settings)
+    place = np.empty_like(whole)
+    portions.dequantize_into(q, place)
+    np.testing.assert_array_equal(place, whole)
+    assert portions.outputs_at_once(q, inputs) < outputs
+
+
 @pytest.mark.parametrize("settings", [{"double": False}, {"block": 32}, {"block": 32, "double": False}])
 def test_other_settings_of_nf4(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(portions, "WEIGHTS", 4096)
@@ -53,12 +64,3 @@ def test_the_largest_matrix_of_mixtral_is_cut_into_portions_that_begin_with_a_bl
             assert inputs * step <= portions.WEIGHTS < outputs * inputs, name
             unit = {"int8": 1, "nf4": 64 * 256}.get(name, scheme.settings.get("group", 1))
             assert inputs * step % unit == 0
-
-
-@given(bits=st.sampled_from([2, 3, 4]), count=st.integers(1, 60), seed=st.integers(0, 99), data=st.data())
-def test_a_range_of_blocks_is_unpacked_without_the_others(bits: int, count: int, seed: int, data: Any) -> None:
-    codes = np.random.default_rng(seed).integers(2**bits, size=(count, 5)).astype(np.uint8)
-    packed = layout.pack(codes, bits)
-    start = data.draw(st.integers(0, count - 1))
-    stop = data.draw(st.integers(start + 1, count))
-    np.testing.assert_array_equal(layout.unpack_range(packed, bits, start, stop), codes[start:stop])

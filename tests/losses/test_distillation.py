@@ -306,4 +306,4 @@ def test_settings_that_mean_nothing_are_refused(settings: Settings, words: str) 
 def test_another_vocabulary_is_refused() -> None:
     case = Case()
     with pytest.raises(UserError, match=r"\(4, 5\) and the teacher's \(4, 4\)"):
-        distillation.forward(case.student, case.targets, case.teacher[:, :4])
+        distillation.forward(case.student, case.targets, case.teacher[:, :4], Settings())
