@@ -181,9 +181,12 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--suite",
         action="store_true",
-        help="measure loss per document, unseen sums, Python that parses, closed brackets, with confidence intervals",
+        help="measure loss per document, unseen sums, Python that parses, closed brackets, and exact and preferred "
+        "answers of tuned models, with confidence intervals",
     )
-    group.add_argument("--against", metavar="RUN", help="another run on the same text, to compare with")
+    group.add_argument(
+        "--against", metavar="RUN", help="another run on the same text, such as a dense twin, or the run before tuning"
+    )
     group.add_argument("--samples", type=whole_number, metavar="N", help="number of texts to generate (100)")
     group.add_argument("--questions", type=whole_number, metavar="N", help="number of sums of each kind (200)")
     group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens per text (256)")
