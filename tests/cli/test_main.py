@@ -110,6 +110,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["schedule"] = "linear"
     other["second_expert"] = "all"
     other["cosine_form"] = "x-moe"
+    other["qk_norm"], other["dense_width"] = "whole", 7
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":
