@@ -24,9 +24,9 @@ from minimoe.analysis.routing_trace import Trace
 from minimoe.core.errors import UserError
 from minimoe.draw import palette
 from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
-from minimoe.text.tokenizer import ByteTokenizer, CharTokenizer
+from minimoe.text.tokenizer import ByteTokenizer, CharTokenizer, ChatTokenizer
 
-AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | PretrainedTokenizer | MissingTokenizer
+AnyTokenizer: TypeAlias = CharTokenizer | ByteTokenizer | ChatTokenizer | PretrainedTokenizer | MissingTokenizer
 
 HTML_MARKS = ("none", "underline", "underline double", "underline dotted", "overline", "underline wavy", "line-through",
               "underline overline")  # fmt: skip
@@ -194,6 +194,9 @@ def _text_of(tokenizer: AnyTokenizer, token: int) -> str:
     """
     if isinstance(tokenizer, MissingTokenizer):
         return f"⟨{token}⟩"
+    if isinstance(tokenizer, ChatTokenizer):
+        reserved = tokenizer.name_of(token)
+        return f"⟨{reserved}⟩" if reserved else _text_of(tokenizer.of_text, token)
     text = tokenizer.decode([token, token])[len(tokenizer.decode([token])) :]
     if isinstance(tokenizer, CharTokenizer) or (text and "\ufffd" not in text):  # � stands for a part of a character
         return text

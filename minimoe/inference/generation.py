@@ -20,7 +20,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
 from minimoe.inference import fast_decode, kv_cache, sampling
 from minimoe.inference.kv_cache import KVCache
-from minimoe.layers import decoder
+from minimoe.layers import decoder, linear, lora
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 
@@ -42,7 +42,8 @@ def generate(
     """Yields ``tokens`` ids that continue the prompt, each as soon as it is drawn.
 
     The text may grow beyond the model's context: see ``kv_cache.generation_window``. The same seed gives the same
-    tokens. ``params`` may be on a GPU; ``temperature``, ``top_k`` and ``top_p`` are those of ``sampling``.
+    tokens. ``params`` may be on a GPU, and adapters in them are merged first; ``temperature``, ``top_k`` and ``top_p``
+    are those of ``sampling``.
 
     Raises:
         UserError: at the call, if the prompt is empty, is not one row of ids or has an id outside the vocabulary, if
@@ -60,10 +61,11 @@ def generate(
 
     def stream() -> Iterator[int]:
         rng = np.random.default_rng(seed)
-        cache = kv_cache.init(params, config)
+        merged: Decoder = lora.replace(params, lora.merged)  # the decoding of one token has no path for adapters
+        cache = kv_cache.init(merged, config)
         unread = prompt[None]  # (1, n)
         for _ in range(tokens):
-            logits = to_host(extend(params, cache, unread))[0]
+            logits = to_host(extend(merged, cache, unread))[0]
             token = sampling.sample(logits, rng, temperature, top_k, top_p)
             yield token
             unread = np.array([[token]])
@@ -90,9 +92,10 @@ def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
     piece = min(PIECE, cache.window)  # the cache takes at most a window of positions at a time
     for start in range(0, tokens.shape[1], piece):
         part = like(params.norm.gain, tokens[:, start : start + piece])
-        logits, _, _ = decoder.forward(
-            params, part, cache.config, Mode(estimate_load=False), past=cache.layers, position=cache.position
+        read = decoder.hidden(
+            params, part, cache.config, Mode(estimate_load=False), past=cache.layers, position=cache.position, keep=None
         )
+        logits, _ = linear.forward(decoder.output_layer(params), read.x)
         cache.position += part.shape[1]
     return logits[:, -1]
 

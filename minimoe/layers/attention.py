@@ -6,6 +6,10 @@ Attention is causal: query i sees key j only if j ≤ i. With a sliding window w
 Queries are grouped: each of the G key/value heads serves H/G of the H query heads, which makes the key/value cache
 H/G times smaller.
 
+Several documents may be packed into one sequence. Query i then sees key j only if also j ≥ s_i, where s_i is the first
+position of its document. Because RoPE depends only on i − j, each document is read as if it were alone, although the
+positions do not begin again (Krell et al. 2021).
+
 Queries and keys may pass through an RMSNorm before they are rotated, each with gains of its own. This bounds the
 scores, q·k/√C, however large the projections grow. The norm is taken over all heads of a token together (OLMoE) or in
 each head separately, with the same C gains for every head (Qwen3).
@@ -15,8 +19,8 @@ only the keys that they may see, and backward recomputes the weights from the lo
 The plain form, one softmax over all T × T scores, is in ``minimoe/reference.py``.
 
 Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Beltagy et al. 2020,
-arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Dehghani et al. 2023, arXiv 2302.05442 (norms of queries
-and keys).  Lesson: lessons/05_attention.ipynb
+arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Krell et al. 2021, arXiv 2107.02027 (packing); Dehghani
+et al. 2023, arXiv 2302.05442 (norms of queries and keys).  Lesson: lessons/05_attention.ipynb
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from numpy.typing import DTypeLike
 from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import linear, rmsnorm, rope
 from minimoe.layers.linear import Linear
 from minimoe.layers.rmsnorm import RMSNorm
@@ -74,6 +79,7 @@ class AttendCache(NamedTuple):
     o: Array  # (B, T, H, C)
     log_sum_exp: Array  # (B, G, H/G, T)  of the scores of each query
     window: int | None
+    starts: Array | None = None  # (B, T)
 
 
 class Cache(NamedTuple):
@@ -134,11 +140,17 @@ def forward(
     window: int | None = None,
     past: Past | None = None,
     norm_eps: float = 1e-5,
+    starts: Array | None = None,
 ) -> tuple[Array, Cache]:
     """x (B, T, D) → y (B, T, D).
 
     ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
     are already known, and its queries see those too. ``norm_eps`` is the epsilon of the norms of queries and keys.
+    ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without it,
+    that is position 0. It cannot go with ``past``.
+
+    Raises:
+        UserError: a query may not see its own position, or there is a past too.
     """
     B, T, _ = x.shape
     heads = (B, T, -1, head_width)
@@ -152,7 +164,8 @@ def forward(
     v = v.reshape(heads)
     if past is not None:
         k, v = past.append(k, v)
-    o, attended = attend(q, k, v, window)
+    _check_starts(starts, past)
+    o, attended = attend(q, k, v, window, starts)
     y, merged = linear.forward(params.output, o.reshape(B, T, -1))
     return y, Cache(projected, attended, merged, rotation, query_norm, key_norm)
 
@@ -202,15 +215,17 @@ def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
 
 
 @underflow_is_right
-def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Array, AttendCache]:
+def attend(
+    q: Array, k: Array, v: Array, window: int | None = None, starts: Array | None = None
+) -> tuple[Array, AttendCache]:
     """q (B, T, H, C), k and v (B, S, G, C) → o (B, T, H, C). The queries belong to the last T of the S positions."""
     xp = array_module(q)
     B, T, H, _ = q.shape
     kv_heads = k.shape[2]
     o = xp.empty_like(q)
     log_sum_exp = xp.empty((B, kv_heads, H // kv_heads, T), q.dtype)
-    for rows, columns in _tiles(T, k.shape[1], window):
-        scores = _scores(_stack(q[:, rows], kv_heads), k, rows, columns, window)
+    for rows, columns in _tiles(T, k.shape[1], window, starts):
+        scores = _scores(_stack(q[:, rows], kv_heads), k, rows, columns, window, starts)
         peak = scores.max(2, keepdims=True)  # (B, G, 1, H/G·rows)
         scores -= peak  # exp cannot overflow then
         weights = xp.exp(scores, out=scores)
@@ -219,7 +234,7 @@ def attend(q: Array, k: Array, v: Array, window: int | None = None) -> tuple[Arr
         o_rows /= _transpose(total)  # after the product, because o usually has fewer numbers than the weights
         o[:, rows] = _unstack(o_rows, H)
         log_sum_exp[..., rows] = (peak + xp.log(total)).reshape(B, kv_heads, H // kv_heads, -1)
-    return o, AttendCache(q, k, v, o, log_sum_exp, window)
+    return o, AttendCache(q, k, v, o, log_sum_exp, window, starts)
 
 
 @underflow_is_right
@@ -233,15 +248,15 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
 
     dk and dv are sums over the H/G query heads that share a key/value head.
     """
-    q, k, v, o, log_sum_exp, window = cache
+    q, k, v, o, log_sum_exp, window, starts = cache
     xp = array_module(q)
     B, T, H, _ = q.shape
     kv_heads = k.shape[2]
     scale = q.shape[-1] ** -0.5
     dq, dk, dv = xp.empty_like(q), xp.zeros_like(k), xp.zeros_like(v)
-    for rows, columns in _tiles(T, k.shape[1], window):
+    for rows, columns in _tiles(T, k.shape[1], window, starts):
         q_rows, do_rows, o_rows = (_stack(x[:, rows], kv_heads) for x in (q, do, o))  # (B, G, H/G·rows, C)
-        scores = _scores(q_rows, k, rows, columns, window)
+        scores = _scores(q_rows, k, rows, columns, window, starts)
         scores -= log_sum_exp[..., rows].reshape(B, kv_heads, 1, -1)
         weights = xp.exp(scores, out=scores)  # already normalised: exp(z − lse) = exp(z) / Σ exp(z)
         dv[:, columns] += _heads_first(weights @ do_rows)
@@ -255,18 +270,35 @@ def attend_backward(cache: AttendCache, do: Array) -> tuple[Array, Array, Array]
     return dq, dk, dv
 
 
-def _tiles(queries: int, positions: int, window: int | None) -> list[tuple[slice, slice]]:
+def _check_starts(starts: Array | None, past: Past | None) -> None:
+    if starts is None:
+        return
+    if past is not None:
+        raise UserError("a packed sequence (starts) cannot continue a past: read each document alone.")
+    if isinstance(starts, np.ndarray) and (starts > np.arange(starts.shape[1])).any():  # elsewhere it would cost a wait
+        i = int((starts > np.arange(starts.shape[1])).any(0).argmax())
+        raise UserError(
+            f"the query at position {i} starts at {int(starts[:, i].max())}, after itself: give each query the first "
+            "position of its own document."
+        )
+
+
+def _tiles(queries: int, positions: int, window: int | None, starts: Array | None = None) -> list[tuple[slice, slice]]:
     """Slices of queries, each with the slice of positions that at least one of its queries may see."""
     past = positions - queries
     tiles = []
     for start in range(0, queries, ROWS):
         stop = min(start + ROWS, queries)
         first_seen = 0 if window is None else max(0, past + start - window + 1)
+        if starts is not None:
+            first_seen = max(first_seen, int(starts[:, start:stop].min()))
         tiles.append((slice(start, stop), slice(first_seen, past + stop)))
     return tiles
 
 
-def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | None) -> Array:
+def _scores(
+    q_rows: Array, k: Array, rows: slice, columns: slice, window: int | None, starts: Array | None = None
+) -> Array:
     """The scores k qᵀ/√C of one tile, −∞ where a query may not see a key: (B, G, columns, H/G·rows).
 
     They are computed transposed, one column per query. The sum and the maximum of a query's scores are then several
@@ -282,6 +314,10 @@ def _scores(q_rows: Array, k: Array, rows: slice, columns: slice, window: int | 
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
     mask = xp.where(hidden, -np.inf, 0.0).astype(scores.dtype)  # (partly, rows)
     scores[:, :, -partly:] += xp.concatenate([mask] * (q_rows.shape[2] // count), axis=1)  # the same for every head
+    if starts is not None:
+        other = xp.arange(columns.start, columns.stop)[:, None] < starts[:, None, rows]  # (B, columns, rows)
+        mask = xp.where(other, -np.inf, 0.0).astype(scores.dtype)
+        scores += xp.concatenate([mask] * (q_rows.shape[2] // count), axis=2)[:, None]
     return scores
 
 

@@ -104,7 +104,7 @@ def forward(
     """
     normed, attention_norm = rmsnorm.forward(params.attention_norm, x, config.norm_eps)
     gathered, attended = attention.forward(
-        params.attention, normed, rotation, config.head_width, config.window, past, config.norm_eps
+        params.attention, normed, rotation, config.head_width, config.window, past, config.norm_eps, mode.starts
     )
     h = x + gathered
     normed, moe_norm = rmsnorm.forward(params.moe_norm, h, config.norm_eps)

@@ -2,7 +2,9 @@
 
     y = x W
 
-There is no bias, as in Mixtral.  Lesson: lessons/02_backprop_by_hand.ipynb
+There is no bias, as in Mixtral. The weight may be frozen and have an adapter: see ``lora``.
+
+Lesson: lessons/02_backprop_by_hand.ipynb
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from minimoe.core.arrays import Array
+from minimoe.layers import lora
+from minimoe.layers.lora import Adapted
 
 
 class Linear(NamedTuple):
-    weight: Array  # (D_in, D_out)
+    weight: Array  # (D_in, D_out); while an adapter is trained, a lora.Adapted of this shape
 
 
 class Cache(NamedTuple):
@@ -33,7 +37,10 @@ def init(
 
 def forward(params: Linear, x: Array) -> tuple[Array, Cache]:
     """x (..., D_in) → y (..., D_out)."""
-    y = x.reshape(-1, x.shape[-1]) @ params.weight
+    if isinstance(params.weight, Adapted):
+        y, _ = lora.forward(params.weight, x.reshape(-1, x.shape[-1]))
+    else:
+        y = x.reshape(-1, x.shape[-1]) @ params.weight
     return y.reshape(*x.shape[:-1], -1), Cache(x)
 
 
@@ -46,5 +53,8 @@ def backward(params: Linear, cache: Cache, dy: Array) -> tuple[Array, Linear]:
     """
     x_rows = cache.x.reshape(-1, cache.x.shape[-1])  # (N, D_in)
     dy_rows = dy.reshape(-1, dy.shape[-1])  # (N, D_out)
+    if isinstance(params.weight, Adapted):
+        dx, dweight = lora.backward(params.weight, lora.Cache(x_rows), dy_rows)
+        return dx.reshape(cache.x.shape), Linear(dweight)
     dx = dy_rows @ params.weight.T
     return dx.reshape(cache.x.shape), Linear(x_rows.T @ dy_rows)

@@ -44,7 +44,7 @@ from minimoe.layers.routers import (
     switch,
     token_hash,
 )
-from minimoe.layers.routing import RouterStats, Routing, by_token, combine
+from minimoe.layers.routing import RouterStats, Routing, by_token, combine, skip_second
 
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
@@ -147,9 +147,7 @@ def regulariser(params: MoE, stats: RouterStats, config: ModelConfig) -> tuple[A
     return found
 
 
-def update_state(
-    layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig
-) -> None:
+def update_state(layers: Sequence[MoE], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig) -> None:
     """Changes, in place, what the routers of all layers learn without a gradient, from the sums of a whole step."""
     update: Any = getattr(router_of(config), "next_state", None)
     if update is None:
@@ -193,6 +191,8 @@ def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION)
     """
     B, T, D = x.shape
     routing, stats, router_cache = router_of(config).forward(params.router, x, config, mode)
+    if mode.skip_below is not None:
+        routing = skip_second(routing, mode.skip_below[0])
     exchange = mode.exchange(routing.counts)
     x_sorted = x.reshape(-1, D).take(routing.token, axis=0)  # (M, D)
     y_own, experts_cache = experts_of(config).forward(

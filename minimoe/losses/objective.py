@@ -1,8 +1,9 @@
 """The training objective and its gradient, for a batch that is split into any number of shards.
 
-    loss = mean cross-entropy + Σ_layers (Σ_losses coefficient · auxiliary loss + the router's own loss)
+    loss = token loss + Σ_layers (Σ_losses coefficient · auxiliary loss + the router's own loss)
 
-Both kinds of term are functions of sums over tokens, so a step has two phases:
+The token loss is the mean cross-entropy, or another function of the logits: ``losses/token_loss.py``. Both kinds of
+term are functions of sums over tokens, so a step has two phases:
 
     1  forward on every shard; add up the sums (cross-entropy, token count, RouterStats)
     2  compute the gradient with respect to each total; backward on every shard; add up the gradients
@@ -19,23 +20,24 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.summary import brief
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder, lora, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import Exchange, LocalExchange
 from minimoe.layers.mode import Mode
 from minimoe.layers.routing import RouterStats
-from minimoe.losses import balance, cross_entropy
+from minimoe.losses import balance
 from minimoe.losses.balance import Coefficients, Losses
-from minimoe.losses.cross_entropy import LossSum
+from minimoe.losses.token_loss import CrossEntropy, TokenLoss
 from minimoe.parallel.group import ALONE, Group
 
 
 class Objective(NamedTuple):
-    """What is minimised in addition to the cross-entropy, and what happens only in training."""
+    """What is minimised, and what happens only in training."""
 
     coefficients: Coefficients = Coefficients()
     capacity_factor: float | None = None
     pooled_balance: bool = False  # the balance loss over all layers together: ``balance.pooled``
+    token_loss: TokenLoss = CrossEntropy()
 
 
 @brief
@@ -46,13 +48,17 @@ class Shard(NamedTuple):
     targets: Array  # (B, T) integers: the next token
     noise: Array | None = None  # (L, B, T, ·)  from decoder.draw_noise
     mask: Array | None = None  # (B, T)  1 for a token, 0 for padding, which is left out of every loss
+    loss_mask: Array | None = None  # (B, T)  how much a target counts in the token loss; the routers see every token
+    starts: Array | None = None  # (B, T)  the first position that each query may see, if documents are packed
+    dropout: list[Array] | None = None  # what each adapter keeps of its input: ``lora.with_dropout``
+    extra: Any = None  # what another token loss needs to know about these sequences
 
 
 @brief
 class Sums(NamedTuple):
     """The sums over tokens from which the losses are computed; the sums of shards add up."""
 
-    loss: LossSum
+    loss: Any  # of the token loss; for cross-entropy a LossSum
     stats: list[RouterStats]  # L, less the dense layers: see ``decoder.Routed``
     dropped: list[int]  # as many
 
@@ -62,19 +68,22 @@ class Forward(NamedTuple):
     """The result of phase 1 for one shard."""
 
     sums: Sums
-    caches: tuple[cross_entropy.Cache, decoder.Cache] | None
+    caches: tuple[Any, decoder.Cache] | None  # of the token loss, and of the decoder
+    token_loss: TokenLoss
+    dropout: list[Array] | None = None  # that of the shard
 
 
 @brief
 class Totals(NamedTuple):
     """The sums of a whole batch, and what is computed from them."""
 
-    cross_entropy: Any  # ()  nats per token
+    loss: Any  # ()  the token loss; for cross-entropy, nats per token
     total: Any  # ()  with the auxiliary losses
     auxiliary: list[Losses]  # L, less the dense layers, as all lists here
     stats: list[RouterStats]
     dropped: list[int]
-    dloss: Any  # ()  gradient with respect to the summed cross-entropy
+    sums: Any  # of the token loss
+    dloss: Any  # gradient of the token loss with respect to its sums
     dstats: list[RouterStats]  # gradient with respect to the sums of each layer
 
 
@@ -94,20 +103,22 @@ def forward(
         estimate_load=objective.coefficients.load > 0,
         balance_by_sequence=objective.coefficients.sequence > 0,
         mask=shard.mask,
+        starts=shard.starts,
         exchange=exchange,
     )
-    logits, routed, cache = decoder.forward(params, shard.tokens, config, mode)
-    loss, loss_cache = cross_entropy.forward(logits, shard.targets, shard.mask)
-    return Forward(Sums(loss, routed.stats, routed.dropped), (loss_cache, cache) if keep else None)
+    logits, routed, cache = decoder.forward(lora.with_dropout(params, shard.dropout), shard.tokens, config, mode)
+    loss, loss_cache = objective.token_loss.forward(logits, shard)
+    sums = Sums(loss, routed.stats, routed.dropped)
+    return Forward(sums, (loss_cache, cache) if keep else None, objective.token_loss, shard.dropout)
 
 
 def add_up(
     params: Decoder, forwards: Sequence[Forward], config: ModelConfig, objective: Objective, group: Group = ALONE
 ) -> Totals:
     """Between the phases: sums of all shards of a group → losses, and the gradient with respect to each sum."""
-    loss, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
-    tokens = max(loss.tokens, 1) if isinstance(loss.tokens, int) else loss.tokens.clip(1)
-    mean = total = loss.total / tokens
+    sums, stats, dropped = group.all_reduce(tree.add(*(one.sums for one in forwards)))
+    loss, dloss = objective.token_loss.value(sums)
+    total = loss
     coefficients, weights = objective.coefficients, moe.balance_weights(config)
     dpooled: RouterStats | None = None
     if objective.pooled_balance:
@@ -124,14 +135,15 @@ def add_up(
             total = total + own[0]
             dlayer = tree.add(dlayer, own[1])
         dstats.append(dlayer if dpooled is None else tree.add(dlayer, dpooled))
-    return Totals(mean, total, auxiliary, stats, dropped, 1 / tokens, dstats)
+    return Totals(loss, total, auxiliary, stats, dropped, sums, dloss, dstats)
 
 
 def backward(params: Decoder, forward: Forward, totals: Totals) -> Decoder:
     """Phase 2 for one shard: its part of the gradient of the loss of the whole batch."""
     assert forward.caches is not None
     loss_cache, cache = forward.caches
-    return decoder.backward(params, cache, cross_entropy.backward(loss_cache, totals.dloss), totals.dstats)
+    dlogits = forward.token_loss.backward(loss_cache, totals.dloss)
+    return decoder.backward(lora.with_dropout(params, forward.dropout), cache, dlogits, totals.dstats)
 
 
 def loss_and_gradient(

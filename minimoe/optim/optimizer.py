@@ -4,12 +4,15 @@ rest.
 Muon updates the parameters that the components mark as ``matrices``; AdamW updates the embedding, the output layer, the
 routers and the norms. The moments of a parameter show which of the two updates it: only AdamW keeps a mean square.
 
+A frozen parameter has no moments, and a parameter without moments is left alone: no update and no decay. ``trainable``
+leaves it out of a gradient, so that it has no share in the norm by which the gradient is clipped either.
+
 Lesson: lessons/11_training.ipynb
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ import numpy as np
 from minimoe.core import tree
 from minimoe.core.arrays import Array, underflow_is_right
 from minimoe.core.config import TrainConfig
+from minimoe.core.errors import UserError, suggestion
 from minimoe.core.summary import brief
 from minimoe.optim import adamw, muon
 from minimoe.optim.schedule import learning_rate
@@ -35,12 +39,20 @@ class Moments(NamedTuple):
 
 
 State = dict[str, Moments]
-"""The moments of all parameters, by the name of the parameter."""
+"""The moments of all parameters that a gradient changes, by the name of the parameter."""
 
 
-def init(params: Any, recipe: TrainConfig) -> State:
-    """The state before the first step, for a tree of parameters; none for those that are marked ``state``."""
-    without_gradient = set(tree.marked(params, "state"))
+def init(params: Any, recipe: TrainConfig, frozen: Collection[str] = ()) -> State:
+    """The state before the first step, for a tree of parameters; none for those that are marked ``state`` or
+    ``frozen``.
+
+    Raises:
+        UserError: ``frozen`` holds what is not the name of a leaf.
+    """
+    names = [name for name, _ in tree.named_leaves(params)]
+    for name in sorted(set(frozen) - set(names)):
+        raise UserError(f"there is no parameter {name!r:.80} to freeze{suggestion(name, names)}: give the name of one.")
+    without_gradient = {*tree.marked(params, "state"), *frozen}
     by_muon = set(tree.marked(params, "matrices")) if recipe.optimizer == "muon" else set()
     return {
         name: Moments(tree.zeros_like(leaf), None if name in by_muon else tree.zeros_like(leaf))
@@ -57,6 +69,11 @@ def update(params: Any, gradient: Any, state: State, recipe: TrainConfig, step: 
     update_some(dict(tree.named_leaves(params)), dict(tree.named_leaves(gradient)), state, recipe, step)
 
 
+def trainable(gradient: Mapping[str, Array], frozen: Collection[str]) -> dict[str, Array]:
+    """The gradients of all parameters except the frozen ones."""
+    return {name: d for name, d in gradient.items() if name not in frozen}
+
+
 @underflow_is_right
 def update_some(
     params: Mapping[str, Array], gradient: Mapping[str, Array], state: State, recipe: TrainConfig, step: int
@@ -64,7 +81,7 @@ def update_some(
     """``update`` for only the parameters that ``gradient`` names and for which ``state`` has moments."""
     rate = learning_rate(step, recipe)
     for name, d in gradient.items():
-        if name not in state:  # learned without a gradient
+        if name not in state:  # frozen, or learned without a gradient
             continue
         leaf = params[name]
         for rows in _pieces(leaf):

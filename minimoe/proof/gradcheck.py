@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.proof import of_beyond
+from minimoe.proof import of_beyond, of_compression, of_lora, of_tuning
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -52,6 +53,9 @@ HASH = dataclasses.replace(CONFIG, router="token_hash", hash_gate=True)
 ZERO = dataclasses.replace(CONFIG, expert_kind="zero_computation")
 COSINE = dataclasses.replace(CONFIG, router="cosine")
 X_MOE = dataclasses.replace(COSINE, cosine_form="x-moe")
+PACKED = np.array([[0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 4, 4]])
+"""Three documents in one sequence, two in the other: the first position that each query may see."""
+
 REMOE = dataclasses.replace(CONFIG, router="remoe")
 DENSE = dataclasses.replace(CONFIG, dense_layers=1, dense_width=7, qk_norm="per_head")
 
@@ -114,6 +118,11 @@ def run(seed: int = 0) -> Rows:
         *_attention(rng, "attention, norm in each head", past=4, qk_norm="per_head"),
         *_dense(rng),
         *check_decoder("decoder, first layer dense, normalised heads", DENSE, rng),
+        *_attention(rng, "attention, packed documents", starts=PACKED),
+        *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
+        *of_lora.rows(rng),
+        *of_tuning.rows(rng),
+        *of_compression.rows(rng),
     ]
     return Rows(rows)
 
@@ -149,13 +158,18 @@ def _rope(rng: np.random.Generator) -> list[Row]:
 
 
 def _attention(
-    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, qk_norm: str = "none"
+    rng: np.random.Generator,
+    name: str,
+    window: int | None = None,
+    past: int = 0,
+    qk_norm: str = "none",
+    starts: Array | None = None,
 ) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
-        return attention.forward(params, x, rotation, 4, window, earlier)
+        return attention.forward(params, x, rotation, 4, window, earlier, starts=starts)
 
     params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, qk_norm=qk_norm)
     params = params if qk_norm == "none" else _moved(rng, params)
@@ -327,11 +341,13 @@ def check_decoder(
     capacity_factor: float | None = None,
     shards: int = 1,
     padding: int = 0,
+    packed: bool = False,
     entries: int = 6,
 ) -> list[Row]:
     """Checks the whole training loss of two sequences, with noise and with every auxiliary loss.
 
-    ``padding`` tokens at the end of the second sequence do not count. The bound is wider than that of a component,
+    ``padding`` tokens at the end of the second sequence do not count. If it is ``packed``, each sequence holds several
+    documents, and about half of the targets count. The bound is wider than that of a component,
     because rounding errors add up along the chain.
     """
     B, T = 2, config.context
@@ -339,8 +355,11 @@ def check_decoder(
     noise = decoder.draw_noise(rng, config, B, T, np.float64)
     mask = np.ones((B, T))
     mask[-1, T - padding :] = 0
+    whole = Shard(tokens, targets, mask=mask)
+    if packed:
+        whole = whole._replace(loss_mask=rng.integers(2, size=(B, T)), starts=PACKED)
     batch = [
-        Shard(tokens[rows], targets[rows], None if noise is None else noise[:, rows], mask[rows])
+        tree.map(itemgetter(rows), whole)._replace(noise=None if noise is None else noise[:, rows])
         for rows in np.split(np.arange(B), shards)
     ]
     goal = Objective(EVERY_LOSS, capacity_factor)

@@ -1,8 +1,9 @@
 """Runs on disk: written atomically, checked, resumable to the bit, readable by the safetensors library, without pickle.
 
-    config.json           model, recipe, tokenizer and corpus
+    config.json           model, recipe, tokenizer and corpus; of a tuned run, also what it learns
     metrics.jsonl         one line per step: see ``metrics``
     model.safetensors     the parameters, named as in the code: blocks[2].moe.experts.w_up
+    tokenizer.json        only if the model came from elsewhere: its own tokenizer
     resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
 
 Each name always holds a whole file (see ``core.files``), except that the last line of the metrics may be cut short. All
@@ -13,8 +14,13 @@ Every file has a checksum, and so has every line of the metrics, so damage is re
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
 mixed up.
 
-The model of a run can be written to a folder of its own with quantised weights: see ``save_quantized``. Its config.json
-names the schemes, and it has neither metrics nor resume.safetensors, because it cannot be trained further.
+A run that trains adapters has them in resume.safetensors, and their sum with the base in model.safetensors: see
+``adapted``. A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors,
+and the last ones in resume.safetensors.
+
+The model of a run can be written to a folder of its own: with quantised weights (``save_quantized``), or after it was
+changed (``save_changed``). Such a folder has neither metrics nor resume.safetensors, because it is not a run that can
+be resumed. The config.json of a quantised model names the schemes.
 """
 
 from __future__ import annotations
@@ -43,9 +49,10 @@ from minimoe.cost import parameters
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
-from minimoe.storage import metrics
-from minimoe.text import batches, tokenizer
+from minimoe.storage import adapted, metrics
+from minimoe.text import batches, chat, huggingface_tokenizer, tokenizer
 from minimoe.text.corpus import Corpus, Source
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
 from minimoe.text.tokenizer import Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
@@ -57,10 +64,22 @@ KEYS = {"format", "model", "train", "tokenizer", "source"}
 QUANTIZATION = "quantization"
 """What the config.json of a quantised model holds besides: its ``Plan``."""
 
+TUNING = "tuning"
+"""What the config.json of a tuned run holds besides: its ``Tuning``."""
+
 STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
 """Settings that may change when a run is resumed; with any other change, it would not be the same run."""
+
+
+@brief
+class Tuning(NamedTuple):
+    """What a run learns instead of the next token of its text: all that its task can be made from again."""
+
+    kind: str  # the module of ``minimoe/tuning/`` that made the task: "sft", …
+    settings: dict[str, Any]  # plain values that JSON can write, for that module alone
+    frozen: tuple[str, ...] = ()  # the names of the leaves that do not learn
 
 
 @brief
@@ -69,9 +88,15 @@ class RunConfig(NamedTuple):
 
     config: ModelConfig
     recipe: TrainConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PretrainedTokenizer
     source: Source
     quantization: Plan | None = None
+    tuning: Tuning | None = None  # None: it learns the next token of its text
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The names of the leaves that do not learn."""
+        return () if self.tuning is None else self.tuning.frozen
 
 
 @brief
@@ -80,7 +105,7 @@ class Model(NamedTuple):
 
     params: Decoder
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | PretrainedTokenizer
     run: RunConfig
     step: int = 0  # how many steps it was trained for, which may be fewer than the run has taken since
 
@@ -90,8 +115,11 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: none, because these models learn from one endless text."""
-        return ()
+        """Ids that end a text: that of the end of an answer, if the model was tuned to answer.
+
+        The others learn from one endless text.
+        """
+        return chat.end_ids(self.tokenizer) if chat.can_chat(self.tokenizer) else ()
 
     @property
     def on_gpu(self) -> bool:
@@ -117,11 +145,15 @@ def save_config(folder: Path, run: RunConfig) -> None:
         "format": FORMAT,
         "model": dataclasses.asdict(run.config),
         "train": dataclasses.asdict(run.recipe),
-        "tokenizer": run.tokenizer.to_dict(),
+        "tokenizer": _tokenizer_to_dict(run.tokenizer),
         "source": run.source._asdict(),
     }
     if run.quantization is not None:
         values[QUANTIZATION] = quantize.to_dict(run.quantization)
+    if run.tuning is not None:
+        values[TUNING] = _tuning_to_dict(run.tuning)
+    if isinstance(run.tokenizer, PretrainedTokenizer):
+        huggingface_tokenizer.write(folder, run.tokenizer)
     values["sha256"] = _checksum(values)
     written = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
     # in Python, a path that is not UTF-8 contains surrogates, which JSON can only write as escapes
@@ -153,7 +185,7 @@ def load_config(folder: str | Path) -> RunConfig:
             f"{path} was damaged or edited, and does not match its checksum: restore it, or remove its sha256 to use "
             "it as it is."
         )
-    quantised = values.pop(QUANTIZATION, None)
+    quantised, tuned = values.pop(QUANTIZATION, None), values.pop(TUNING, None)
     for name in sorted(values.keys() ^ KEYS):
         raise UserError(
             f"{path} is not a run's config: {name!r:.40} is {'unknown' if name in values else 'missing'}; restore it, "
@@ -164,14 +196,16 @@ def load_config(folder: str | Path) -> RunConfig:
         run = RunConfig(
             from_dict(ModelConfig, values["model"], str(path)),
             from_dict(TrainConfig, values["train"], str(path)),
-            tokenizer.from_dict(values["tokenizer"]),
+            _tokenizer(values["tokenizer"], folder),
             Source(str(source.corpus), [str(file) for file in source.paths], str(source.sha256)),
             None if quantised is None else _plan(quantised, path),
+            None if tuned is None else _tuning(tuned),
         )
         decoder.check(run.config)
     except (TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a run's config ({error}): restore it, or train again.") from None
-    if run.config.vocab_size != run.tokenizer.vocab_size:
+    pretrained = isinstance(run.tokenizer, PretrainedTokenizer)  # whose model may have rows that no text uses
+    if run.config.vocab_size != run.tokenizer.vocab_size and not pretrained:
         raise UserError(
             f"{path} has vocab_size {run.config.vocab_size}, but its tokenizer has {run.tokenizer.vocab_size} tokens: "
             "restore it, or train again."
@@ -186,18 +220,66 @@ def _plan(values: Any, path: Path) -> Plan:
         raise UserError(f"{path} cannot be used: {error}") from None
 
 
-def save(folder: Path, run: RunConfig, params: Decoder, state: optimizer.State, progress: Progress) -> None:
-    """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written."""
+def _tokenizer_to_dict(codec: Tokenizer | PretrainedTokenizer) -> dict[str, Any]:
+    """What config.json says of a tokenizer: all of it, or the checksum of the tokenizer.json beside it."""
+    if isinstance(codec, PretrainedTokenizer):
+        rules = codec.files[huggingface_tokenizer.FILE]
+        return {"kind": codec.kind, "sha256": hashlib.sha256(rules.encode()).hexdigest()}
+    return codec.to_dict()
+
+
+def _tokenizer(values: Any, folder: Path) -> Tokenizer | PretrainedTokenizer:
+    """The tokenizer that ``_tokenizer_to_dict`` described."""
+    if not (isinstance(values, dict) and values.get("kind") == PretrainedTokenizer.kind):
+        return tokenizer.from_dict(values)
+    found = huggingface_tokenizer.load(folder)
+    if values != _tokenizer_to_dict(found):
+        raise UserError(f"{folder / huggingface_tokenizer.FILE} is not the one that the run began with: restore it.")
+    return found
+
+
+def _tuning(values: Any) -> Tuning:
+    """The ``Tuning`` that ``_tuning_to_dict`` described; ``TypeError`` if it is none."""
+    kind, settings, frozen = Tuning(**values)
+    if type(kind) is not str or type(settings) is not dict or not isinstance(frozen, list):
+        raise TypeError(f"its tuning is {values!r:.60}")
+    if not all(type(name) is str for name in frozen):
+        raise TypeError(f"it freezes {frozen!r:.60}")
+    return Tuning(kind, settings, tuple(frozen))
+
+
+def _tuning_to_dict(tuning: Tuning) -> dict[str, Any]:
+    return tuning._asdict() | {"frozen": list(tuning.frozen)}
+
+
+def save(
+    folder: Path,
+    run: RunConfig,
+    params: Decoder,
+    state: optimizer.State,
+    progress: Progress,
+    model: bool = True,
+) -> None:
+    """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written.
+
+    Without ``model``, only resume.safetensors: a run that keeps its best model calls ``save_model`` for the other.
+    """
     metrics.sync(folder)  # first, so that resume.safetensors is never ahead of the metrics on the disk
-    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
-    everything = dict(tensors)
+    everything = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    if model:
+        save_model(folder, run, params, progress.step)
     for name, moments in state.items():
         for moment, values in zip(moments._fields, moments, strict=True):
             if values is not None:
                 everything[f"optimizer.{name}.{moment}"] = to_host(values)
-    settings = json.dumps(_settings(run))
-    files.write_tensors(folder / MODEL, tensors, {"settings": settings, "step": str(progress.step)})
-    files.write_tensors(folder / RESUME, everything, {"settings": settings, "progress": json.dumps(progress._asdict())})
+    metadata = {"settings": json.dumps(_settings(run)), "progress": json.dumps(progress._asdict())}
+    files.write_tensors(folder / RESUME, everything, metadata)
+
+
+def save_model(folder: Path, run: RunConfig, params: Decoder, step: int) -> None:
+    """Writes model.safetensors: the parameters after ``step`` steps; raises ``UserError`` if it cannot be written."""
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
+    files.write_tensors(folder / MODEL, tensors, {"settings": json.dumps(_settings(run)), "step": str(step)})
 
 
 def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
@@ -209,12 +291,28 @@ def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
     """
     if model.run.quantization is not None:
         raise UserError(f"the model is {_named(model.run.quantization)} already: quantise the run that it came from.")
-    run = model.run._replace(quantization=plan)
     tensors = quantize.compress(tree.map(to_host, model.params), plan)
+    _write_model(folder, model._replace(run=model.run._replace(quantization=plan)), tensors)
+
+
+def save_changed(folder: Path, model: Model) -> None:
+    """Writes a model that was made from another one into a new folder; config.json is written last.
+
+    Such a folder has neither metrics nor resume.safetensors: every command opens it, but it has no run to resume.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+    """
+    run = model.run._replace(config=model.config, quantization=None)
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(model.params)}
+    _write_model(folder, model._replace(run=run), tensors)
+
+
+def _write_model(folder: Path, model: Model, tensors: Tensors) -> None:
     files.new_folder(folder)
-    metadata = {"settings": json.dumps(_settings(run)), "step": str(model.step)}
+    metadata = {"settings": json.dumps(_settings(model.run)), "step": str(model.step)}
     files.write_tensors(folder / MODEL, tensors, metadata)
-    save_config(folder, run)
+    save_config(folder, model.run)
 
 
 def _named(plan: Plan) -> str:
@@ -247,6 +345,22 @@ def load_model(folder: str | Path) -> Model:
     return Model(params, run.config, run.tokenizer, run, int(step))
 
 
+def describe(folder: str | Path) -> tuple[RunConfig, Path]:
+    """A run and the file of its model, whose settings are compared but whose tensors are not read.
+
+    Raises:
+        UserError: as for ``load_model``, but for what only the tensors show.
+    """
+    folder = files.user_path(folder)
+    run, path = load_config(folder), folder / MODEL
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
+        )
+    _refuse_other_settings(files.read_metadata(path), run, path)
+    return run, path
+
+
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
     """What a run needs to continue, or None if it has saved nothing yet; raises ``UserError`` like ``load_model``."""
     if run.quantization is not None:
@@ -262,7 +376,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
     _refuse_broken_state(params, path)
-    state = optimizer.init(params, run.recipe)
+    state = optimizer.init(params, run.recipe, run.frozen)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
     _refuse_surplus(tensors, path)
@@ -328,19 +442,22 @@ def _checksum(values: dict[str, Any]) -> str:
 def _settings(run: RunConfig) -> dict[str, Any]:
     """The settings that identify a run, by name."""
     settings = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
-    settings |= {"tokenizer": run.tokenizer.to_dict(), "text": run.source.sha256}
+    settings |= {"tokenizer": _tokenizer_to_dict(run.tokenizer), "text": run.source.sha256}
     if run.quantization is not None:
         settings[QUANTIZATION] = quantize.to_dict(run.quantization)
+    if run.tuning is not None:
+        settings[TUNING] = _tuning_to_dict(run.tuning)
     return {name: value for name, value in settings.items() if name not in CHANGEABLE}
 
 
 def _defaults() -> dict[str, Any]:
     """The default of every setting of a model and a recipe, by name."""
-    return {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    settings = {field.name: field.default for kind in (ModelConfig, TrainConfig) for field in dataclasses.fields(kind)}
+    return settings | {TUNING: None}
 
 
 def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path) -> None:
-    mine = _settings(run)
+    mine = {TUNING: None} | _settings(run)
     try:
         # The width was always a setting. One that did not exist when the file was written has its default, as in
         # ``from_dict``.
@@ -360,7 +477,12 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
-    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file."""
+    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file.
+
+    If the tensors have adapters, so has the decoder. Its bases may be quantised, and then the file is smaller.
+    """
+    if run.tuning is not None and adapted.are_in(tensors):
+        return adapted.blank(decoder.blank(run.config, lambda shape: placeholder(shape, run.recipe.dtype)), tensors)
     counts = parameters.count(run.config)
     asked, held = counts.total + counts.noise, sum(values.size for values in tensors.values())
     if asked > held:

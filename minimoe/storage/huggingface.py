@@ -23,9 +23,10 @@ know: it would find none of its tensors in a file of the usual name, print a war
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts import swiglu
 from minimoe.layers.moe import MoE
 from minimoe.storage import huggingface_config, safetensors_file
-from minimoe.storage.huggingface_config import CONFIG, GENERATION, is_folder
+from minimoe.storage.huggingface_config import CONFIG, GENERATION, Description, is_folder
 from minimoe.storage.safetensors_file import Stored
 from minimoe.text import huggingface_tokenizer
 from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
@@ -57,6 +58,11 @@ MODEL, INDEX, PACKED = "model.safetensors", "model.safetensors.index.json", "qua
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MATRICES = {"w1": "gate", "w2": "down", "w3": "up"}
 """Mixtral's names of the matrices of an expert, and the beginnings of those of the other families."""
+
+Tokens = Tokenizer | PretrainedTokenizer | MissingTokenizer | None
+Write = Callable[[Path], None]
+Repeated = dict[str, list[tuple[Stored, str | None]]]
+"""What each surplus tensor of a folder repeats: see ``_repeats``."""
 
 
 @brief
@@ -94,14 +100,20 @@ def load(folder: str | Path) -> Pretrained:
     """
     folder = user_path(folder)
     described = huggingface_config.read(folder)
+    tokenizer = find_tokenizer(folder, described)
+    params, config = load_params(folder)
+    return Pretrained(params, config, tokenizer, described.end_tokens)
+
+
+def find_tokenizer(folder: Path, described: Description) -> PretrainedTokenizer | MissingTokenizer:
+    """The tokenizer of a folder; raises ``UserError`` if it is unreadable or does not belong to the model."""
     tokenizer = huggingface_tokenizer.find(folder).beside(GENERATION, _to_json(described.generation))
     if isinstance(tokenizer, PretrainedTokenizer) and tokenizer.text_size > described.config.vocab_size:
         raise UserError(
             f"{folder} has a tokenizer of {tokenizer.text_size} tokens and a model of {described.config.vocab_size}: "
             "the two do not belong together."
         )
-    params, config = load_params(folder)
-    return Pretrained(params, config, tokenizer, described.end_tokens)
+    return tokenizer
 
 
 def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
@@ -122,23 +134,40 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
         _check_memory(config)
         tensors, _ = read_tensors(folder / PACKED)
         return quantize.restore(tensors, decoder.blank(config, placeholder), described.plan, folder / PACKED), config
+    found, repeated = locate(folder, config, model_type)
+    _check_memory(config)
+    params = decoder.blank(config, lambda shape: np.zeros(shape, np.float32))
+    places = dict(layout(params, config, model_type))
+    for name, place in places.items():
+        safetensors_file.copy(found[name], place)
+    check_repeated(folder, repeated, places, config)
+    return params, config
+
+
+def locate(folder: Path, config: ModelConfig, model_type: str) -> tuple[dict[str, Stored], Repeated]:
+    """Where each tensor of ``layout`` is in the files of a folder, and what the files hold besides; nothing is read.
+
+    Raises:
+        UserError: as for ``load_params``, except for tensors that do not repeat what they should.
+    """
     stored = _describe(folder)
-    blank, used = {}, set()
+    found, blank = {}, {}
     for name, place in layout(decoder.blank(config, placeholder), config, model_type):
-        used.add(_find(stored, name, place.shape, config, folder).name)
+        found[name] = _find(stored, name, place.shape, config, folder)
         blank[name] = place
-    repeated = {name: _repeats(stored[name], blank, config) for name in stored.keys() - used}
+    surplus = stored.keys() - {tensor.name for tensor in found.values()}
+    repeated = {name: _repeats(stored[name], blank, config) for name in surplus}
     for name in sorted(repeated):
         if not repeated[name]:
             raise UserError(
                 f"{folder} has a tensor {name} that the model in its {CONFIG} has no place for: "
                 "the two do not belong together."
             )
-    _check_memory(config)
-    params = decoder.blank(config, lambda shape: np.zeros(shape, np.float32))
-    places = dict(layout(params, config, model_type))
-    for name, place in places.items():
-        safetensors_file.copy(_find(stored, name, place.shape, config, folder), place)
+    return found, repeated
+
+
+def check_repeated(folder: Path, repeated: Repeated, places: Mapping[str, Array], config: ModelConfig) -> None:
+    """Raises ``UserError`` if a surplus tensor differs from what it should repeat, in the layout of a folder."""
     for name in sorted(repeated):
         for part, of in repeated[name]:
             if not (_is_implied(part, config) if of is None else safetensors_file.equals(part, places[of])):
@@ -146,14 +175,13 @@ def load_params(folder: str | Path) -> tuple[Decoder, ModelConfig]:
                     f"{folder} has a tensor {name} that differs from {of or 'what follows from its ' + CONFIG}, but "
                     "the model has no other place for it: the two do not belong together."
                 )
-    return params, config
 
 
 def save(
     folder: str | Path,
     params: Decoder,
     config: ModelConfig,
-    tokenizer: Tokenizer | PretrainedTokenizer | MissingTokenizer | None = None,
+    tokenizer: Tokens = None,
     end_tokens: tuple[int, ...] = (),
     plan: Plan | None = None,
 ) -> None:
@@ -173,22 +201,56 @@ def save(
             weights cannot be quantised.
     """
     folder = user_path(folder)
+    beside = _beside(config, tokenizer, end_tokens, plan)
+    on_host = tree.map(to_host, params)
+    packed = None if plan is None else quantize.compress(on_host, plan)
+    new_folder(folder)
+    if packed is None:
+        safetensors_file.write(folder / MODEL, dict(layout(on_host, config, beside[0]["model_type"])))
+    else:
+        write_tensors(folder / PACKED, packed, {"format": "np"})
+    _write_beside(folder, beside, tokenizer)
+
+
+def save_quantized(
+    folder: Path, config: ModelConfig, tokenizer: Tokens, end_tokens: tuple[int, ...], plan: Plan, write: Write
+) -> None:
+    """Like ``save`` with a ``plan``, but ``write`` makes the file of the weights, so they need not be in memory.
+
+    Raises:
+        UserError: as for ``save``. The folder is removed again if ``write`` fails.
+    """
+    beside = _beside(config, tokenizer, end_tokens, plan)
+    new_folder(folder)
+    try:
+        write(folder / PACKED)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    _write_beside(folder, beside, tokenizer)
+
+
+def _beside(
+    config: ModelConfig, tokenizer: Tokens, end_tokens: tuple[int, ...], plan: Plan | None
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The values of config.json and of generation_config.json; None if the second is not written."""
     generation = None
     if isinstance(tokenizer, PretrainedTokenizer | MissingTokenizer) and GENERATION in tokenizer.files:
         generation = json.loads(tokenizer.files[GENERATION])
     values = huggingface_config.to_dict(config, end_tokens, generation)
-    on_host = tree.map(to_host, params)
-    packed = None if plan is None else quantize.compress(on_host, plan)
-    new_folder(folder)
-    if packed is None or plan is None:
-        safetensors_file.write(folder / MODEL, dict(layout(on_host, config, values["model_type"])))
-    else:
-        write_tensors(folder / PACKED, packed, {"format": "np"})
+    if plan is not None:
         values["quantization_config"] = huggingface_config.of_plan(plan)
+    if generation is not None:
+        generation = generation | {"eos_token_id": huggingface_config.one_or_more(end_tokens)}
+    return values, generation
+
+
+def _write_beside(folder: Path, beside: tuple[dict[str, Any], dict[str, Any] | None], tokenizer: Tokens) -> None:
+    values, generation = beside
     if tokenizer is not None:
         huggingface_tokenizer.write(folder, tokenizer)
     if generation is not None:
-        generation = generation | {"eos_token_id": huggingface_config.one_or_more(end_tokens)}
         write_atomically(folder / GENERATION, _to_json(generation).encode())
     write_atomically(folder / CONFIG, _to_json(values).encode())  # last, because it is what makes a folder a model
 
@@ -366,5 +428,5 @@ def _check_memory(config: ModelConfig) -> None:
     if available is not None and needed > available:
         raise UserError(
             f"the model's {needed // 4:,} parameters take {needed / 1e9:,.1f} GB in float32, but this machine has "
-            f"{available / 1e9:,.1f} GB: choose a smaller model."
+            f"{available / 1e9:,.1f} GB: choose a smaller model, or leave its experts on the disk with --memory."
         )

@@ -24,6 +24,7 @@ from minimoe.core.summary import brief
 from minimoe.text import corpus as corpora
 from minimoe.text import tokenizer
 from minimoe.text.corpus import Corpus, Source
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
 from minimoe.text.tokenizer import Tokenizer
 
 Ids = NDArray[np.int32]
@@ -49,6 +50,17 @@ class Texts(NamedTuple):
         """The largest length for which a sequence fits at every place in ``starts``: the context given to
         ``prepare``."""
         return len(self.train) - 1 - int(self.starts[-1])
+
+    def only(self, name: str) -> Texts:
+        """One of the documents alone, with the same tokens; raises ``UserError`` if there is none of that name."""
+        if name not in self.names:
+            raise UserError(f"there is no document {name!r:.40}: choose one of {', '.join(self.names)}.")
+        place = self.names.index(name)
+        starts = self.starts[self.spans[place]]
+        first, end = int(starts[0]), int(starts[-1]) + self.longest + 1
+        return Texts(
+            [name], self.train[first:end], starts - first, [slice(0, len(starts))], [self.validation[place]]
+        )
 
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
         """``count`` random sequences: tokens and targets, both (count, length); a target is the next token.
@@ -104,8 +116,27 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
     """Reads, encodes and splits a corpus; raises ``UserError`` if a document is too short for one sequence."""
     read = _as_corpus(corpus)
     codec = tokenizer.build(recipe.tokenizer, read.text)
+    return *prepare_for(read, codec, context), codec
+
+
+def prepare_for(corpus: str | Corpus, codec: Tokenizer, context: int) -> tuple[Texts, Source]:
+    """``prepare`` with a tokenizer that exists already, such as that of another run.
+
+    Raises:
+        UserError: a document is too short for one sequence, or has a character that the tokenizer does not know.
+    """
+    read = _as_corpus(corpus)
     texts, digest = _encode(read, codec, context)
-    return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
+
+
+def prepare_again(
+    corpus: str | Corpus, codec: Tokenizer | PretrainedTokenizer, context: int
+) -> tuple[Texts, Source]:
+    """Like ``prepare``, with the tokenizer of an earlier run; ``UserError`` also for a character that it lacks."""
+    read = _as_corpus(corpus)
+    texts, digest = _encode(read, codec, context)
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
 
 
 def _as_corpus(corpus: str | Corpus) -> Corpus:
@@ -132,7 +163,9 @@ def read_source(source: Source) -> Corpus:
     return corpora.read_files(source.paths) if source.paths else corpora.load(source.corpus)
 
 
-def reload(source: Source, codec: Tokenizer, context: int, corpus: str | Corpus | None = None) -> Texts:
+def reload(
+    source: Source, codec: Tokenizer | PretrainedTokenizer, context: int, corpus: str | Corpus | None = None
+) -> Texts:
     """The texts of an earlier run, read from ``corpus`` if it is given; ``UserError`` if they are no longer the
     same."""
     read = read_source(source) if corpus is None else _as_corpus(corpus)
@@ -166,7 +199,7 @@ def where_now(source: Source, corpus: str | Corpus | None) -> Source:
     return source._replace(corpus=corpus.name, paths=[str(path) for path in corpus.paths])
 
 
-def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) -> bool:
+def has_moved(source: Source, codec: Tokenizer | PretrainedTokenizer, context: int, corpus: Corpus) -> bool:
     """Whether ``corpus`` is the text of an earlier run, and is no longer at the place that the run names."""
     try:
         reload(source, codec, context, corpus)
@@ -179,7 +212,7 @@ def has_moved(source: Source, codec: Tokenizer, context: int, corpus: Corpus) ->
     return False
 
 
-def _encode(corpus: Corpus, codec: Tokenizer, context: int) -> tuple[Texts, str]:
+def _encode(corpus: Corpus, codec: Tokenizer | PretrainedTokenizer, context: int) -> tuple[Texts, str]:
     encoded = [codec.encode(text) for text in corpus.documents.values()]
     least = max((context + 1) * 10 // 9 + 2, 11)  # of 11 tokens two are held out: one predicts the other
     for name, ids in zip(corpus.documents, encoded, strict=True):

@@ -28,7 +28,7 @@ import numpy as np
 from minimoe.core.errors import UserError
 from minimoe.core.files import read_text, user_path, write_atomically
 from minimoe.core.ids import checked
-from minimoe.text.tokenizer import AnyIds, ByteTokenizer, Ids, Tokenizer
+from minimoe.text.tokenizer import CHAT_TOKENS, AnyIds, ByteTokenizer, ChatTokenizer, Ids, Tokenizer
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 FILES = (SETTINGS, "special_tokens_map.json", "added_tokens.json", "chat_template.json", "chat_template.jinja")
@@ -99,6 +99,19 @@ class PretrainedTokenizer:
                 f"The tokenizer cannot encode {text[:40]!r} ({error.reason}): use other characters."
             ) from None
 
+    def encode_text(self, text: str) -> Ids:
+        """The ids of ``text`` and of nothing else: none is added to it, and a text such as "</s>" is only letters.
+
+        Raises:
+            UserError: the tokenizer cannot encode this text.
+        """
+        try:
+            return np.array(_ask(self._text_backend, "encode", text, add_special_tokens=False).ids, dtype=np.int32)
+        except _LibraryError as error:
+            raise UserError(
+                f"The tokenizer cannot encode {text[:40]!r} ({error.reason}): use other characters."
+            ) from None
+
     def decode(self, ids: AnyIds) -> str:
         """The text of a one-dimensional array of ids, without special tokens.
 
@@ -155,9 +168,21 @@ class PretrainedTokenizer:
             ) from None
         return None if name is None else str(name)
 
+    def id_of(self, name: str) -> int | None:
+        """The id of the token that the vocabulary writes as ``name``; None if there is none."""
+        token = _ask(self.backend, "token_to_id", name)
+        return None if token is None else int(token)
+
     def beside(self, name: str, content: str) -> PretrainedTokenizer:
         """A copy of the tokenizer that also keeps the file ``name``."""
         return dataclasses.replace(self, files={**self.files, name: content})
+
+    @cached_property
+    def _text_backend(self) -> Any:
+        """A copy of the backend that reads no special token from a text."""
+        copy = _ask(type(self.backend), "from_str", _ask(self.backend, "to_str"))
+        copy.encode_special_tokens = True  # the library's name: special tokens are encoded like other text
+        return copy
 
     @cached_property
     def _rules(self) -> dict[str, Any]:
@@ -407,12 +432,23 @@ def write(path: Path, tokenizer: Tokenizer | PretrainedTokenizer | MissingTokeni
         write_atomically(path / name, content.encode(errors="backslashreplace"))
 
 
+def written_as(name: str) -> str:
+    """How tokenizer.json writes one of ``CHAT_TOKENS``: ``<|user|>``."""
+    return f"<|{name}|>"
+
+
 def _to_dict(tokenizer: Tokenizer) -> dict[str, Any]:
     """The tokenizer.json of one of minimoe's own tokenizers: a vocabulary, and no rule that joins two tokens.
 
-    There is no token for characters that the char tokenizer does not know, so the library refuses them too.
+    There is no token for characters that the char tokenizer does not know, so the library refuses them too. The tokens
+    of a chat become special tokens. Unlike minimoe, the library reads these from a text that contains their names.
     """
     model: dict[str, Any]
+    added: list[dict[str, Any]] = []
+    if isinstance(tokenizer, ChatTokenizer):
+        plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        added = [{"id": tokenizer.id_of(name), "content": written_as(name), **plain} for name in CHAT_TOKENS]
+        tokenizer = tokenizer.of_text
     if isinstance(tokenizer, ByteTokenizer):
         model = {
             "type": "BPE",
@@ -434,7 +470,7 @@ def _to_dict(tokenizer: Tokenizer) -> dict[str, Any]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [],
+        "added_tokens": added,
         "normalizer": None,
         "pre_tokenizer": splitter,
         "post_processor": None,

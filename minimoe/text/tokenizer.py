@@ -7,6 +7,10 @@ With a small vocabulary, the embedding and the output layer of a model are small
 the experts. Both tokenizers are frozen values with the same few methods, so the rest of the package does not need to
 know which one it has.
 
+A model that is tuned to answer reads a few ids that stand for no text: where a conversation begins, who speaks, where
+an answer ends. ``with_chat_tokens`` appends them to the ids of the text (``ChatTokenizer``), and ``minimoe.text.chat``
+puts them in their places.
+
 Losses with different tokenizers are compared in bits per byte: the summed loss in nats, divided by
 ``log(2) · tokenizer.bytes_of(targets)``.
 """
@@ -182,7 +186,94 @@ class ByteTokenizer:
         return {"kind": self.kind}
 
 
-Tokenizer: TypeAlias = CharTokenizer | ByteTokenizer
+CHAT_TOKENS = ("begin", "user", "assistant", "end")
+"""The ids that a ``ChatTokenizer`` appends, in their order."""
+
+
+@dataclass(frozen=True)
+class ChatTokenizer:
+    """A tokenizer of text, followed by the ids of ``CHAT_TOKENS``, which no text can produce.
+
+    The text "<user>" is encoded letter by letter like every other text, so nobody can end an answer or take another
+    role by typing something. Decoding leaves the appended ids out.
+    """
+
+    kind: ClassVar[str] = "chat"
+    of_text: CharTokenizer | ByteTokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different tokens: V, which is that of the text and four more."""
+        return self.of_text.vocab_size + len(CHAT_TOKENS)
+
+    def id_of(self, name: str) -> int:
+        """The id of one of ``CHAT_TOKENS``."""
+        return self.of_text.vocab_size + CHAT_TOKENS.index(name)
+
+    def name_of(self, token: int) -> str | None:
+        """The name of the token among ``CHAT_TOKENS``; None for a token of text."""
+        place = int(token) - self.of_text.vocab_size
+        return CHAT_TOKENS[place] if place >= 0 else None
+
+    def encode(self, text: str) -> Ids:
+        """The ids of ``text``, all of which are text.
+
+        Raises:
+            UserError: as the ``encode`` of the text's tokenizer.
+        """
+        return self.of_text.encode(text)
+
+    def decode(self, ids: AnyIds) -> str:
+        """The text of a one-dimensional array of ids, without the tokens of the chat.
+
+        Raises:
+            UserError: ``ids`` is not one-dimensional, not integer, or holds an id that is not in the vocabulary.
+        """
+        return self.of_text.decode(self._text_in(_checked_row(ids, self.vocab_size)))
+
+    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield text as ids arrive; the joined pieces are what ``decode`` makes of all ids.
+
+        Raises:
+            UserError: an id is not in the vocabulary.
+        """
+        known = (int(token) for row in ids for token in self._text_in(checked([row], self.vocab_size)))
+        return self.of_text.stream(known)
+
+    def bytes_of(self, ids: AnyIds) -> int:
+        """The number of UTF-8 bytes that the ids, of any shape, stand for; none for a token of the chat.
+
+        Raises:
+            UserError: ``ids`` is not integer, or holds an id that is not in the vocabulary.
+        """
+        return self.of_text.bytes_of(self._text_in(checked(ids, self.vocab_size)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for JSON; ``from_dict`` makes the tokenizer again."""
+        return {"kind": self.kind, "of_text": self.of_text.to_dict()}
+
+    def _text_in(self, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
+        """The ids that stand for text, as one row."""
+        return ids[ids < self.of_text.vocab_size]
+
+
+Tokenizer: TypeAlias = CharTokenizer | ByteTokenizer | ChatTokenizer
+
+
+def with_chat_tokens(tokenizer: Tokenizer) -> ChatTokenizer:
+    """The tokenizer with the ids of ``CHAT_TOKENS`` after its own; one that has them already is returned as it is.
+
+    Raises:
+        UserError: ``tokenizer`` is not one of minimoe's own.
+    """
+    if isinstance(tokenizer, ChatTokenizer):
+        return tokenizer
+    if isinstance(tokenizer, CharTokenizer | ByteTokenizer):
+        return ChatTokenizer(tokenizer)
+    raise UserError(
+        f"A {type(tokenizer).__name__} cannot be given ids for a chat: use a char or a byte tokenizer, since a "
+        "pretrained one has ids of its own."
+    )
 
 
 def build(kind: str, text: str) -> Tokenizer:
@@ -211,10 +302,14 @@ def from_dict(d: Mapping[str, object]) -> Tokenizer:
             return ByteTokenizer()
         case {"kind": "char", "characters": str(characters), **rest} if not rest:
             return CharTokenizer(characters)
+        case {"kind": "chat", "of_text": {"kind": "byte" | "char"}, **rest} if not rest:
+            of_text: Any = d["of_text"]
+            return with_chat_tokens(from_dict(of_text))
     described = repr(d)
     raise UserError(
         f"The tokenizer description {described[:80]}{'…' * (len(described) > 80)} is malformed, expected "
-        "{'kind': 'byte'} or {'kind': 'char', 'characters': '…'}; use a file that minimoe wrote."
+        "{'kind': 'byte'}, {'kind': 'char', 'characters': '…'} or {'kind': 'chat', 'of_text': {…}}; use a file that "
+        "minimoe wrote."
     )
 
 

@@ -25,10 +25,9 @@ PAGE_TOKENS = 10_000
 """Tokens of each validation text that the page shows, at most: it is written in seconds."""
 
 
-def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, first: int) -> str:
-    """Three lines about the model, the text and the steps to come."""
+def opening(folder: Path, run: RunConfig, reads: str, device: Device, threads: int, first: int) -> str:
+    """Three lines about the model, the data and the steps to come; ``reads`` is the one about the data."""
     counts = parameters.count(run.config)
-    held_out = sum(len(ids) for ids in data.validation)
     begin = f"continues at step {first} of" if first else "takes"
     steps = f"{run.recipe.steps:,} step{'s' * (run.recipe.steps != 1)}"
     kind = (
@@ -38,10 +37,16 @@ def opening(folder: Path, run: RunConfig, data: Texts, device: Device, threads: 
     )
     return (
         f"{kind}: {counts.total / 1e6:.2f}M parameters, {counts.active / 1e6:.2f}M active.\n"
-        f"It reads {', '.join(data.names)}: {len(data.train):,} tokens for training, {held_out:,} for validation.\n"
+        f"{reads}\n"
         f"Training {begin} {steps} of {run.recipe.batch * run.config.context:,} tokens "
         f"on {'the GPU' if device == 'gpu' else f'{threads} CPU core' + 's' * (threads > 1)} and writes to {folder}."
     )
+
+
+def about_texts(data: Texts) -> str:
+    """A sentence about the texts that a run reads."""
+    held_out = sum(len(ids) for ids in data.validation)
+    return f"It reads {', '.join(data.names)}: {len(data.train):,} tokens for training, {held_out:,} for validation."
 
 
 def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]], step: int | None = None) -> str:

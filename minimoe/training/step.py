@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from minimoe.core.summary import brief
 from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.exchange import LocalExchange
-from minimoe.losses import objective
+from minimoe.losses import objective as objectives
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, Totals
 from minimoe.optim import clipping, optimizer
@@ -54,29 +54,53 @@ def shard_batch(
     recipe: TrainConfig,
     workers: int,
 ) -> list[Shard]:
-    """tokens and targets (B, T) on the host → a shard per worker and accumulated part, on the device of ``params``.
+    """tokens and targets (B, T) on the host → the shards of ``cut``."""
+    return cut(rng, params, Shard(tokens, targets), config, recipe, workers)
+
+
+def cut(
+    rng: np.random.Generator,
+    params: Decoder,
+    batch: Shard,
+    config: ModelConfig,
+    recipe: TrainConfig,
+    workers: int,
+    together: int = 1,
+    noisy: bool = True,
+) -> list[Shard]:
+    """A batch on the host → a shard per worker and accumulated part, on the device of ``params``.
 
     The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
+    ``together`` sequences, one after the other, stay in one shard. Unless ``noisy``, none is drawn.
     """
-    batch, context = tokens.shape
-    noise = decoder.draw_noise(rng, config, batch, context, recipe.dtype)
+    B, T = batch.tokens.shape
+    noise = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noisy else None
     where = params.norm.gain
-    pieces = np.array_split(np.arange(batch), min(batch, workers * recipe.accumulate))
-    return [
-        Shard(
-            like(where, tokens[piece]),
-            like(where, targets[piece]),
-            None if noise is None else like(where, noise[:, piece]),
-        )
-        for piece in pieces
-    ]
+    units = np.arange(B).reshape(-1, together)
+    pieces = np.array_split(units, min(len(units), workers * recipe.accumulate))
+
+    def shard(piece: NDArray[Any]) -> Shard:
+        rows = tree.map(lambda leaf: like(where, leaf[piece]), batch._replace(dropout=None))
+        rows = rows._replace(dropout=tree.map(lambda mask: like(where, mask), batch.dropout))  # one for all sequences
+        return rows if noise is None else rows._replace(noise=like(where, noise[:, piece]))
+
+    return [shard(piece.reshape(-1)) for piece in pieces]
 
 
 @contextlib.contextmanager
 def open_workers(
-    params: Decoder, moments: optimizer.State, config: ModelConfig, recipe: TrainConfig, count: int
+    params: Decoder,
+    moments: optimizer.State,
+    config: ModelConfig,
+    recipe: TrainConfig,
+    count: int,
+    objective: Objective | None = None,
+    frozen: Collection[str] = (),
 ) -> Iterator[Workers]:
     """Opens ``count`` workers for the steps of a run. There must be at least one shard per worker.
+
+    Without an ``objective``, they minimise that of the recipe: ``objective_of``. The ``frozen`` leaves stay as they
+    are.
 
     Only the arrays of ``Workers`` are changed. With one worker these are the arrays that were passed in, with several
     they are copies in shared memory.
@@ -87,7 +111,7 @@ def open_workers(
 
     def work(group: Group, task: tuple[Sequence[Shard], int]) -> tuple[Totals, float]:
         shards, number = task
-        return train_step(params, moments, shards, config, recipe, number, group)
+        return train_step(params, moments, shards, config, recipe, number, group, objective, frozen)
 
     with launch_for(count, work, params, config, recipe) as run:
         yield Workers(params, moments, lambda shards, number: run([(shards[i::count], number) for i in range(count)]))
@@ -113,13 +137,16 @@ def train_step(
     recipe: TrainConfig,
     number: int,
     group: Group = ALONE,
+    objective: Objective | None = None,
+    frozen: Collection[str] = (),
 ) -> tuple[Totals, float]:
     """Takes step ``number`` (from 0): changes ``params``, ``moments`` in place → losses, the norm before clipping.
 
-    In a ``group``, every worker calls this with its own shards and updates its own share of the parameters. If the loss
-    or the norm is not finite, nothing is changed.
+    The ``frozen`` leaves stay as they are, and their gradients are no part of the norm. In a ``group``, every worker
+    calls this with its own shards and updates its own share of the parameters. If the loss or the norm is not finite,
+    nothing is changed.
     """
-    totals, my_gradient = gradient(params, shards, config, recipe, group)
+    totals, my_gradient = gradient(params, shards, config, recipe, group, objective, frozen)
     norm = float(clipping.clip(list(my_gradient.values()), recipe.clip, group))
     if is_finite(totals, norm):
         my_params, my_moments = dict(tree.named_leaves(params)), dict(moments)
@@ -131,31 +158,40 @@ def train_step(
             my_moments |= tree.map(own, exchange.split(my_moments, by_expert)[0])
         optimizer.update_some(my_params, my_gradient, my_moments, recipe, number)
         if group.rank == 0:  # the totals are the same for all, so one of them writes
+            named = dict(tree.named_leaves(params))
+            still = {name: named[name].copy() for name in tree.marked(params, "state") if name in frozen}
             moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
+            for name, before in still.items():
+                named[name][...] = before
     group.barrier()
     return totals, norm
 
 
 def gradient(
-    params: Decoder, shards: Sequence[Shard], config: ModelConfig, recipe: TrainConfig, group: Group = ALONE
+    params: Decoder,
+    shards: Sequence[Shard],
+    config: ModelConfig,
+    recipe: TrainConfig,
+    group: Group = ALONE,
+    objective: Objective | None = None,
+    frozen: Collection[str] = (),
 ) -> tuple[Totals, dict[str, Array]]:
-    """The losses of a batch, and the gradients of this worker's share of the parameters, by name.
+    """The losses of a batch, and the gradients of this worker's share of the parameters that are not frozen, by name.
 
     If workers own different experts, a worker's share of every stack of experts is the experts that it owns.
     """
-    goal = objective_of(config, recipe)
     owned = worth_exchanging(config, recipe, group.size)
-    totals, through_mine = objective.loss_and_gradient(
+    totals, through_mine = objectives.loss_and_gradient(
         params,
         shards,
         config,
-        goal,
+        objective or objective_of(config, recipe),
         recompute=recipe.accumulate > 1,
         group=group,
         exchange=exchange.between(group) if owned else LocalExchange,
     )
     whole: dict[str, Array] = {}
-    to_add_up = dict(tree.named_leaves(through_mine))
+    to_add_up = optimizer.trainable(dict(tree.named_leaves(through_mine)), frozen)
     if owned:  # the owner of an expert has already seen all tokens of that expert, so its gradient is whole
         whole, to_add_up = exchange.split(to_add_up, set(tree.marked(params, "by_expert")))
     return totals, whole | group.reduce_scatter(to_add_up, group.share(to_add_up))

@@ -4,7 +4,7 @@
 
 The folder always holds the last complete checkpoint. A run that was killed, interrupted or stopped by a NaN or
 infinite loss continues with ``resume`` as if it had never stopped: with the same number of threads on the same machine,
-it ends with the same bits.  Lesson: lessons/11_training.ipynb
+it ends with the same bits. What a run learns is its ``Task``: see ``task``.  Lesson: lessons/11_training.ipynb
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,20 +28,20 @@ from minimoe.core.errors import UserError
 from minimoe.core.presets import Preset
 from minimoe.core.summary import brief
 from minimoe.cost import memory
-from minimoe.evaluate import text_loss
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.losses.balance import Losses
 from minimoe.losses.objective import Totals
 from minimoe.optim import optimizer, schedule
 from minimoe.parallel import thread_pool
-from minimoe.storage import checkpoint, metrics
+from minimoe.storage import adapted, checkpoint, metrics
 from minimoe.storage.checkpoint import Model, Progress, RunConfig
 from minimoe.text import batches
-from minimoe.text.batches import Texts
 from minimoe.text.corpus import Corpus
 from minimoe.training import progress_bar, run_report
 from minimoe.training import step as steps
+from minimoe.training import task as tasks
+from minimoe.training.task import Task
 
 
 @brief
@@ -87,10 +87,35 @@ def train(
     model = dataclasses.replace(chosen.config, vocab_size=codec.vocab_size)
     memory.check_memory(model, chosen.recipe, at_work)
     run = RunConfig(model, chosen.recipe, codec, source)
-    folder = _new_folder(out, name or (preset if isinstance(preset, str) else "run"))
+    name = name or (preset if isinstance(preset, str) else "run")
+    return start(run, tasks.of_text(run, data), out=out, name=name, device=where, threads=threads, progress=progress)
+
+
+def start(
+    run: RunConfig,
+    task: Task,
+    params: Decoder | None = None,
+    *,
+    out: str | Path | None = None,
+    name: str = "run",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Begins a run that learns ``task``, in a new folder. ``out`` and ``name`` are those of ``train``.
+
+    ``params``, on the host, are the parameters to begin with, such as those of another run; they are copied. By
+    default, they are drawn from the seed. For a task other than ``task.of_text``, ``run.tuning`` must say how the task
+    is made again, so that the run can be resumed.
+
+    Raises:
+        UserError: the folder holds a run or cannot be written.
+    """
+    where, threads = select_device(device), resources.thread_count(threads)
+    folder = new_folder(out, name)
     with checkpoint.locked(folder):
         _refuse_a_run(folder)  # again: another run may have begun and ended before this one had the lock
-        return _loop(folder, run, data, where, threads, progress)
+        return _loop(folder, run, task, params, where, threads, progress)
 
 
 def resume(
@@ -101,18 +126,25 @@ def resume(
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
+    task: Callable[[RunConfig], Task] | None = None,
 ) -> Trained:
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
     ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now, which
-    the run then remembers. ``changes`` may hold new values of the settings in ``checkpoint.CHANGEABLE``.
+    the run then remembers. ``changes`` may hold new values of the settings in ``checkpoint.CHANGEABLE``. ``task`` makes
+    the task of a tuned run again; ``tuning.resume`` knows it for every kind of run.
 
     Raises:
-        UserError: another setting differs, ``steps`` is less than the steps already taken, or the run's text has
-            changed or is gone.
+        UserError: another setting differs, ``steps`` is less than the steps already taken, the run's text has changed
+            or is gone, or the run is a tuned one and ``task`` is missing.
     """
     folder = files.user_path(folder)
     run = checkpoint.load_config(folder)
+    if run.tuning is not None and task is None:
+        raise UserError(
+            f"{folder} is a tuned run ({run.tuning.kind}): continue it with `minimoe train --resume`, or with "
+            "minimoe.resume in Python."
+        )
     stored = dataclasses.asdict(run.config) | dataclasses.asdict(run.recipe)
     for name, value in (changes or {}).items():
         if name not in checkpoint.CHANGEABLE and stored.get(name) != value:
@@ -124,10 +156,12 @@ def resume(
     run = run._replace(recipe=dataclasses.replace(run.recipe, **changed))
     where, threads = select_device(device), resources.thread_count(threads)
     memory.check_memory(run.config, run.recipe, 1 if where == "gpu" else min(threads, run.recipe.batch))
-    data = batches.reload(run.source, run.tokenizer, run.config.context, corpus)
-    run = run._replace(source=batches.where_now(run.source, corpus))
+    if task is None:
+        data = batches.reload(run.source, run.tokenizer, run.config.context, corpus)
+        run = run._replace(source=batches.where_now(run.source, corpus))
+    to_learn = tasks.of_text(run, data) if task is None else task(run)
     with checkpoint.locked(folder):
-        return _loop(folder, run, data, where, threads, progress)
+        return _loop(folder, run, to_learn, None, where, threads, progress)
 
 
 def train_dense_twin(
@@ -175,16 +209,18 @@ class _State(NamedTuple):
     seconds: float
 
 
-def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
-    """The state of the folder's last checkpoint; without one, a fresh state, which is saved.
+def _restore(folder: Path, run: RunConfig, begin: Decoder | None, device: Device) -> _State:
+    """The state of the folder's last checkpoint; without one, the state before the first step, which is saved.
 
     Because it is saved, there is always a model to load, and a full disk is noticed before any work is done.
     """
     rng = np.random.default_rng(run.recipe.seed)
     saved = checkpoint.load_progress(folder, run)
     if saved is None:
-        params = decoder.init(rng, run.config, run.recipe.dtype)
-        moments = optimizer.init(params, run.recipe)
+        if begin is None and run.tuning is not None:
+            raise UserError(f"{folder} was stopped before it saved anything: remove it, and tune again.")
+        params = decoder.init(rng, run.config, run.recipe.dtype) if begin is None else tree.map(np.copy, begin)
+        moments = optimizer.init(params, run.recipe, run.frozen)
         progress = Progress(0, 0.0, dict(rng.bit_generator.state))
     else:
         params, moments, progress = saved
@@ -204,27 +240,35 @@ def _restore(folder: Path, run: RunConfig, device: Device) -> _State:
     return _State(tree.map(place, params), moments, rng, progress.step, progress.seconds)
 
 
-def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: int, progress: bool) -> Trained:
-    """Takes all steps from the folder's checkpoint to the end of the run."""
+def _loop(
+    folder: Path, run: RunConfig, task: Task, begin: Decoder | None, device: Device, threads: int, progress: bool
+) -> Trained:
+    """Takes all steps from the folder's checkpoint, or from the parameters ``begin``, to the end of the run."""
     recipe = run.recipe
-    params, moments, rng, first, seconds = _restore(folder, run, device)
-    metrics.write(folder, metrics.read(folder, up_to=first))
+    params, moments, rng, first, seconds = _restore(folder, run, begin, device)
+    before = metrics.read(folder, up_to=first)
+    metrics.write(folder, before)
+    seen = before[-1]["tokens"] if before else first * recipe.batch * run.config.context
+    losses = [row["val_loss"] for row in before if "val_loss" in row]
+    del before  # a row takes more than 1 kB of memory, and there can be many
     threads = 1 if device == "gpu" else min(threads, recipe.batch)
     if progress:
-        console.show(run_report.opening(folder, run, data, device, threads, first))
+        console.show(run_report.opening(folder, run, task.reads, device, threads, first))
 
-    batches = data.batches(recipe.batch, run.config.context, recipe.seed, first)
+    batches = task.batches(first)
     done = kept = first
+    over = tasks.is_over(losses, task.patience)
     with (
         thread_pool.pool(threads) as pool,
-        steps.open_workers(params, moments, run.config, recipe, threads) as workers,
+        steps.open_workers(params, moments, run.config, recipe, threads, task.objective, run.frozen) as workers,
         interruptible() as interrupted,
         progress_bar.bar(recipe.steps, first, progress) as bar,
     ):
         params, moments = workers.params, workers.moments
-        for step in range(first, recipe.steps):
+        for step in range(first, first if over else recipe.steps):
             started = time.perf_counter()
-            shards = steps.shard_batch(rng, params, *next(batches), run.config, recipe, threads)
+            batch = next(batches)
+            shards = steps.cut(rng, params, batch, run.config, recipe, threads, task.together, task.noise)
             totals, norm = workers.step(shards, step)
             if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))
@@ -232,27 +276,38 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
             seconds += elapsed
 
             done = step + 1
-            row = _row(done, run, totals, norm, elapsed, seconds)
+            tokens = batch.tokens.size if batch.mask is None else int(batch.mask.sum())
+            seen += tokens
+            row = _row(done, run, totals, norm, elapsed, seconds, tokens, seen)
+            if task.measure is not None:
+                row |= task.measure(totals)
             if done == recipe.steps or _is_due(done, recipe.evaluate_every):
-                row["val_loss"] = text_loss.evaluate(params, run.config, data.validation, pool).loss
+                measured = task.validate(params, pool)
+                row |= {"val_loss": measured.loss, **measured.details}
+                losses.append(measured.loss)
+                over = tasks.is_over(losses, task.patience)
+                if task.patience is not None and tasks.is_best(losses):
+                    checkpoint.save_model(folder, run, params, done)
             metrics.append(folder, row)
             bar.show(row)
             stop = interrupted.is_set()  # read once, so that the same Ctrl-C that ends the loop also saves
-            if stop or done == recipe.steps or _is_due(done, recipe.save_every):
+            if stop or over or done == recipe.steps or _is_due(done, recipe.save_every):
                 progress_now = Progress(done, seconds, dict(rng.bit_generator.state))
-                checkpoint.save(folder, run, params, moments, progress_now)
+                checkpoint.save(folder, run, params, moments, progress_now, model=task.patience is None)
                 kept = done
-            if stop:
+            if stop or over:
                 break
 
-    finished = done == recipe.steps
-    model = Model(tree.map(to_host, params), run.config, run.tokenizer, run, done)
+    finished = over or done == recipe.steps
+    model = Model(adapted.merged(tree.map(to_host, params)), run.config, run.tokenizer, run, done)
+    if task.patience is not None:  # the folder has the best model, which need not be the last
+        model = checkpoint.load_model(folder)
     rows: list[dict[str, Any]] = []
     problem = None
     try:  # all is saved, so nothing that goes wrong from here on may lose the result
-        rows = metrics.read(folder)  # read only now: a row takes more than 1 kB of memory, and there can be many
+        rows = metrics.read(folder)  # read only now, because many rows take much memory
         if finished:
-            run_report.write(folder, model, data, rows)
+            task.report(folder, model, rows)
     except (Exception, KeyboardInterrupt) as error:
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")
         problem = f"the run is saved, but not everything about it could be read or drawn: {reason}"
@@ -263,18 +318,18 @@ def _loop(folder: Path, run: RunConfig, data: Texts, device: Device, threads: in
     return Trained(model, folder, rows, finished, problem)
 
 
-def _row(step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
-    tokens = run.recipe.batch * run.config.context
+def _row(
+    step: int, run: RunConfig, totals: Totals, norm: float, elapsed: float, seconds: float, tokens: int, seen: int
+) -> dict[str, Any]:
+    """One line of metrics.jsonl: ``tokens`` were read in this step, and ``seen`` in all steps so far."""
     assignments = [to_host(layer.assignments).astype(np.float64) for layer in totals.stats]
     return {
         "step": step,
-        "tokens": step * tokens,
-        "loss": float(totals.cross_entropy),
+        "tokens": seen,
+        "loss": float(totals.loss),
         "total": float(totals.total),
         "auxiliary": {
-            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary]
-            for name in Losses._fields
+            name: [round(float(getattr(layer, name)), 6) for layer in totals.auxiliary] for name in Losses._fields
         },
         "learning_rate": schedule.learning_rate(step - 1, run.recipe),
         "gradient_norm": norm,
@@ -319,7 +374,7 @@ def _diverged(folder: Path, step: int, kept: int) -> str:
     )
 
 
-def _new_folder(out: str | Path | None, name: str) -> Path:
+def new_folder(out: str | Path | None, name: str) -> Path:
     """``out``, or a new folder under runs/; it is created if it does not exist, and a file is written as a test."""
     if out is None:
         if not name or name in (".", "..") or {"/", os.sep, "\0"} & set(name):

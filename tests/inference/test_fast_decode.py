@@ -79,6 +79,19 @@ def test_token_by_token_equals_the_full_pass(changes: dict[str, Any], dtype: str
     assert all((a == b).all() for a, b in zip(tree.leaves(params), tree.leaves(before), strict=True))
 
 
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_beyond_the_first_angles_and_with_three_products_the_logits_are_those_of_the_full_pass(
+    monkeypatch: pytest.MonkeyPatch, side_by_side: bool
+) -> None:
+    monkeypatch.setattr(fast_decode, "POSITIONS", 7)
+    monkeypatch.setattr(fast_decode, "SIDE_BY_SIDE", 10**9 if side_by_side else 0)
+    params, tokens = drawn(BASE)
+    logits = token_by_token(params, BASE, tokens)
+    np.testing.assert_allclose(logits, by_the_layers(params, BASE, tokens, TIE["float64"]), 1e-12, 1e-12)
+    products = fast_decode.prepare(params, BASE).layers[0].projections
+    assert len(products) == (1 if side_by_side else 3)
+
+
 def without_decode(module: Any) -> SimpleNamespace:
     return SimpleNamespace(**{name: value for name, value in vars(module).items() if name != "decode"})
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import attention, rope
 from minimoe.layers.attention import ROWS, Attention, KeyValues
 from minimoe.layers.linear import Linear
@@ -325,3 +326,86 @@ def test_the_norms_have_names_only_where_there_are_norms(rng: np.random.Generato
     assert named.pop("self_attn.q_norm.weight") is params.query_norm.gain
     assert named.pop("self_attn.k_norm.weight") is params.key_norm.gain
     assert named.keys() == dict(attention.mixtral_tensors(layer(rng))).keys()
+
+
+# Packed documents
+
+
+def starts_of(lengths: list[int]) -> np.ndarray:
+    """The first position that each query of a sequence of documents may see, (T,)."""
+    ends = np.cumsum(lengths)
+    return np.repeat(ends - lengths, lengths)
+
+
+packings = st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4).filter(lambda row: sum(row) <= 9), min_size=1)
+
+
+@given(rows=packings.filter(lambda rows: len(rows) <= 3), window=st.none() | st.integers(1, 9), seed=st.integers(0, 99))
+def test_packed_documents_are_read_as_if_each_were_alone(rows: list[list[int]], window: int | None, seed: int) -> None:
+    """Outputs, and the gradients of every query, key and value: RoPE depends only on the distance, so that positions
+    need not begin again. What is left of a row is one document more."""
+    rng, T = np.random.default_rng(seed), 10
+    rows = [[*row, T - sum(row)] for row in rows]
+    params = layer(rng)
+    x, dy = rng.standard_normal((2, len(rows), T, 6))
+    starts = np.stack([starts_of(row) for row in rows])
+    y, cache = attention.forward(params, x, rotation_of(3, 3 + T), 8, window, starts=starts)
+    dx, dparams = attention.backward(params, cache, dy)
+    total = tree.zeros_like(params)
+    for b, row in enumerate(rows):
+        for start, length in zip(np.cumsum([0, *row[:-1]]), row, strict=True):
+            place = slice(start, start + length)
+            alone, of_one = attention.forward(params, x[b : b + 1, place], rotation_of(0, length), 8, window)
+            np.testing.assert_allclose(y[b, place], alone[0], atol=1e-12)
+            dx_alone, d_alone = attention.backward(params, of_one, dy[b : b + 1, place])
+            np.testing.assert_allclose(dx[b, place], dx_alone[0], atol=1e-12)
+            tree.accumulate(total, d_alone)
+    for one, other in zip(tree.leaves(dparams), tree.leaves(total), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11)
+
+
+@pytest.mark.parametrize("window", [None, 40])
+def test_documents_that_cross_the_borders_of_tiles(rng: np.random.Generator, window: int | None) -> None:
+    """Two sequences that begin their documents at different places: a tile reads from the earliest of both."""
+    rows = [[ROWS - 3, ROWS + 5, 9], [10, 2 * ROWS + 1]]
+    T = sum(rows[0])
+    q, k, v = rng.standard_normal((3, 2, T, 2, 4))
+    o, _ = attention.attend(q, k, v, window, np.stack([starts_of(row) for row in rows]))
+    for b, row in enumerate(rows):
+        for start, length in zip(np.cumsum([0, *row[:-1]]), row, strict=True):
+            place = slice(start, start + length)
+            alone = attend_by_loops(*(one[b : b + 1, place] for one in (q, k, v)), window)
+            np.testing.assert_allclose(o[b, place], alone[0], atol=1e-13)
+
+
+def test_the_gradient_of_packed_documents(rng: np.random.Generator) -> None:
+    starts = np.stack([starts_of([2, 4, 1]), starts_of([5, 2])])
+
+    def forward(params: Attention, x: np.ndarray) -> tuple[Any, Any]:
+        return attention.forward(params, x, rotation_of(0, 7), 8, None, starts=starts)
+
+    assert failed(check("packed", forward, attention.backward, layer(rng), rng.standard_normal((2, 7, 6)))) == []
+
+
+def test_one_document_per_sequence_changes_no_bit(rng: np.random.Generator) -> None:
+    q, k, v = rng.standard_normal((3, 2, ROWS + 7, 4, 8)).astype(np.float32)
+    plain, _ = attention.attend(q, k, v)
+    np.testing.assert_array_equal(attention.attend(q, k, v, None, np.zeros((2, ROWS + 7), int))[0], plain)
+
+
+def test_tiles_begin_at_the_smallest_start_of_their_queries() -> None:
+    starts = np.stack([starts_of([ROWS, ROWS]), starts_of([ROWS - 2, 2, ROWS])])
+    first, second = attention._tiles(2 * ROWS, 2 * ROWS, None, starts)
+    assert first[1] == slice(0, ROWS)
+    assert second[1] == slice(ROWS, 2 * ROWS), "the first documents are not read again"
+    assert attention._tiles(2 * ROWS, 2 * ROWS, 3, starts)[1][1] == slice(ROWS, 2 * ROWS)
+    assert attention._tiles(2 * ROWS, 2 * ROWS, 3)[1][1] == slice(ROWS - 2, 2 * ROWS)
+
+
+def test_starts_that_hide_a_query_from_itself_are_refused(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((1, 4, 6))
+    with pytest.raises(UserError, match="position 2 starts at 3, after itself"):
+        attention.forward(layer(rng), x, rotation_of(0, 4), 8, starts=np.array([[0, 0, 3, 0]]))
+    past = KeyValues(*rng.standard_normal((2, 1, 3, 2, 8)))
+    with pytest.raises(UserError, match="cannot continue a past"):
+        attention.forward(layer(rng), x, rotation_of(3, 7), 8, past=past, starts=np.zeros((1, 4), int))

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimoe.layers import linear
+from minimoe.layers import linear, lora
 from minimoe.layers.linear import Linear
 from minimoe.proof.gradcheck import check, failed
 
@@ -41,3 +41,17 @@ def test_the_result_has_the_dtype_of_what_is_given(rng: np.random.Generator) -> 
     y, cache = linear.forward(params, np.ones((4, 3), np.float32))
     dx, grads = linear.backward(params, cache, y)
     assert {y.dtype, dx.dtype, grads.weight.dtype} == {np.dtype(np.float32)}
+
+
+def test_a_weight_with_an_adapter_computes_what_the_merged_one_does(rng: np.random.Generator) -> None:
+    fresh = lora.init(rng, rng.standard_normal((4, 3)), 2, 0.5)
+    weight = fresh._replace(b=rng.standard_normal(fresh.b.shape))
+    adapted, merged = Linear(weight), Linear(lora.merged(weight))  # type: ignore[arg-type]
+    x, dy = rng.standard_normal((2, 5, 4)), rng.standard_normal((2, 5, 3))
+    (y, cache), (y_merged, cache_merged) = linear.forward(adapted, x), linear.forward(merged, x)
+    np.testing.assert_allclose(y, y_merged, atol=1e-13)
+    (dx, grads), (dx_merged, whole) = linear.backward(adapted, cache, dy), linear.backward(merged, cache_merged, dy)
+    np.testing.assert_allclose(dx, dx_merged, atol=1e-13)
+    np.testing.assert_allclose(grads.weight.a, 0.5 * whole.weight @ weight.b.T, atol=1e-12)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(grads.weight.b, 0.5 * weight.a.T @ whole.weight, atol=1e-12)  # type: ignore[attr-defined]
+    assert grads.weight.base is None, "a frozen weight has no gradient"

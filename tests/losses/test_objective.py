@@ -9,7 +9,7 @@ from small_models import EVERY_LOSS, SEQUENCES, assert_same, batch_of, drawn, sp
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
-from minimoe.layers import decoder
+from minimoe.layers import decoder, lora
 from minimoe.losses import balance, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
@@ -20,7 +20,7 @@ def test_the_total_is_cross_entropy_and_each_layer_s_losses_by_their_coefficient
 ) -> None:
     params, batch = drawn(rng, small), batch_of(rng, small)
     totals, _ = loss_and_gradient(params, [batch], small, Objective(EVERY_LOSS))
-    expected = float(totals.cross_entropy)
+    expected = float(totals.loss)
     for layer in totals.auxiliary:
         expected += sum(c * float(value) for c, value in zip(EVERY_LOSS, layer, strict=True))
     assert len(totals.auxiliary) == small.layers
@@ -34,8 +34,8 @@ def test_cross_entropy_is_the_mean_over_the_tokens_that_count(rng: np.random.Gen
     nats = [
         math.log(np.exp(logits[b, t]).sum()) - logits[b, t, batch.targets[b, t]] for b, t in np.argwhere(batch.mask > 0)
     ]
-    assert totals.cross_entropy == pytest.approx(np.mean(nats), rel=1e-13)
-    assert totals.total == totals.cross_entropy
+    assert totals.loss == pytest.approx(np.mean(nats), rel=1e-13)
+    assert totals.total == totals.loss
 
 
 @pytest.mark.parametrize("name", Coefficients._fields)
@@ -153,10 +153,10 @@ def test_experts_that_cost_less_weigh_less_in_the_balance_loss(
     for layer in [tree.add(*totals.stats)] if pooled else totals.stats:
         share = layer.assignments / (layer.tokens if pooled else layer.assignments.sum())
         added += 0.5 * config.experts * (weights * share * layer.probability).sum() / layer.tokens
-    assert float(totals.total - totals.cross_entropy) == pytest.approx(added, rel=1e-12)
+    assert float(totals.total - totals.loss) == pytest.approx(added, rel=1e-12)
     assert not np.allclose(added, float(loss_and_gradient(
         params, [batch], dataclasses.replace(config, cheap_balance=1.0), goal
-    )[0].total - totals.cross_entropy))  # fmt: skip
+    )[0].total - totals.loss))  # fmt: skip
 
 
 def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, small: ModelConfig) -> None:
@@ -169,8 +169,38 @@ def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, 
     for layer, sums in enumerate(totals.stats):
         f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
         own += (1.0 + layer) * (f * sums.probability).sum() / sums.tokens
-    assert float(totals.total - totals.cross_entropy) == pytest.approx(own, rel=1e-12)
+    assert float(totals.total - totals.loss) == pytest.approx(own, rel=1e-12)
     # ... and what it adds to the gradient with respect to the sums is the price λ f / N
     for layer, (sums, dsums) in enumerate(zip(totals.stats, totals.dstats, strict=True)):
         f = config.experts * sums.assignments / (config.active_experts * sums.tokens)
         np.testing.assert_allclose(dsums.probability + dsums.importance, (1.0 + layer) * f / sums.tokens, rtol=1e-12)
+
+
+def test_packed_documents_give_the_loss_of_each_alone(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small, masked=False)
+    tokens, targets = np.asarray(batch.tokens[:1]), np.asarray(batch.targets[:1])
+    starts = np.array([[0, 0, 2, 2, 2, 2, 6]])
+    alone = [Shard(tokens[:, place], targets[:, place]) for place in (slice(0, 2), slice(2, 6), slice(6, 7))]
+    goal = Objective(EVERY_LOSS._replace(sequence=0.0))  # which is counted by sequence, whatever is in it
+    packed = loss_and_gradient(params, [Shard(tokens, targets, starts=starts)], small, goal)
+    assert_same(packed, loss_and_gradient(params, alone, small, goal))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_dropout_of_a_shard_acts_forward_and_backward(
+    rng: np.random.Generator, small: ModelConfig, recompute: bool
+) -> None:
+    def adapt(leaf: np.ndarray) -> lora.Adapted:
+        return lora.init(rng, leaf, 2, 0.5)._replace(b=rng.standard_normal((*leaf.shape[:-2], 2, leaf.shape[-1])))
+
+    params = drawn(rng, small)
+    first = params.blocks[0]
+    experts = type(first.moe.experts)(*(adapt(stack) for stack in first.moe.experts))
+    params.blocks[0] = first._replace(moe=first.moe._replace(experts=experts))
+    masks = [(rng.random(weight.a.shape[:-1]) < 0.5) / 0.5 for weight in experts]
+    shards = split(batch_of(rng, small), [2, 4])
+    dropping = [shard._replace(dropout=masks) for shard in shards]
+    ours = loss_and_gradient(params, dropping, small, Objective(), recompute=recompute)
+    theirs = loss_and_gradient(lora.with_dropout(params, masks), shards, small, Objective())
+    assert_same(ours, theirs)
+    assert abs(ours[0].total - loss_and_gradient(params, shards, small, Objective())[0].total) > 1e-6

@@ -7,6 +7,7 @@ import pytest
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
+from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.optim import adamw, muon, optimizer
 
@@ -151,3 +152,33 @@ def test_what_is_learned_without_a_gradient_has_no_moments_and_does_not_decay(rn
     optimizer.update(params, tree.map(np.ones_like, params), state, recipe, 0)
     for block in params.blocks:
         np.testing.assert_array_equal(block.moe.router.bias, [1, -2, 3])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_frozen_leaves_get_no_moment_no_update_and_no_decay(rng, kind):
+    recipe = dataclasses.replace(CONSTANT, optimizer=kind, learning_rate=0.1, weight_decay=0.5)
+    params, gradient = a_model(rng)
+    frozen = {"head.weight", "blocks[1].moe.router.w_gate", "blocks[0].moe.experts.w_up", "norm.gain"}
+    start, others = tree.map(np.copy, params), tree.map(np.copy, params)
+    state = optimizer.init(params, recipe, frozen)
+    assert state.keys() == optimizer.init(params, recipe).keys() - frozen
+    optimizer.update(params, gradient, state, recipe, 0)
+    optimizer.update(others, gradient, optimizer.init(others, recipe), recipe, 0)
+    for (name, now), before, free in zip(
+        tree.named_leaves(params), tree.leaves(start), tree.leaves(others), strict=True
+    ):
+        np.testing.assert_array_equal(now, before if name in frozen else free, err_msg=name)
+
+
+def test_a_frozen_gradient_has_no_share_in_the_norm(rng):
+    params, gradient = a_model(rng)
+    named = dict(tree.named_leaves(gradient))
+    left = optimizer.trainable(named, {"head.weight"})
+    assert list(left) == [name for name in named if name != "head.weight"]
+    assert all(left[name] is named[name] for name in left)
+
+
+def test_a_name_that_is_no_parameter_cannot_be_frozen(rng):
+    params, _ = a_model(rng)
+    with pytest.raises(UserError, match=r"no parameter 'head.weigth' to freeze \(did you mean 'head.weight'\?\)"):
+        optimizer.init(params, TrainConfig(), ["norm.gain", "head.weigth"])

@@ -267,7 +267,7 @@ def training_step(on: Move, dtype: Any, optimizer_name: str = "muon", padding: b
     norm = clipping.clip(gradient, recipe.clip)
     state = optimizer.init(params, recipe)
     optimizer.update(params, gradient, state, recipe, 0)
-    return totals.total, totals.cross_entropy, totals.auxiliary, gradient, norm, params, list(state.values())
+    return totals.total, totals.loss, totals.auxiliary, gradient, norm, params, list(state.values())
 
 
 def run(out: Path, device: str, steps: int = 4, **settings: Any) -> Trained:

@@ -78,6 +78,7 @@ def split(batch: Shard, sizes: list[int]) -> list[Shard]:
                 batch.targets[rows],
                 None if batch.noise is None else batch.noise[:, rows],
                 None if batch.mask is None else batch.mask[rows],
+                None if batch.loss_mask is None else batch.loss_mask[rows],
             )
         )
     return shards

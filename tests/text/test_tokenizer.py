@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimoe.core.errors import UserError
-from minimoe.text.tokenizer import KINDS, ByteTokenizer, CharTokenizer, Tokenizer, build, from_dict
+from minimoe.text.tokenizer import (
+    CHAT_TOKENS,
+    KINDS,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    build,
+    from_dict,
+    with_chat_tokens,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)  # Cs: surrogates, which are not characters
 MIXED = "deed, été, 中文, 🦊🦊\n\t\0"
@@ -216,11 +225,60 @@ def test_build_refuses_an_unknown_kind_and_an_empty_text() -> None:
         {"characters": "ab"},
         ["char"],
         None,
+        {"kind": "chat"},
+        {"kind": "chat", "of_text": "char"},
+        {"kind": "chat", "of_text": {"kind": "chat", "of_text": {"kind": "byte"}}},
+        {"kind": "chat", "of_text": {"kind": "byte"}, "roles": 3},
     ],
 )
 def test_from_dict_refuses_what_to_dict_never_wrote(malformed: object) -> None:
     with pytest.raises(UserError, match="malformed, expected"):
         from_dict(malformed)  # type: ignore[arg-type]
+
+
+@given(TEXT, st.sampled_from(KINDS))
+def test_chat_tokens_come_after_those_of_the_text_and_leave_its_ids_alone(text: str, kind: str) -> None:
+    of_text = build(kind, text)
+    tokenizer = with_chat_tokens(of_text)
+    reserved = [tokenizer.id_of(name) for name in CHAT_TOKENS]
+    assert reserved == list(range(of_text.vocab_size, tokenizer.vocab_size))
+    assert [tokenizer.name_of(token) for token in reserved] == list(CHAT_TOKENS)
+    assert tokenizer.name_of(reserved[0] - 1) is None
+    assert tokenizer.encode(text).tolist() == of_text.encode(text).tolist()
+    assert with_chat_tokens(tokenizer) is tokenizer
+    assert from_dict(json.loads(json.dumps(tokenizer.to_dict()))) == tokenizer
+
+
+@given(TEXT, st.sampled_from(KINDS), st.data())
+def test_chat_tokens_have_no_text_even_inside_of_a_character(text: str, kind: str, data: st.DataObject) -> None:
+    tokenizer = with_chat_tokens(build(kind, text))
+    ids = tokenizer.encode(text).tolist()
+    for name in CHAT_TOKENS:
+        ids.insert(data.draw(st.integers(0, len(ids))), tokenizer.id_of(name))
+    assert tokenizer.decode(ids) == text
+    assert "".join(tokenizer.stream(ids)) == text
+    assert tokenizer.bytes_of([ids, ids]) == 2 * len(text.encode())
+    for use in (tokenizer.decode, tokenizer.bytes_of, lambda row: list(tokenizer.stream(row))):
+        for outside in (-1, tokenizer.vocab_size):
+            with pytest.raises(UserError, match=f"Token id {outside} .* vocabulary of {tokenizer.vocab_size}"):
+                use([*ids, outside])
+
+
+def test_a_stream_gives_a_character_as_soon_as_it_is_there() -> None:
+    arrived: list[int] = []
+    tokenizer = with_chat_tokens(CharTokenizer("ab"))
+
+    def ids() -> Iterator[int]:
+        for token in (0, 5, 1):
+            arrived.append(token)
+            yield token
+
+    assert [(piece, len(arrived)) for piece in tokenizer.stream(ids())] == [("a", 1), ("b", 3)]
+
+
+def test_other_tokenizers_get_no_chat_tokens() -> None:
+    with pytest.raises(UserError, match="A str cannot be given ids for a chat"):
+        with_chat_tokens("char")  # type: ignore[arg-type]
 
 
 def test_from_dict_checks_the_characters_too() -> None:

@@ -23,7 +23,7 @@ def components() -> list[str]:
         *(f"layers/routers/{name}" for name in moe.ROUTERS),
         *(f"layers/experts/{name}" for name in moe.EXPERTS),
         *(f"layers/{name}" for name in ("moe", "dense", "soft_moe", "block", "decoder")),
-        *(f"losses/{name}" for name in ("cross_entropy", "balance")),
+        *(f"losses/{name}" for name in ("cross_entropy", "balance", "distillation")),
     ]
 
 

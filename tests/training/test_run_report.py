@@ -27,16 +27,16 @@ def data(model: Model) -> Texts:
 
 
 def test_the_opening_tells_model_text_and_work(model: Model, data: Texts) -> None:
-    said = run_report.opening(Path("runs/x"), model.run, data, "cpu", threads=3, first=0)
+    said = run_report.opening(Path("runs/x"), model.run, run_report.about_texts(data), "cpu", threads=3, first=0)
     assert "4 experts, 2 active per token" in said
     assert f"pyramid: {len(data.train):,} tokens for training, {len(data.validation[0])} for validation" in said
     assert "Training takes 6 steps of 32 tokens on 3 CPU cores and writes to runs/x." in said
-    said = run_report.opening(Path("runs/x"), model.run, data, "gpu", threads=1, first=4)
+    said = run_report.opening(Path("runs/x"), model.run, run_report.about_texts(data), "gpu", threads=1, first=4)
     assert "Training continues at step 4 of 6 steps" in said
     assert "on the GPU" in said
     run = model.run._replace(config=dataclasses.replace(model.config, experts=1, active_experts=1))
     run = run._replace(recipe=dataclasses.replace(run.recipe, steps=1))
-    said = run_report.opening(Path("runs/x"), run, data, "cpu", threads=1, first=0)
+    said = run_report.opening(Path("runs/x"), run, run_report.about_texts(data), "cpu", threads=1, first=0)
     assert said.startswith("A dense model: ") and "takes 1 step of 32 tokens on 1 CPU core and" in said
 
 

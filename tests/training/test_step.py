@@ -13,7 +13,7 @@ from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
-from minimoe.losses.objective import Objective
+from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import optimizer
 from minimoe.parallel import exchange, launch
 from minimoe.parallel.group import Group
@@ -37,6 +37,14 @@ def test_every_cut_of_a_batch_has_the_same_tokens_and_noise(params: Decoder, thr
     np.testing.assert_array_equal(np.concatenate([shard.tokens for shard in shards]), TOKENS)
     np.testing.assert_array_equal(np.concatenate([shard.targets for shard in shards]), TARGETS)
     np.testing.assert_array_equal(np.concatenate([shard.noise for shard in shards], axis=1), whole.noise)
+
+
+def test_without_noise_none_is_drawn(params: Decoder) -> None:
+    def cut(noise: bool) -> Shard:
+        batch = Shard(TOKENS, TARGETS)
+        return step.cut(np.random.default_rng(2), params, batch, CONFIG, RECIPE, 1, noisy=noise)[0]
+
+    assert cut(True).noise is not None and cut(False).noise is None
 
 
 def test_a_step_is_downhill(params: Decoder) -> None:
@@ -171,3 +179,52 @@ def test_only_the_first_worker_moves_the_state_which_all_of_them_share() -> None
     shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, config, RECIPE, 1)
     step.train_step(params, optimizer.init(params, RECIPE), shards, config, RECIPE, 0, Second())
     assert not any(block.moe.router.bias.any() for block in params.blocks)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_sequences_that_belong_together_stay_in_one_shard(rng: np.random.Generator, together: int) -> None:
+    params = decoder.init(rng, CONFIG)
+    rows = np.arange(6)
+    column = np.repeat(rows[:, None], 3, 1)
+    extra = {"of": 10.0 * rows}
+    batch = Shard(
+        column % CONFIG.vocab_size,
+        column % CONFIG.vocab_size,
+        mask=column,
+        loss_mask=-column,
+        starts=2 * column,
+        extra=extra,
+    )
+    for workers in (1, 2, 4, 9):
+        shards = step.cut(np.random.default_rng(0), params, batch, CONFIG, RECIPE, workers, together)
+        assert len(shards) == min(workers, 6 // together)
+        for shard in shards:
+            first = shard.mask[0, 0]
+            assert first % together == 0 and len(shard.tokens) % together == 0
+            np.testing.assert_array_equal(shard.loss_mask, -shard.mask)
+            np.testing.assert_array_equal(shard.starts, 2 * shard.mask)
+            np.testing.assert_array_equal(shard.extra["of"], 10.0 * shard.mask[:, 0])
+        np.testing.assert_array_equal(np.concatenate([shard.mask[:, 0] for shard in shards]), rows)
+
+
+def test_frozen_gradients_are_no_part_of_the_norm_and_nothing_frozen_moves(rng: np.random.Generator) -> None:
+    config = dataclasses.replace(CONFIG, router="sigmoid_bias")
+    params = decoder.init(rng, config)
+    shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, config, RECIPE, 1)
+    _, whole = step.gradient(params, shards, config, RECIPE)
+    frozen = {"head.weight", "blocks[0].moe.router.bias", "blocks[0].moe.experts.w_up"}
+    start = tree.map(np.copy, params)
+    moments = optimizer.init(params, RECIPE, frozen)
+    _, norm = step.train_step(params, moments, shards, config, RECIPE, 0, frozen=frozen)
+    expected = np.sqrt(sum((whole[name].astype(float) ** 2).sum() for name in whole.keys() - frozen))
+    np.testing.assert_allclose(norm, expected, rtol=1e-5)
+    for (name, now), before in zip(tree.named_leaves(params), tree.leaves(start), strict=True):
+        assert (now == before).all() == (name in frozen), name
+
+
+def test_every_shard_has_the_whole_dropout_of_the_adapters(params: Decoder) -> None:
+    masks = [np.ones(8), np.zeros((3, 8))]
+    batch = Shard(TOKENS, TARGETS, dropout=masks)
+    for shard in step.cut(np.random.default_rng(2), params, batch, CONFIG, RECIPE, 4):
+        assert shard.dropout is not None
+        assert all(mine is mask for mine, mask in zip(shard.dropout, masks, strict=True))

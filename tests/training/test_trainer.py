@@ -262,7 +262,7 @@ def press_ctrl_c(monkeypatch: pytest.MonkeyPatch, module: Any, function: str, ca
 @pytest.mark.parametrize(
     ("module", "function", "call", "stops_at"),
     [
-        (step, "shard_batch", 1, 1),
+        (step, "cut", 1, 1),
         (optimizer, "update_some", 4, 4),
         (text_loss, "evaluate", 1, 3),
         (metrics_file, "append", 2, 2),
@@ -303,7 +303,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listens_to_ctrl_c: None
 ) -> None:
     with monkeypatch.context() as keyboard:
-        press_ctrl_c(keyboard, step, "shard_batch", 3)
+        press_ctrl_c(keyboard, step, "cut", 3)
         press_ctrl_c(keyboard, clipping, "clip", 3)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", save_every=1)
@@ -319,7 +319,7 @@ def test_a_run_interrupted_again_and_again_ends_with_the_same_bits(
     train(tmp_path / "whole", threads=2)
     for attempt in range(6):
         with monkeypatch.context() as keyboard:
-            press_ctrl_c(keyboard, step, "shard_batch")
+            press_ctrl_c(keyboard, step, "cut")
             run = resume(tmp_path / "cut", threads=2) if attempt else train(tmp_path / "cut", threads=2)
     assert run.finished
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
@@ -332,7 +332,7 @@ def test_other_recipes_resume_to_the_bit_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
 ) -> None:
     train(tmp_path / "whole", **settings)
-    press_ctrl_c(monkeypatch, step, "shard_batch", 4)
+    press_ctrl_c(monkeypatch, step, "cut", 4)
     train(tmp_path / "cut", **settings)
     resume(tmp_path / "cut")
     assert lasting(tmp_path / "cut") == lasting(tmp_path / "whole")
@@ -562,13 +562,13 @@ def test_another_seed_starts_from_other_weights_and_reads_in_another_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[np.ndarray] = []
-    shard_batch = step.shard_batch
+    cut = step.cut
 
-    def watched(rng: Any, params: Any, tokens: np.ndarray, *rest: Any) -> Any:
-        read.append(tokens)
-        return shard_batch(rng, params, tokens, *rest)
+    def watched(rng: Any, params: Any, batch: Shard, *rest: Any) -> Any:
+        read.append(batch.tokens)
+        return cut(rng, params, batch, *rest)
 
-    monkeypatch.setattr(step, "shard_batch", watched)
+    monkeypatch.setattr(step, "cut", watched)
     start = [train(tmp_path / f"start-{n}", steps=0, seed=seed).model.params for n, seed in enumerate((0, 1, 0))]
     tables = [params.embedding.table for params in start]
     assert (tables[0] == tables[2]).all() and not (tables[0] == tables[1]).any()

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike
 
+from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
@@ -87,7 +88,7 @@ def forward(params: ZeroComputation, x: Array, counts: Sequence[int]) -> tuple[A
         UserError: there are not E counts, as when workers exchange rows: these experts cannot be divided among them.
     """
     xp = array_module(x)
-    computing, zero, copy = len(params.feed_forward.w_gate), len(params.zero), len(params.copy)
+    computing, zero, copy = _count(params.feed_forward), len(params.zero), len(params.copy)
     if len(counts) != computing + zero + copy:
         raise UserError(
             f"counts of {len(counts)} experts do not fit {computing} SwiGLU, {zero} zero and {copy} copy experts: give "
@@ -119,7 +120,7 @@ def backward(params: ZeroComputation, cache: Cache, dy: Array) -> tuple[Array, Z
 
 def decode(params: ZeroComputation, x: Array, chosen: list[int], weights: list[float]) -> Array:
     """x (D,), one token → y (D,): the weighted sum over its chosen experts; weights are not renormalised."""
-    computing = len(params.feed_forward.w_gate)
+    computing = _count(params.feed_forward)
     first_copy = computing + len(params.zero)
     working = [(e, w) for e, w in zip(chosen, weights, strict=True) if e < computing]
     y = swiglu.decode(params.feed_forward, x, [e for e, _ in working], [w for _, w in working])
@@ -127,6 +128,11 @@ def decode(params: ZeroComputation, x: Array, chosen: list[int], weights: list[f
         if e >= first_copy:
             y += w * x
     return y
+
+
+def _count(experts: swiglu.Experts) -> int:
+    """How many there are: the length of every stack, with an adapter or without."""
+    return len(tree.leaves(experts)[0])
 
 
 def _computing(config: ModelConfig) -> ModelConfig:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
+from minimoe.layers import lora
 from minimoe.layers.experts import swiglu
 from minimoe.layers.experts.swiglu import Experts
 from minimoe.proof.gradcheck import check, failed
@@ -155,3 +156,47 @@ def test_mixtral_s_names_are_views_of_every_weight(rng: np.random.Generator, den
         stack = getattr(params, field)
         assert (named[f"{place}.weight"] == stack[e].T).all()
         assert np.shares_memory(named[f"{place}.weight"], stack)
+
+
+# With adapters
+
+
+def adapted(
+    rng: np.random.Generator, experts: int = 3, width: int = 4, expert_width: int = 5, rank: int = 2
+) -> Experts:
+    """Experts each with its own A and B, drawn away from zero."""
+    weights = [lora.init(rng, stack, rank, 0.7) for stack in drawn(rng, experts, width, expert_width)]
+    return Experts(*(weight._replace(b=rng.standard_normal(weight.b.shape)) for weight in weights))  # type: ignore[arg-type]
+
+
+@given(
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(any),
+    behind=st.integers(0, 2),
+    expert_width=st.integers(2, 4),
+    seed=st.integers(0, 99),
+)
+def test_experts_with_adapters_compute_what_merged_experts_do(
+    counts: list[int], behind: int, expert_width: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    params = adapted(rng, len(counts), 3, expert_width)
+    merged: Experts = lora.replace(params, lora.merged)
+    x, dy = rng.standard_normal((2, sum(counts) + behind, 3))
+    (y, cache), (y_merged, cache_merged) = swiglu.forward(params, x, counts), swiglu.forward(merged, x, counts)
+    np.testing.assert_allclose(y, y_merged, atol=1e-12)
+    (dx, grads), (dx_merged, whole) = swiglu.backward(params, cache, dy), swiglu.backward(merged, cache_merged, dy)
+    np.testing.assert_allclose(dx, dx_merged, atol=1e-11)
+    for weight, found, of_stack in zip(params, grads, whole, strict=True):
+        assert found.base is None and found.scale is None
+        np.testing.assert_allclose(found.a, 0.7 * of_stack @ weight.b.swapaxes(1, 2), atol=1e-10)
+        np.testing.assert_allclose(found.b, 0.7 * weight.a.swapaxes(1, 2) @ of_stack, atol=1e-10)
+        for e, count in enumerate(counts):
+            if count == 0:
+                assert not found.a[e].any() and not found.b[e].any(), "an idle expert has learned"
+
+
+def test_fresh_adapters_change_no_bit_of_the_experts(rng: np.random.Generator) -> None:
+    plain = swiglu.init(rng, sizes(3, 8, 6))
+    fresh = Experts(*(lora.init(rng, stack, 2, 1.0) for stack in plain))  # type: ignore[arg-type]
+    x = rng.standard_normal((50, 8)).astype(np.float32)
+    np.testing.assert_array_equal(swiglu.forward(fresh, x, [20, 0, 30])[0], swiglu.forward(plain, x, [20, 0, 30])[0])

@@ -88,7 +88,7 @@ def test_the_whole_loss_contains_the_routers_own_with_its_gradient() -> None:
     own = sum(
         3.0 * (5 / (2 * 8) * layer.assignments * layer.probability / 8).sum() for layer in totals.stats
     )  # E / (K N), and the mean over N
-    assert float(totals.total - totals.cross_entropy) == pytest.approx(own, rel=1e-12)
+    assert float(totals.total - totals.loss) == pytest.approx(own, rel=1e-12)
 
 
 def test_it_agrees_with_a_loop_over_tokens(rng: np.random.Generator) -> None:

@@ -326,4 +326,4 @@ def test_a_recipe_that_names_no_coefficient_balances_nothing(rng: np.random.Gene
     params = decoder.init(rng, config, np.float64)
     tokens = rng.integers(11, size=(2, 2, 7))
     totals, _ = objective.loss_and_gradient(params, [Shard(*tokens)], config, objective_of(config, TrainConfig()))
-    assert float(totals.total) == float(totals.cross_entropy), "no loss is added where nothing can be learned"
+    assert float(totals.total) == float(totals.loss), "no loss is added where nothing can be learned"
