@@ -115,6 +115,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["qk_norm"] = "whole"
     other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
+    other["qk_norm"], other["dense_width"] = "whole", 7
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":
