@@ -12,6 +12,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Totals
 from minimoe.optim import clipping
 from minimoe.text import batches
@@ -45,6 +46,30 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
     fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
     for (name, before), after in zip(tree.named_leaves(fresh), tree.leaves(learned.params), strict=True):
         assert (before == after).all() == (".router." in name), name
+
+
+def test_it_starts_from_a_copy_of_given_parameters(prepared: tuple[ModelConfig, Texts]) -> None:
+    """A start that is what the seed would draw changes nothing, and is not changed; another one gives another run."""
+    config, data = prepared
+    short = dataclasses.replace(RECIPE, steps=3)
+    fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    kept = tree.map(np.array, fresh)
+    losses = [experiment.learn(config, short, data, 1, start=start).loss for start in (None, fresh, fresh)]
+    assert losses[0] == losses[1] == losses[2]
+    assert all((a == b).all() for a, b in zip(tree.leaves(fresh), tree.leaves(kept), strict=True))
+    other = decoder.init(np.random.default_rng(2), config, RECIPE.dtype)
+    assert experiment.learn(config, short, data, 1, start=other).loss != losses[0]
+
+
+def test_a_run_may_have_another_loss(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    teacher = decoder.init(np.random.default_rng(7), config, RECIPE.dtype)
+    hard, soft = (
+        experiment.learn(config, RECIPE, data, 1, token_loss=Distillation(teacher, config, Settings(1.0, share)))
+        for share in (1.0, 0.0)
+    )
+    assert hard.loss == experiment.learn(config, RECIPE, data, 1).loss
+    assert hard.loss != soft.loss
 
 
 def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
