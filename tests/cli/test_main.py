@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -1104,3 +1105,25 @@ def test_every_room_can_be_reached_from_the_package() -> None:
     assert first.split() == ["minimoe.training.trainer", "False", "False"]
     assert others == [f"minimoe.{room}" for room in rooms]
     assert set(dir(minimoe)) >= set(minimoe.__all__)
+
+
+def test_sft_trains_adapters_of_the_given_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def tune(folder: str, **settings: Any) -> Any:
+        given.update(settings)
+        return types.SimpleNamespace(finished=True, problem=None)
+
+    monkeypatch.setattr("minimoe.tuning.sft.tune", tune)
+    assert main.main(["sft", "runs/x", "--lora", "8", "--lora-alpha", "4", "--lora-dropout", "0.1", "--qlora"]) == 0
+    assert tuple(given["lora"]) == (8, 4.0, 0.1, False, "nf4")
+    assert main.main(["sft", "runs/x", "--lora", "3"]) == 0
+    assert tuple(given["lora"]) == (3, None, 0.0, False, None)
+    assert main.main(["sft", "runs/x"]) == 0
+    assert given["lora"] is None
+
+
+def test_settings_of_adapters_need_a_rank_and_a_resumed_run_has_its_own(refused: Callable[..., str]) -> None:
+    for words in (["--qlora"], ["--lora-alpha", "2"], ["--lora-dropout", "0.1"]):
+        assert f"{words[0]} is a setting of adapters: give --lora RANK too" in refused("sft", "runs/x", *words)
+    assert "--lora cannot go with --resume" in refused("sft", "--resume", "runs/x", "--lora", "4")
