@@ -15,6 +15,9 @@ from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import attention
 
+LOGITS = 2**22
+"""Logits that are computed at once, at most, unless 256 tokens have more; as in ``evaluate.text_loss``."""
+
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
@@ -63,11 +66,11 @@ def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
 
     They are an upper bound of what a block holds while its experts work: rows of width D, queries, keys and values, the
     two factors of SwiGLU for all K experts, and once more for the largest expert, which may get all tokens; the scores
-    of a tile of attention; and the logits.
+    of a tile of attention; and the logits. The tokens may be several texts, each shorter than ``length``.
     """
     D, F, K = config.width, config.expert_width, config.active_experts
     heads = config.heads * config.head_width + config.kv_heads * config.head_width
     row = D * (9 + 3 * K) + 5 * heads + F * (2 * K + 2) + 4 * config.experts
-    scores = 3 * config.heads * min(attention.ROWS, tokens) * length
-    logits = 3 * min(tokens, 256) * config.vocab_size + 16 * config.vocab_size
+    scores = 3 * config.heads * min(attention.ROWS, tokens) * max(length, tokens)
+    logits = 4 * min(tokens * config.vocab_size, max(LOGITS, 256 * config.vocab_size)) + 16 * config.vocab_size
     return 4 * (tokens * row + scores + logits)

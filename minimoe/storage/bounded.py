@@ -14,6 +14,7 @@ values. Python, its libraries and their own memory come on top.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,9 @@ from minimoe.storage.file_reader import FileReader
 from minimoe.storage.packed_weights import Matrix, Stack, Table
 
 TABLE = "embedding.table"
+
+LENGTH = 1024
+"""Tokens of a text that a bound has room for, unless another length is given."""
 
 
 class Budget(NamedTuple):
@@ -91,18 +95,16 @@ class Opened(NamedTuple):
     end_tokens: tuple[int, ...]
     run: RunConfig | None
 
-    def load(
-        self, memory: int, tokens: int = generation.PIECE, length: int | None = None, forget: bool = False
-    ) -> Bounded:
+    def load(self, memory: int, tokens: int = generation.PIECE, length: int = LENGTH, forget: bool = False) -> Bounded:
         """Reads what is always in memory, and prepares the cache for the experts.
 
-        ``memory`` is the bound in bytes. At most ``tokens`` are read at once, and a text has at most ``length``, by
-        default the context of the model. ``forget`` is that of ``FileReader``.
+        ``memory`` is the bound in bytes. At most ``tokens`` are read at once, and a text has at most ``length``; in a
+        longer one, keys and values may take more than the bound. ``forget`` is that of ``FileReader``.
 
         Raises:
             UserError: the bound is too small, or a file cannot be read.
         """
-        budget = plan(self.located, memory, tokens, length or self.config.context)
+        budget = plan(self.located, memory, tokens, length)
         _warm_up()
         before = resources.memory_in_use()
         params, cache = _fill(self.located, budget, FileReader(forget))
@@ -149,7 +151,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
                 largest = max(largest, one.size)  # its bytes, while it becomes float32
             if not isinstance(of, list):
                 resident += one.size if name in on_demand or _stays_packed(name, located) else 4 * weights
-    expert = sum(of[0].size for name, of in located.leaves.items() if isinstance(of, list)) // config.layers
+    expert = max(places[-1].stop for places in _places(located).values())
     work, keys = offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
     total = config.layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
@@ -165,20 +167,12 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
 
 def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder, ExpertCache]:
     """The parameters with everything but the experts in memory, and the cache that reads these."""
-    stacks: dict[int, dict[str, list[Encoded]]] = {}  # by layer and by field
-    for name, of in located.leaves.items():
-        if isinstance(of, list):
-            layer, field = _layer_and_field(name)
-            stacks.setdefault(layer, {})[field] = of
-    places, start = {}, 0  # of each matrix within the bytes of an expert
-    for field, of in stacks[0].items():
-        places[field] = slice(start, start + of[0].size)
-        start += of[0].size
+    stacks, places = _stacks(located), _places(located)
 
     def read(key: Key, content: Content) -> None:
         layer, e = key
-        for field, stack in stacks[layer].items():
-            reader.read(stack[e], content[places[field]])
+        for stack, place in zip(stacks[layer].values(), places[key], strict=True):
+            reader.read(stack[e], content[place])
 
     cache = ExpertCache(budget.expert, budget.slots, read, located.config.layers, located.config.active_experts)
     packed, leaves = _used_packed(located), list[Any]()
@@ -186,7 +180,8 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
         found = located.leaves.get(name)
         if isinstance(found, list):
             layer, field = _layer_and_field(name)
-            leaves.append(Stack(layer, field, found, cache, places[field]))
+            number = list(stacks[layer]).index(field)
+            leaves.append(Stack(layer, field, found, cache, [places[layer, e][number] for e in range(len(found))]))
         elif found is None:  # the router of a Mistral, which is in no file
             leaves.append(np.zeros(blank.shape, np.float32))
         else:
@@ -206,6 +201,26 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
 def _rounded_up(size: int) -> str:
     """A number of bytes in whole MB, or in whole kB if it is small; never less than it is."""
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
+
+
+def _stacks(located: Located) -> dict[int, dict[str, list[Encoded]]]:
+    """The stacks of experts, by layer and by field."""
+    stacks: dict[int, dict[str, list[Encoded]]] = {}
+    for name, of in located.leaves.items():
+        if isinstance(of, list):
+            layer, field = _layer_and_field(name)
+            stacks.setdefault(layer, {})[field] = of
+    return stacks
+
+
+def _places(located: Located) -> dict[Key, list[slice]]:
+    """Where each matrix of an expert is within its bytes. The experts of a folder need not be of one type."""
+    places: dict[Key, list[slice]] = {}
+    for layer, stacks in _stacks(located).items():
+        for e in range(located.config.experts):
+            stops = np.cumsum([stack[e].size for stack in stacks.values()]).tolist()
+            places[layer, e] = [slice(start, stop) for start, stop in pairwise([0, *stops])]
+    return places
 
 
 def _layer_and_field(name: str) -> tuple[int, str]:
