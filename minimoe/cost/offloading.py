@@ -9,8 +9,6 @@ Lesson: lessons/53_mixtral_on_a_laptop.ipynb
 
 from __future__ import annotations
 
-import re
-
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import attention
@@ -27,8 +25,13 @@ def parse_bytes(text: str) -> int:
     Raises:
         UserError: the text is not a positive number with one of these units.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE) if isinstance(text, str) else None
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    size = 0
+    if isinstance(text, str):
+        whole = text.strip().upper()
+        unit = next((unit for unit in UNITS if whole.endswith(unit)), "")
+        number = whole.removesuffix(unit).rstrip()
+        if unit and number.isascii() and number.replace(".", "", 1).isdecimal():
+            size = int(float(number) * UNITS[unit])
     if size < 1:
         raise UserError(f"memory {text!r:.40} is not a size: give a number and its unit, such as 8GB or 800MB.")
     return size

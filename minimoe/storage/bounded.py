@@ -39,6 +39,9 @@ from minimoe.storage.packed_weights import Matrix, Stack, Table
 
 TABLE = "embedding.table"
 
+OBJECTS = 5 * 10**6
+"""Bytes for what is not counted one by one: Python's objects, and small arrays whose memory the allocator keeps."""
+
 LENGTH = 1024
 """Tokens of a text that a bound has room for, unless another length is given."""
 
@@ -49,7 +52,7 @@ class Budget(NamedTuple):
     bound: int
     resident: int  # what is always in memory
     matrix: int  # one matrix in float32, and the intermediate results of making it
-    work: int  # what a pass computes
+    work: int  # what a pass computes, and ``OBJECTS``
     keys: int  # keys and values
     expert: int  # one expert
     slots: int  # experts in memory
@@ -152,7 +155,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
             if not isinstance(of, list):
                 resident += one.size if name in on_demand or _stays_packed(name, located) else 4 * weights
     expert = max(places[-1].stop for places in _places(located).values())
-    work, keys = offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
+    work, keys = OBJECTS + offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
     total = config.layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
     least = budget.least + config.active_experts * expert
@@ -167,7 +170,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
 
 def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder, ExpertCache]:
     """The parameters with everything but the experts in memory, and the cache that reads these."""
-    stacks, places = _stacks(located), _places(located)
+    named, stacks, places = _stack_names(located), _stacks(located), _places(located)
 
     def read(key: Key, content: Content) -> None:
         layer, e = key
@@ -179,7 +182,7 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
     for name, blank in tree.named_leaves(located.shapes):
         found = located.leaves.get(name)
         if isinstance(found, list):
-            layer, field = _layer_and_field(name)
+            layer, field = named[name]
             number = list(stacks[layer]).index(field)
             leaves.append(Stack(layer, field, found, cache, [places[layer, e][number] for e in range(len(found))]))
         elif found is None:  # the router of a Mistral, which is in no file
@@ -206,10 +209,10 @@ def _rounded_up(size: int) -> str:
 def _stacks(located: Located) -> dict[int, dict[str, list[Encoded]]]:
     """The stacks of experts, by layer and by field."""
     stacks: dict[int, dict[str, list[Encoded]]] = {}
-    for name, of in located.leaves.items():
-        if isinstance(of, list):
-            layer, field = _layer_and_field(name)
-            stacks.setdefault(layer, {})[field] = of
+    for name, (layer, field) in _stack_names(located).items():
+        of = located.leaves[name]
+        assert isinstance(of, list)
+        stacks.setdefault(layer, {})[field] = of
     return stacks
 
 
@@ -223,9 +226,13 @@ def _places(located: Located) -> dict[Key, list[slice]]:
     return places
 
 
-def _layer_and_field(name: str) -> tuple[int, str]:
-    """blocks[2].moe.experts.w_up → 2 and w_up."""
-    return int(name.partition("[")[2].partition("]")[0]), name.rpartition(".")[2]
+def _stack_names(located: Located) -> dict[str, tuple[int, str]]:
+    """The names of the stacks of experts, each with its layer and its field."""
+    return {
+        f"blocks[{layer}].moe.experts.{field}": (layer, field)
+        for layer, block in enumerate(located.shapes.blocks)
+        for field in block.moe.experts._fields
+    }
 
 
 def _used_packed(located: Located) -> set[str]:

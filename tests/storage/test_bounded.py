@@ -244,7 +244,7 @@ def test_from_python(tmp_path: Path) -> None:
 
     folder = mixtral_folders.write(tmp_path / "m")
     whole = minimoe.load(folder)
-    for memory in ("8MB", 8 * 10**6):
+    for memory in ("20MB", 20 * 10**6):
         model = minimoe.load(folder, memory=memory)
         assert minimoe.generate(model, "bread", tokens=9) == minimoe.generate(whole, "bread", tokens=9)
     with pytest.raises(UserError, match="memory '8 apples' is not a size"):
