@@ -128,7 +128,7 @@ def evaluate(chosen: argparse.Namespace) -> int:
         documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
     if bound:
-        longest = max(map(len, documents))
+        longest = max(map(len, documents), default=0)
         model = model.load(bound, min(reading.TOKENS, longest), min(model.config.context, longest))
         with threadpool_limits(1, user_api="blas"):  # as in the pool, so that the numbers are the same
             result = text_loss.evaluate(model.params, model.config, documents)

@@ -524,13 +524,13 @@ def test_a_bound_of_memory_changes_no_number_and_no_letter(tmp_path: Path, capsy
         ):
             assert main.main([*words, "--threads", "1"]) == 0
             expected = capsys.readouterr().out
-            assert main.main([*words, "--threads", "1", "--memory", "2MB"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB"]) == 0
             shown = capsys.readouterr()
             assert (shown.out, shown.err) == (expected, "")
-            assert main.main([*words, "--threads", "1", "--memory", "2MB", "--report"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB", "--report"]) == 0
             shown = capsys.readouterr()
             assert shown.out == expected
-            assert re.search("^memory   bound 2.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+            assert re.search("^memory   bound 9.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
 
 
 def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
