@@ -134,7 +134,7 @@ def cooperative(answers: Answers, target: Array) -> tuple[Array, Answers]:
 def competitive(answers: Answers, target: Array) -> tuple[Array, Answers]:
     """Σ p ‖d − o‖² with target d (N, M) → the error of each case (N,), and its gradient.
 
-        do_i = −2 p_i (d − o_i),    ds_i = p_i (‖d − o_i‖² − E),    E the error of the case
+    do_i = −2 p_i (d − o_i),    ds_i = p_i (‖d − o_i‖² − E),    E the error of the case
     """
     p, squares = prior(answers), _squares(answers, target)
     error = (p * squares).sum(1)
@@ -167,7 +167,7 @@ def class_competitive(answers: Answers, labels: Array) -> tuple[Array, Answers]:
 def class_mixture(answers: Answers, labels: Array) -> tuple[Array, Answers]:
     """−log Σ p_i π_i(d) with ``labels`` d (N,) → the error of each case (N,), and its gradient.
 
-        do_i = h_i (π_i − onehot),    ds_i = p_i − h_i,    h_i ∝ p_i π_i(d)
+    do_i = h_i (π_i − onehot),    ds_i = p_i − h_i,    h_i ∝ p_i π_i(d)
     """
     log_joint = log_softmax(answers.gate) + _log_share(answers, labels)  # (N, E)
     h = exp(log_softmax(log_joint))

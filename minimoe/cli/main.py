@@ -41,7 +41,11 @@ def _main(arguments: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused by a UserError
             code: int = chosen.run(chosen)
-        if code == 0 and chosen.run not in (commands.train, commands.sft):  # what training shows is not its result
+        if code == 0 and chosen.run not in (
+            commands.train,
+            commands.sft,
+            commands.dpo,
+        ):  # what training shows is not its result
             sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
@@ -62,9 +66,10 @@ def _main(arguments: list[str]) -> int:
 MEMORY_ADVICE = {
     "train": "choose a smaller --batch, --context or model, a larger --accumulate, or --threads 1",
     "sft": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
+    "dpo": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
     "bench": "choose a smaller --batch, --context or model, or --threads 1",
-    "evaluate": "give --threads 1, a shorter --text, or a smaller model",
-    "generate": "give a shorter --prompt or a smaller model",
+    "evaluate": "give --threads 1, a shorter --text, a smaller model, or a bound with --memory",
+    "generate": "give a shorter --prompt, a smaller model, or a bound with --memory",
     "routing": "give --threads 1, a shorter --text, or a smaller model",
 }
 """What the user can change, for each command, if there is too little memory."""

@@ -20,9 +20,11 @@ PUBLISHED = (
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
+MERGING = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+PREFERENCES = ("dpo", "ipo", "simpo")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
-METHODS = ("reconstruction", "frequency", "random")
+PRUNING = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -32,12 +34,20 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+        "minimoe train --from runs/toy --corpus sums --out runs/2   a new run that begins with another one's weights",
     ),
     "sft": (
         "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
         "minimoe sft runs/toy --instructions mine.jsonl             your own instructions",
         "minimoe sft runs/toy --freeze router experts               only attention, norms and the embedding learn",
+        "minimoe sft runs/toy --lora 8                              only adapters of rank 8 learn",
         "minimoe sft --resume runs/toy-sft                          continue a run",
+    ),
+    "dpo": (
+        "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
+        "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2             without a reference",
+        "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (
         "minimoe evaluate runs/toy",
@@ -48,6 +58,12 @@ EXAMPLES = {
         'minimoe generate runs/toy --prompt "Once upon a time"',
         'minimoe generate runs/toy --prompt "12 + 30 =" --tokens 5 --temperature 0',
         "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
+        'minimoe generate mixtral --prompt "Once" --memory 8GB --report   a model larger than the memory',
+    ),
+    "chat": (
+        "minimoe chat runs/toy-sft",
+        'minimoe chat runs/toy-sft --system "Answer in words." --temperature 0',
+        'echo "What is 3 + 4?" | minimoe chat runs/toy-sft',
     ),
     "routing": (
         "minimoe routing runs/toy",
@@ -70,6 +86,14 @@ EXAMPLES = {
         "minimoe prune runs/toy --keep 6 --out runs/toy-6",
         "minimoe prune runs/toy --keep 4 --method frequency --out runs/toy-4",
         "minimoe prune mixtral --keep 6 --text letters.txt --out mixtral-6",
+    ),
+    "merge": (
+        "minimoe merge runs/one runs/two --method slerp --out runs/between",
+        "minimoe merge runs/fables runs/contes --method ties --base runs/seed --out runs/both",
+    ),
+    "upcycle": (
+        "minimoe upcycle runs/toy-dense --out runs/up --experts 8 --steps 300   train it next, with train --resume",
+        "minimoe upcycle runs/fables runs/contes runs/sums --out runs/mix --corpus data",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
@@ -103,6 +127,12 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         "--dense-twin",
         metavar="DIR",
         help="train the dense twin of this run: the same number of active parameters, the same text and recipe",
+    )
+    sub.add_argument(
+        "--from",
+        dest="origin",
+        metavar="DIR",
+        help="begin a new run with the weights and the tokenizer of this run; the text and the recipe may be others",
     )
     of_the_machine(sub)
     _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
@@ -147,21 +177,53 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
     )
+    sub.add_argument("--lora", type=whole_number, metavar="RANK", help="freeze the weights and train adapters (LoRA)")
+    sub.add_argument("--lora-alpha", type=number, metavar="A", help="adapters are scaled by A/RANK (2 · RANK)")
+    sub.add_argument(
+        "--lora-dropout", type=number, metavar="P", help="share of the adapters' inputs that is dropped (0)"
+    )
+    sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
     rows = sub.add_mutually_exclusive_group()
     rows.add_argument(
         "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
     )
     rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
+    _add_patience(sub, presets.SFT_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
+
+
+def of_dpo(sub: argparse.ArgumentParser) -> None:
+    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
+    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
+    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
+    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
+    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
+    sub.add_argument(
+        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
+    )
+    group = sub.add_argument_group("preference")
+    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
+    group.add_argument(
+        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
+    )
+    group.add_argument(
+        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
+    )
+    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
+    _add_patience(sub, presets.DPO_PATIENCE)
+    of_the_machine(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
+
+
+def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
     sub.add_argument(
         "--patience",
         type=_whole_number_or_none,
         default=argparse.SUPPRESS,
         metavar="N",
-        help="stop after N evaluations without a new lowest loss, and keep the best model "
-        f"({presets.SFT_PATIENCE}; or none)",
+        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
     )
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
 
 
 def of_pruning(sub: argparse.ArgumentParser) -> None:
@@ -170,9 +232,9 @@ def of_pruning(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--keep", type=whole_number, required=True, metavar="R", help="experts to keep in each layer")
     sub.add_argument(
         "--method",
-        default=METHODS[0],
+        default=PRUNING[0],
         metavar="NAME",
-        help=f"how they are chosen: {', '.join(METHODS)} ({METHODS[0]})",
+        help=f"how they are chosen: {', '.join(PRUNING)} ({PRUNING[0]})",
     )
     sub.add_argument(
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare experts on (the text of the run)"
@@ -180,6 +242,49 @@ def of_pruning(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--tokens", type=whole_number, default=2048, metavar="N", help="tokens of this text (2048)")
     sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the sample, and of random (0)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
+
+
+def of_merging(sub: argparse.ArgumentParser) -> None:
+    """Adds the runs to merge, and how."""
+    sub.add_argument("folders", nargs="+", metavar="RUN", help="folders of runs of the same shape and tokenizer")
+    sub.add_argument("--method", default="average", metavar="NAME", help=f"{', '.join(MERGING)} (average)")
+    sub.add_argument("--base", metavar="RUN", help="the run that all began from; task, ties and dare need it")
+    sub.add_argument("--align", action="store_true", help="first put experts and neurons in the order of the first run")
+    sub.add_argument("--t", type=number, default=0.5, metavar="X", help="slerp: from 0, the first run, to 1 (0.5)")
+    sub.add_argument("--keep", type=number, metavar="X", help="share of a change that ties (0.2) or dare (0.5) keeps")
+    sub.add_argument("--strength", type=number, default=1.0, metavar="X", help="multiple of the merged change (1)")
+    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="dare: seed of the draw (0)")
+    _other_text(sub)
+
+
+def of_upcycling(sub: argparse.ArgumentParser) -> None:
+    """Adds the dense runs, the shape of the mixture, and every setting of its training."""
+    sub.add_argument(
+        "folders", nargs="+", metavar="RUN", help="folder of a dense run; several become the experts (Branch-Train-MiX)"
+    )
+    sub.add_argument("--experts", dest="copies", type=whole_number, metavar="N", help="copies of one run (8)")
+    sub.add_argument("--active", type=whole_number, default=2, metavar="N", help="copies that each token uses (2)")
+    sub.add_argument(
+        "--granularity", type=whole_number, default=1, metavar="N", help="experts that each copy is cut into (1)"
+    )
+    sub.add_argument(
+        "--renormalize",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
+    )
+    sub.add_argument(
+        "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
+    )
+    _other_text(sub)
+    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "dtype"))
+
+
+def _other_text(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--corpus", metavar="NAME", help="a built-in corpus to train on next (that of the first run)")
+    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on next")
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
@@ -281,6 +386,18 @@ def number(text: str) -> float:
 
 
 whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
+
+
+def of_the_memory(sub: argparse.ArgumentParser) -> None:
+    """Adds the bound of memory for a model that may not fit, and the report about it."""
+    sub.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="leave the experts on the disk and hold those used last, with at most this much memory: 8GB, 800MB",
+    )
+    sub.add_argument(
+        "--report", action="store_true", help="with --memory: say at the end what was read and what took the time"
+    )
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:

@@ -59,6 +59,8 @@ def build() -> argparse.ArgumentParser:
 
     options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
 
+    options.of_dpo(command("dpo", commands.dpo, "tune a model to prefer some answers to others, or resume such a run"))
+
     sub = command(
         "evaluate",
         commands.evaluate,
@@ -70,6 +72,7 @@ def build() -> argparse.ArgumentParser:
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
     options.of_the_suite(sub.add_argument_group("suite"))
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("generate", commands.generate, "continue a prompt with a model")
@@ -85,6 +88,16 @@ def build() -> argparse.ArgumentParser:
         "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
     sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
+    options.of_the_memory(sub)
+    options.of_the_machine(sub)
+
+    sub = command("chat", commands.chat, "talk with a model that was tuned to answer")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a tuned run, or of a Mixtral in Hugging Face's layout")
+    sub.add_argument("--system", metavar="TEXT", help="text that opens the first question (none)")
+    sub.add_argument(
+        "--temperature", type=number, default=0.5, help="0 takes the likeliest token, 1 samples from the model (0.5)"
+    )
+    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same answers (0)")
     options.of_the_machine(sub)
 
     sub = command("routing", commands.routing, "show what the experts do on one or several texts")
@@ -122,6 +135,10 @@ def build() -> argparse.ArgumentParser:
 
     options.of_pruning(command("prune", commands.prune, "write a model with fewer experts per layer, without training"))
 
+    options.of_merging(command("merge", commands.merge, "merge runs of one shape into a new run"))
+    options.of_upcycling(
+        command("upcycle", commands.upcycle, "make a mixture of experts of a dense run, or of several, as a new run")
+    )
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

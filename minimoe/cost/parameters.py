@@ -43,7 +43,8 @@ def count(config: ModelConfig) -> Parameters:
     noise = L * _training_only(layer)
     router = L * tree.size(layer.moe.router) - noise
     experts, shared_experts = L * tree.size(layer.moe.experts), L * tree.size(layer.moe.shared)
-    dense_layers = config.dense_layers * tree.size(dense.blank(config, placeholder))
+    first = config.dense_layers
+    dense_layers = first * tree.size(dense.blank(config, placeholder)) if first else 0
     attention = config.layers * (tree.size(every) - gains)
     norms = config.layers * gains + tree.size(of.norm)
     embedding, head = tree.size(of.embedding), tree.size(of.head)
@@ -75,9 +76,11 @@ def state(config: ModelConfig) -> int:
 
 def _over_layers(config: ModelConfig, mark: str) -> int:
     """How many numbers of the blocks have this mark."""
-    dense_block, mixture = (block.blank(config, placeholder, is_dense=is_dense) for is_dense in (True, False))
     first = config.dense_layers
-    return first * _marked(dense_block, mark) + (config.layers - first) * _marked(mixture, mark)
+    with_router = (config.layers - first) * _marked(block.blank(config, placeholder), mark)
+    if not first:
+        return with_router
+    return with_router + first * _marked(block.blank(config, placeholder, is_dense=True), mark)
 
 
 def _training_only(params: Any) -> int:

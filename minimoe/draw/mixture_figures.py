@@ -53,9 +53,7 @@ def borders(axes: Axes, x: Array, y: Array, winner: Array) -> None:
         axes.contour(x, y, (winner <= number).astype(float), levels=[0.5], colors=INK, linewidths=1.3)
 
 
-def clouds(
-    axes: Axes, points: Array, label: Array, names: Sequence[str], colours: Sequence[str] | None = None
-) -> None:
+def clouds(axes: Axes, points: Array, label: Array, names: Sequence[str], colours: Sequence[str] | None = None) -> None:
     """Draws points (N, 2) as dots, grey without colours, and the name of each label (N,) in the middle of its
     points."""
     from matplotlib.patheffects import withStroke

@@ -130,9 +130,7 @@ def _choose_in_groups(answer: Answer, experts: int, G: int, M: int, K: int, lowe
                     "the experts of a group are neighbours: 0 to E/G − 1 are the first group.": (
                         _strided(scored, G, M, K)
                     ),
-                    "these are experts of more than M groups.": (
-                        chosen(by_group[:, :, : K // M].sum(2), active=M + 1)
-                    ),
+                    "these are experts of more than M groups.": (chosen(by_group[:, :, : K // M].sum(2), active=M + 1)),
                     "this takes the worst groups.": chosen(-by_group[:, :, : K // M].sum(2)),
                     "the experts are right, but the best comes first.": np.sort(right, axis=1),
                     "the experts are right, but the best comes first, not last.": right[:, ::-1],

@@ -345,6 +345,22 @@ def load_model(folder: str | Path) -> Model:
     return Model(params, run.config, run.tokenizer, run, int(step))
 
 
+def describe(folder: str | Path) -> tuple[RunConfig, Path]:
+    """A run and the file of its model, whose settings are compared but whose tensors are not read.
+
+    Raises:
+        UserError: as for ``load_model``, but for what only the tensors show.
+    """
+    folder = files.user_path(folder)
+    run, path = load_config(folder), folder / MODEL
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
+        )
+    _refuse_other_settings(files.read_metadata(path), run, path)
+    return run, path
+
+
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:
     """What a run needs to continue, or None if it has saved nothing yet; raises ``UserError`` like ``load_model``."""
     if run.quantization is not None:

@@ -46,22 +46,23 @@ def learn(
     data: Texts,
     seed: int,
     *,
+    start: Decoder | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
     look_ahead: bool = False,
-    begin: Decoder | None = None,
     token_loss: TokenLoss | None = None,
     watch: Callable[[Decoder, Totals], None] = lambda params, totals: None,
 ) -> Learned:
     """Trains a new model with one worker. A parameter for which ``frozen(name)`` is true keeps its initial values.
 
-    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. Training starts from a copy of ``begin``,
-    by default from parameters drawn from the seed, and minimises ``token_loss``, by default cross-entropy. ``watch`` is
-    called at each step with the sums of the batch, before anything is changed.
+    The model begins with a copy of ``start``, in the shapes of ``config``, or is drawn at random. Training minimises
+    ``token_loss``, by default cross-entropy.
+
+    ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. ``watch`` is called at each step with the
+    sums of the batch, before anything is changed.
     """
     rng = np.random.default_rng(seed)
-    params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)
-    if begin is not None:
-        params = tree.map(np.copy, begin)
+    drawn = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead) if start is None else start
+    params = tree.map(np.array, drawn)  # a copy: the steps change it in place
     moments = optimizer.init(params, recipe)
     named = dict(tree.named_leaves(params))
     goal = steps.objective_of(config, recipe)
@@ -83,3 +84,15 @@ def learn(
     result = text_loss.evaluate(params, config, data.validation)
     last = active[-max(len(active) // 10, 1) :]
     return Learned(params, result.loss, result.load, float(np.mean(last)), float(np.median(times)))
+
+
+def only(data: Texts, *names: str) -> Texts:
+    """The documents of these names alone; raises ``KeyError`` if there is none of that name."""
+    numbers = {name: number for number, name in enumerate(data.names)}
+    chosen = [numbers[name] for name in names]
+    starts = [data.starts[data.spans[number]] for number in chosen]
+    stops = np.cumsum([len(of_document) for of_document in starts]).tolist()
+    spans = [slice(stop - len(own), stop) for stop, own in zip(stops, starts, strict=True)]
+    return data._replace(
+        names=list(names), starts=np.concatenate(starts), spans=spans, validation=[data.validation[n] for n in chosen]
+    )

@@ -66,15 +66,15 @@ def cut(
     recipe: TrainConfig,
     workers: int,
     together: int = 1,
-    noise: bool = True,
+    noisy: bool = True,
 ) -> list[Shard]:
     """A batch on the host → a shard per worker and accumulated part, on the device of ``params``.
 
     The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
-    ``together`` sequences, one after the other, stay in one shard. Without ``noise``, none is drawn.
+    ``together`` sequences, one after the other, stay in one shard. Unless ``noisy``, none is drawn.
     """
     B, T = batch.tokens.shape
-    drawn = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noise else None
+    noise = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noisy else None
     where = params.norm.gain
     units = np.arange(B).reshape(-1, together)
     pieces = np.array_split(units, min(len(units), workers * recipe.accumulate))
@@ -82,7 +82,7 @@ def cut(
     def shard(piece: NDArray[Any]) -> Shard:
         rows = tree.map(lambda leaf: like(where, leaf[piece]), batch._replace(dropout=None))
         rows = rows._replace(dropout=tree.map(lambda mask: like(where, mask), batch.dropout))  # one for all sequences
-        return rows if drawn is None else rows._replace(noise=like(where, drawn[:, piece]))
+        return rows if noise is None else rows._replace(noise=like(where, noise[:, piece]))
 
     return [shard(piece.reshape(-1)) for piece in pieces]
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.core import files, resources, tree
+from minimoe.core import files, presets, resources, tree
 from minimoe.core.arrays import like, select_device, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
@@ -52,26 +52,6 @@ from minimoe.tuning.pairs import Data, Example
 KIND = "dpo"
 REFERENCE = "reference.safetensors"
 
-DEFAULTS: dict[str, Any] = {
-    "steps": 150,
-    "batch": 32,
-    "learning_rate": 2e-4,
-    "warmup": 10,
-    "weight_decay": 0.0,
-    "balance_loss": 0.0,
-    "importance_loss": 0.0,
-    "load_loss": 0.0,
-    "z_loss": 0.0,
-    "sequence_loss": 0.0,
-    "capacity_factor": None,
-    "evaluate_every": 25,
-    "save_every": 50,
-}
-"""The recipe of a run, where it differs from that of the run that it begins with; 32 sequences are 16 pairs."""
-
-PATIENCE = 4
-"""After so many validations without a new lowest loss, a run stops."""
-
 SHOWN = 2
 """Held-out prompts of each kind that a finished run answers, to show what it learned."""
 
@@ -91,7 +71,7 @@ def tune(
     out: str | Path | None = None,
     freeze: Collection[str] = (),
     changes: Mapping[str, Any] | None = None,
-    patience: int | None = PATIENCE,
+    patience: int | None = presets.DPO_PATIENCE,
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
@@ -201,7 +181,7 @@ def _loss(settings: Mapping[str, Any]) -> Preference:
 
 
 def _recipe(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    recipe = sft.recipe_of(base, DEFAULTS | dict(changes))
+    recipe = sft.recipe_of(base, presets.DPO_RECIPE | dict(changes))
     if recipe.batch % 2:
         raise UserError(f"batch {recipe.batch} cannot be divided into pairs of answers: choose an even number.")
     if recipe.capacity_factor is not None:

@@ -6,6 +6,7 @@ A run folder says in its config.json which module made its task. That module mak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from minimoe.training.task import Task
 from minimoe.training.trainer import Trained
 from minimoe.tuning import dpo, sft
 
-TASKS: dict[str, Callable[[RunConfig, Path], Task]] = {
-    sft.KIND: lambda run, folder: sft.task_of(run),
-    dpo.KIND: dpo.task_of,
-    distill.KIND: lambda run, folder: distill.task_of(run),
+TASKS: dict[str, Callable[[Path], Callable[[RunConfig], Task]]] = {
+    sft.KIND: lambda folder: sft.task_of,
+    dpo.KIND: lambda folder: partial(dpo.task_of, folder=folder),
+    distill.KIND: lambda folder: distill.task_of,
 }
-"""What makes the task of a tuned run in a folder again, by the kind that its config.json names."""
+"""What makes the task of a tuned run again, by the kind that its config.json names; called with the run's folder."""
 
 
 def resume(
@@ -43,14 +44,16 @@ def resume(
             has changed; or a corpus is given for a tuned run, which reads none.
     """
     tuning = checkpoint.load_config(folder).tuning
-    settings: dict[str, Any] = {"changes": changes, "device": device, "threads": threads, "progress": progress}
     if tuning is None:
-        return trainer.resume(folder, corpus=corpus, **settings)
-    if tuning.kind not in TASKS:
+        task = None
+    elif tuning.kind not in TASKS:
         raise UserError(
             f"{folder} learns {tuning.kind!r:.40}, which this version does not know: use the one that wrote it."
         )
-    if corpus is not None:
+    elif corpus is not None:
         raise UserError(f"{folder} is a tuned run and reads no text: leave the text out.")
-    make, here = TASKS[tuning.kind], files.user_path(folder)
-    return trainer.resume(folder, task=lambda run: make(run, here), **settings)
+    else:
+        task = TASKS[tuning.kind](files.user_path(folder))
+    return trainer.resume(
+        folder, corpus=corpus, changes=changes, device=device, threads=threads, progress=progress, task=task
+    )

@@ -50,7 +50,8 @@ from minimoe.training import run_report, trainer
 from minimoe.training import step as steps
 from minimoe.training.task import Task, Validation
 from minimoe.training.trainer import Trained
-from minimoe.tuning import answers, grow, packing
+from minimoe.tuning import answers, grow, lora_run, packing
+from minimoe.tuning.lora_run import Lora
 
 KIND = "sft"
 GROUPS = {
@@ -94,6 +95,7 @@ def tune(
     data: str | Path | None = None,
     out: str | Path | None = None,
     freeze: Collection[str] = (),
+    lora: Lora | None = None,
     changes: Mapping[str, Any] | None = None,
     pack: bool | None = None,
     patience: int | None = presets.SFT_PATIENCE,
@@ -104,8 +106,9 @@ def tune(
     """Tunes the model in ``folder``, a run or a Mixtral in Hugging Face's layout, and writes a new run folder.
 
     ``data`` is a file of instructions, by default the one of ``data/``. The parts named by ``freeze`` (``GROUPS``) stay
-    as they are. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by default
-    unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
+    as they are. With ``lora``, only adapters learn, and the embedding and the output layer if the model gains tokens:
+    see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
+    default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
 
     A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
     folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
@@ -125,7 +128,7 @@ def tune(
     params, config = grow.vocabulary(base.params, base.config, size, np.random.default_rng(recipe.seed))
     params = tree.map(lambda leaf: leaf.astype(recipe.dtype, copy=False), params)
     found = read(codec, config, data)
-    settings = {
+    settings: dict[str, Any] = {
         "base": str(folder),
         "data": None if data is None else str(files.user_path(data).resolve()),
         "sha256": found.sha256,
@@ -133,7 +136,13 @@ def tune(
         "patience": checked_patience(patience),
     }
     source = base.run.source if base.run else Source("instructions", [], found.sha256)
-    run = RunConfig(config, recipe, codec, source, tuning=Tuning(KIND, settings, leaves_of(params, freeze)))
+    frozen = leaves_of(params, freeze)
+    if lora is not None:
+        grown = size > base.config.vocab_size and "embedding" not in freeze
+        also = leaves_of(params, ["embedding"]) if grown else ()
+        params, frozen = lora_run.begin(params, lora, freeze, also, recipe.seed, device)
+        settings |= {lora_run.SETTING: lora._asdict(), "freeze": list(freeze)}
+    run = RunConfig(config, recipe, codec, source, tuning=Tuning(KIND, settings, frozen))
     name = f"{files.user_path(folder).resolve().name}-sft"
     return trainer.start(
         run, _task(run, found), params, out=out, name=name, device=device, threads=threads, progress=progress
@@ -258,7 +267,7 @@ def _task(run: RunConfig, data: Data) -> Task:
 
     return Task(
         _about(data, batches),
-        batches.read,
+        lora_run.with_dropout(batches.read, run, settings["freeze"]) if lora_run.SETTING in settings else batches.read,
         steps.objective_of(run.config, recipe),
         validate,
         report,

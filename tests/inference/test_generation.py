@@ -154,8 +154,8 @@ def test_a_long_prompt_is_read_in_pieces_as_large_as_memory_and_window_allow(con
     params, tokens = model(config), some_tokens(config, (2, LENGTH))
     expected, _ = full_pass(params, config, tokens)
 
-    read, forward = [], decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda *a, **k: read.append(a[1].shape[1]) or forward(*a, **k))
+    read, hidden = [], decoder.hidden
+    monkeypatch.setattr(decoder, "hidden", lambda *a, **k: read.append(a[1].shape[1]) or hidden(*a, **k))
     logits = read_in_pieces(params, config, tokens, [23, 7])
     assert read == lengths
     assert_equal_up_to(LENGTH, logits, expected, TOLERANCE["float64"])

@@ -147,3 +147,13 @@ def test_what_writes_to_the_stream_starts_smaller_the_more_layers_there_are(smal
     assert abs(params.attention.output.weight.std() * (8 * 8) ** 0.5 - 16**-0.5) < 0.01
     assert abs(params.moe.experts.w_down.std() * 64**0.5 - 16**-0.5) < 0.01
     assert abs(params.moe.experts.w_up.std() * 64**0.5 - 1) < 0.02
+
+
+def test_packed_documents_are_read_apart(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, rotation = drawn(rng, small), rotation_of(small)
+    x = rng.standard_normal((1, 7, small.width))
+    packed = block.forward(params, x, rotation, small, Mode(starts=np.array([[0, 0, 0, 3, 3, 3, 3]]))).y
+    for place in (slice(0, 3), slice(3, 7)):
+        turned = rope.init(np.arange(place.stop - place.start), small.head_width, dtype=np.float64)
+        alone = block.forward(params, x[:, place], turned, small).y
+        np.testing.assert_allclose(packed[:, place], alone, atol=1e-12)

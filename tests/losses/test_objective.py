@@ -176,6 +176,16 @@ def test_a_router_s_own_loss_is_that_of_its_own_layer(rng: np.random.Generator, 
         np.testing.assert_allclose(dsums.probability + dsums.importance, (1.0 + layer) * f / sums.tokens, rtol=1e-12)
 
 
+def test_packed_documents_give_the_loss_of_each_alone(rng: np.random.Generator, small: ModelConfig) -> None:
+    params, batch = drawn(rng, small), batch_of(rng, small, masked=False)
+    tokens, targets = np.asarray(batch.tokens[:1]), np.asarray(batch.targets[:1])
+    starts = np.array([[0, 0, 2, 2, 2, 2, 6]])
+    alone = [Shard(tokens[:, place], targets[:, place]) for place in (slice(0, 2), slice(2, 6), slice(6, 7))]
+    goal = Objective(EVERY_LOSS._replace(sequence=0.0))  # which is counted by sequence, whatever is in it
+    packed = loss_and_gradient(params, [Shard(tokens, targets, starts=starts)], small, goal)
+    assert_same(packed, loss_and_gradient(params, alone, small, goal))
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_the_dropout_of_a_shard_acts_forward_and_backward(
     rng: np.random.Generator, small: ModelConfig, recompute: bool

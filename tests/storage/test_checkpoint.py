@@ -22,7 +22,7 @@ from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.optim import optimizer
 from minimoe.storage import checkpoint, metrics
-from minimoe.storage.checkpoint import Progress, RunConfig
+from minimoe.storage.checkpoint import Progress, RunConfig, Tuning
 from minimoe.text import corpus, tokenizer
 from minimoe.text.corpus import Source
 
@@ -510,3 +510,55 @@ def test_a_quantised_model_knows_its_scheme_and_is_not_trained_further(tmp_path:
     shutil.copy(tmp_path / "rtn2" / "model.safetensors", tmp_path / "hqq2" / "model.safetensors")
     with pytest.raises(UserError, match="was made with another quantization than config.json says"):
         checkpoint.load_model(tmp_path / "hqq2")
+
+
+def test_what_a_run_learns_survives_and_is_part_of_what_it_is(tmp_path: Path) -> None:
+    shutil.copytree(finished(), tmp_path / "run")
+    run = checkpoint.load_config(tmp_path / "run")
+    tuned = run._replace(tuning=Tuning("sft", {"pack": True, "data": None}, ("head.weight", "norm.gain")))
+    checkpoint.save_config(tmp_path / "run", tuned)
+    stored = checkpoint.load_config(tmp_path / "run")
+    assert stored == tuned and stored.frozen == ("head.weight", "norm.gain") and run.frozen == ()
+    with pytest.raises(UserError, match="another tuning than config.json says"):
+        checkpoint.load_model(tmp_path / "run")
+    params = decoder.init(np.random.default_rng(0), run.config)
+    moments = optimizer.init(params, run.recipe, tuned.frozen)
+    progress = Progress(3, 1.0, dict(np.random.default_rng(0).bit_generator.state))
+    checkpoint.save(tmp_path / "run", tuned, params, moments, progress)
+    found = checkpoint.load_progress(tmp_path / "run", tuned)
+    assert found is not None and found[1].keys() == moments.keys()
+    other = tuned._replace(tuning=tuned.tuning._replace(settings={"pack": False, "data": None}))
+    checkpoint.save_config(tmp_path / "run", other)
+    with pytest.raises(UserError, match="another tuning"):
+        checkpoint.load_model(tmp_path / "run")
+    checkpoint.save_config(tmp_path / "run", run)
+    with pytest.raises(UserError, match="another tuning"):
+        checkpoint.load_model(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "tuning", [3, {}, {"kind": 1, "settings": {}, "frozen": []}, {"kind": "sft", "settings": [], "frozen": []},
+               {"kind": "sft", "settings": {}, "frozen": [1]}, {"kind": "sft", "settings": {}, "frozen": "head"},
+               {"kind": "sft", "settings": {}, "frozen": [], "more": 1}],
+)  # fmt: skip
+def test_a_tuning_that_is_none_is_refused(tmp_path: Path, tuning: Any) -> None:
+    shutil.copytree(finished(), tmp_path / "run")
+    values = json.loads((tmp_path / "run" / "config.json").read_text())
+    del values["sha256"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(values | {"tuning": tuning}))
+    with pytest.raises(UserError, match="is not a run's config"):
+        checkpoint.load_config(tmp_path / "run")
+
+
+def test_a_model_is_saved_without_the_state_of_its_run_and_the_other_way_round(tmp_path: Path) -> None:
+    shutil.copytree(finished(), tmp_path / "run")
+    run = checkpoint.load_config(tmp_path / "run")
+    params = decoder.init(np.random.default_rng(0), run.config)
+    state = (tmp_path / "run" / "resume.safetensors").read_bytes()
+    checkpoint.save_model(tmp_path / "run", run, params, 4)
+    assert checkpoint.load_model(tmp_path / "run").step == 4
+    assert (tmp_path / "run" / "resume.safetensors").read_bytes() == state
+    progress = Progress(5, 1.0, dict(np.random.default_rng(0).bit_generator.state))
+    checkpoint.save(tmp_path / "run", run, params, optimizer.init(params, run.recipe), progress, model=False)
+    assert checkpoint.load_model(tmp_path / "run").step == 4
+    assert (tmp_path / "run" / "resume.safetensors").read_bytes() != state

@@ -48,18 +48,24 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
         assert (before == after).all() == (".router." in name), name
 
 
-def test_a_run_may_begin_with_given_parameters_and_another_loss(prepared: tuple[ModelConfig, Texts]) -> None:
+def test_it_starts_from_a_copy_of_given_parameters(prepared: tuple[ModelConfig, Texts]) -> None:
+    """A start that is what the seed would draw changes nothing, and is not changed; another one gives another run."""
     config, data = prepared
-    begin = decoder.init(np.random.default_rng(7), config, RECIPE.dtype)
-    kept = tree.map(np.copy, begin)
-    still = experiment.learn(config, dataclasses.replace(RECIPE, learning_rate=0.0), data, 1, begin=begin)
-    moved = experiment.learn(config, RECIPE, data, 1, begin=begin)
-    for before, unmoved, after, given in zip(*map(tree.leaves, (kept, still.params, moved.params, begin)), strict=True):
-        assert (before == unmoved).all()
-        assert (before == given).all()
-        assert (before != after).any()
+    short = dataclasses.replace(RECIPE, steps=3)
+    fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    kept = tree.map(np.array, fresh)
+    losses = [experiment.learn(config, short, data, 1, start=start).loss for start in (None, fresh, fresh)]
+    assert losses[0] == losses[1] == losses[2]
+    assert all((a == b).all() for a, b in zip(tree.leaves(fresh), tree.leaves(kept), strict=True))
+    other = decoder.init(np.random.default_rng(2), config, RECIPE.dtype)
+    assert experiment.learn(config, short, data, 1, start=other).loss != losses[0]
+
+
+def test_a_run_may_have_another_loss(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    teacher = decoder.init(np.random.default_rng(7), config, RECIPE.dtype)
     hard, soft = (
-        experiment.learn(config, RECIPE, data, 1, token_loss=Distillation(begin, config, Settings(1.0, share)))
+        experiment.learn(config, RECIPE, data, 1, token_loss=Distillation(teacher, config, Settings(1.0, share)))
         for share in (1.0, 0.0)
     )
     assert hard.loss == experiment.learn(config, RECIPE, data, 1).loss

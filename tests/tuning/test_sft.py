@@ -306,3 +306,27 @@ def test_the_defaults_and_the_groups_are_those_of_the_command_line() -> None:
     from minimoe.cli import options
 
     assert tuple(sft.GROUPS) == options.SFT_GROUPS
+
+
+def test_a_run_reads_only_what_is_not_held_out(lines: Path) -> None:
+    model = checkpoint.load_model(finished())
+    codec = ChatTokenizer(model.tokenizer)  # type: ignore[arg-type]
+    params, config = grow.vocabulary(model.params, model.config, codec.vocab_size, np.random.default_rng(0))
+    found = sft.read(codec, config, lines)
+    settings = {"pack": True, "patience": None}
+    run = model.run._replace(config=config, tokenizer=codec, tuning=checkpoint.Tuning("sft", settings))
+    made, learned = sft._task(run, found), sum(len(example.ids.ids) - 1 for example in found.train)
+    rows = packing.Batches([example.ids for example in found.train], 8, 4, True, run.recipe.seed).per_epoch()
+    shards = made.batches(0)
+    read = [next(shards) for _ in range(int(rows))]
+    assert sum(int(shard.mask.sum()) for shard in read) <= learned  # type: ignore[union-attr]
+    held_out = {example.ids.ids.tobytes() for example in found.validation if example.kind == "copy"}
+    seen = {
+        np.append(shard.tokens[b, start : start + 7], shard.targets[b, start + 6]).astype(np.int32).tobytes()
+        for shard in read
+        for b in range(len(shard.tokens))
+        for start in set(shard.starts[b].tolist())  # type: ignore[index]
+        if start + 6 < shard.tokens.shape[1]
+    }
+    assert held_out and not held_out & seen
+    assert {example.ids.ids.tobytes() for example in found.train if example.kind == "copy"} & seen
