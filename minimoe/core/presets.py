@@ -85,6 +85,28 @@ SFT_RECIPE: dict[str, Any] = {
 SFT_PATIENCE = 4
 """Such a run stops after so many evaluations without a new lowest loss."""
 
+DPO_RECIPE: dict[str, Any] = {
+    "steps": 60,
+    "batch": 32,
+    "learning_rate": 5e-5,
+    "warmup": 5,
+    "weight_decay": 0.0,
+    "balance_loss": 0.0,
+    "importance_loss": 0.0,
+    "load_loss": 0.0,
+    "z_loss": 0.0,
+    "sequence_loss": 0.0,
+    "capacity_factor": None,
+    "evaluate_every": 20,
+    "save_every": 20,
+}
+"""Where the recipe of a run that learns preferences differs from that of the run that it begins with.
+
+A batch of 32 sequences is 16 pairs of answers."""
+
+DPO_PATIENCE = 4
+"""Such a run stops after so many evaluations without a new lowest loss."""
+
 
 def preset(name: str) -> Preset:
     """The preset called ``name``; raises ``UserError``, which lists all names, if there is none."""

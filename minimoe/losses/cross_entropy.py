@@ -25,9 +25,18 @@ class LossSum(NamedTuple):
     tokens: Array | int  # ()  the number of those tokens
 
 
-@underflow_is_right
 def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[LossSum, Cache]:
     """logits (..., V), targets (...) of integers, mask (...) of 0 and 1 → the summed loss and its number of tokens."""
+    nats, cache = by_token(logits, targets)
+    if mask is None:
+        return LossSum(nats.sum(), len(nats)), cache
+    mask = mask.reshape(-1).astype(nats.dtype)
+    return LossSum((nats * mask).sum(), mask.sum()), cache._replace(mask=mask)
+
+
+@underflow_is_right
+def by_token(logits: Array, targets: Array) -> tuple[Array, Cache]:
+    """logits (..., V), targets (...) of integers → the loss (N,) of each token by itself."""
     xp = array_module(logits)
     check_on_host(targets, logits.shape[-1], what="Targets")
     targets = targets.reshape(-1)
@@ -39,10 +48,7 @@ def forward(logits: Array, targets: Array, mask: Array | None = None) -> tuple[L
     sums = probabilities.sum(-1, keepdims=True)
     nats = xp.log(sums[:, 0]) - z_target
     probabilities /= sums
-    if mask is None:
-        return LossSum(nats.sum(), len(targets)), Cache(probabilities, targets, None)
-    mask = mask.reshape(-1).astype(nats.dtype)
-    return LossSum((nats * mask).sum(), mask.sum()), Cache(probabilities, targets, mask)
+    return nats, Cache(probabilities, targets, None)
 
 
 def backward(cache: Cache, dloss: Array | float) -> Array:

@@ -82,7 +82,7 @@ def write(folder: Path, model: Model, data: Texts, metrics: list[dict[str, Any]]
         if model.config.experts > 1:
             domains = dict(zip(data.names, data.validation, strict=True))
             by_domain = routing_trace.load_by_domain(model.params, model.config, domains)
-            plots.save(plots.experts(metrics, by_domain), folder / EXPERTS)
+            plots.save(plots.experts(metrics, by_domain, model.config.dense_layers), folder / EXPERTS)
             try:
                 seen = microscope.look(model, {name: ids[:PAGE_TOKENS] for name, ids in domains.items()})
             except UserError:  # the model has too many experts for the page, or reads single tokens

@@ -66,14 +66,15 @@ def cut(
     recipe: TrainConfig,
     workers: int,
     together: int = 1,
+    noisy: bool = True,
 ) -> list[Shard]:
     """A batch on the host → a shard per worker and accumulated part, on the device of ``params``.
 
     The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
-    ``together`` sequences, one after the other, stay in one shard.
+    ``together`` sequences, one after the other, stay in one shard. Unless ``noisy``, none is drawn.
     """
     B, T = batch.tokens.shape
-    noise = decoder.draw_noise(rng, config, B, T, recipe.dtype)
+    noise = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noisy else None
     where = params.norm.gain
     units = np.arange(B).reshape(-1, together)
     pieces = np.array_split(units, min(len(units), workers * recipe.accumulate))
@@ -159,7 +160,7 @@ def train_step(
         if group.rank == 0:  # the totals are the same for all, so one of them writes
             named = dict(tree.named_leaves(params))
             still = {name: named[name].copy() for name in tree.marked(params, "state") if name in frozen}
-            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+            moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
             for name, before in still.items():
                 named[name][...] = before
     group.barrier()

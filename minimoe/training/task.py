@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from minimoe.core.summary import brief
 from minimoe.evaluate import text_loss
 from minimoe.layers.decoder import Decoder
-from minimoe.losses.objective import Objective, Shard
+from minimoe.losses.objective import Objective, Shard, Totals
 from minimoe.parallel.thread_pool import Map
 from minimoe.storage.checkpoint import Model, RunConfig
 from minimoe.text.batches import Texts
@@ -43,6 +43,8 @@ class Task(NamedTuple):
     validate: Callable[[Decoder, Map], Validation]
     report: Callable[[Path, Model, list[dict[str, Any]]], None]  # writes the sample and the figures of a finished run
     together: int = 1  # so many sequences of a batch, one after the other, stay in one shard: 2 for pairs
+    noise: bool = True  # whether the routers draw their noise
+    measure: Callable[[Totals], dict[str, Any]] | None = None  # further fields for the metrics of a step
     patience: int | None = None  # stop after so many validations without a new lowest loss, and keep the best model
 
 

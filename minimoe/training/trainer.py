@@ -112,7 +112,7 @@ def start(
         UserError: the folder holds a run or cannot be written.
     """
     where, threads = select_device(device), resources.thread_count(threads)
-    folder = _new_folder(out, name)
+    folder = new_folder(out, name)
     with checkpoint.locked(folder):
         _refuse_a_run(folder)  # again: another run may have begun and ended before this one had the lock
         return _loop(folder, run, task, params, where, threads, progress)
@@ -268,7 +268,7 @@ def _loop(
         for step in range(first, first if over else recipe.steps):
             started = time.perf_counter()
             batch = next(batches)
-            shards = steps.cut(rng, params, batch, run.config, recipe, threads, task.together)
+            shards = steps.cut(rng, params, batch, run.config, recipe, threads, task.together, task.noise)
             totals, norm = workers.step(shards, step)
             if not steps.is_finite(totals, norm):
                 raise UserError(_diverged(folder, step, kept))
@@ -279,6 +279,8 @@ def _loop(
             tokens = batch.tokens.size if batch.mask is None else int(batch.mask.sum())
             seen += tokens
             row = _row(done, run, totals, norm, elapsed, seconds, tokens, seen)
+            if task.measure is not None:
+                row |= task.measure(totals)
             if done == recipe.steps or _is_due(done, recipe.evaluate_every):
                 measured = task.validate(params, pool)
                 row |= {"val_loss": measured.loss, **measured.details}
@@ -372,7 +374,7 @@ def _diverged(folder: Path, step: int, kept: int) -> str:
     )
 
 
-def _new_folder(out: str | Path | None, name: str) -> Path:
+def new_folder(out: str | Path | None, name: str) -> Path:
     """``out``, or a new folder under runs/; it is created if it does not exist, and a file is written as a test."""
     if out is None:
         if not name or name in (".", "..") or {"/", os.sep, "\0"} & set(name):

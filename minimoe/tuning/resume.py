@@ -6,20 +6,26 @@ A run folder says in its config.json which module made its task. That module mak
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from minimoe.core import files
 from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint
 from minimoe.storage.checkpoint import RunConfig
 from minimoe.text.corpus import Corpus
-from minimoe.training import trainer
+from minimoe.training import distill, trainer
 from minimoe.training.task import Task
 from minimoe.training.trainer import Trained
-from minimoe.tuning import sft
+from minimoe.tuning import dpo, sft
 
-TASKS: dict[str, Callable[[RunConfig], Task]] = {sft.KIND: sft.task_of}
-"""What makes the task of a tuned run again, by the kind that its config.json names."""
+TASKS: dict[str, Callable[[Path], Callable[[RunConfig], Task]]] = {
+    sft.KIND: lambda folder: sft.task_of,
+    dpo.KIND: lambda folder: partial(dpo.task_of, folder=folder),
+    distill.KIND: lambda folder: distill.task_of,
+}
+"""What makes the task of a tuned run again, by the kind that its config.json names; called with the run's folder."""
 
 
 def resume(
@@ -47,7 +53,7 @@ def resume(
     elif corpus is not None:
         raise UserError(f"{folder} is a tuned run and reads no text: leave the text out.")
     else:
-        task = TASKS[tuning.kind]
+        task = TASKS[tuning.kind](files.user_path(folder))
     return trainer.resume(
         folder, corpus=corpus, changes=changes, device=device, threads=threads, progress=progress, task=task
     )

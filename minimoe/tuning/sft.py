@@ -120,7 +120,7 @@ def tune(
     base = open_model.load(folder)
     if isinstance(base, Model) and base.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be tuned: tune the run that it came from.")
-    recipe = _recipe(base.run.recipe if base.run else TrainConfig(), changes or {})
+    recipe = recipe_of(base.run.recipe if base.run else TrainConfig(), presets.SFT_RECIPE | dict(changes or {}))
     codec: Any = base.tokenizer
     if not isinstance(codec, PretrainedTokenizer | MissingTokenizer):
         codec = with_chat_tokens(codec)
@@ -133,7 +133,7 @@ def tune(
         "data": None if data is None else str(files.user_path(data).resolve()),
         "sha256": found.sha256,
         "pack": _packs(config, recipe, pack),
-        "patience": _checked_patience(patience),
+        "patience": checked_patience(patience),
     }
     source = base.run.source if base.run else Source("instructions", [], found.sha256)
     frozen = leaves_of(params, freeze)
@@ -219,14 +219,15 @@ def _belongs(name: str, group: str) -> bool:
     )
 
 
-def _recipe(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+def recipe_of(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
+    """The recipe of a run with other settings; raises ``UserError`` if one is unknown or not possible."""
     known = [field.name for field in dataclasses.fields(TrainConfig)]
     for name in changes:
         if name not in known:
             raise UserError(
                 f"there is no setting {name!r:.40}{suggestion(str(name), known)}: give a field of TrainConfig."
             )
-    return dataclasses.replace(base, **(presets.SFT_RECIPE | dict(changes)))
+    return dataclasses.replace(base, **changes)
 
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
@@ -240,7 +241,8 @@ def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool
     return not limited if asked is None else asked
 
 
-def _checked_patience(patience: int | None) -> int | None:
+def checked_patience(patience: int | None) -> int | None:
+    """``patience`` itself; raises ``UserError`` unless it is a number of validations or None."""
     if patience is not None and (type(patience) is not int or patience < 1):
         raise UserError(f"patience {patience!r:.40} is not a number of validations: choose at least 1, or none.")
     return patience

@@ -9,7 +9,7 @@ import pytest
 from minimoe.core import tree
 from minimoe.layers import decoder, moe
 from minimoe.layers.routers import noisy_top_k
-from minimoe.proof import gradcheck
+from minimoe.proof import gradcheck, of_tuning
 from minimoe.proof.gradcheck import Row, failed
 
 
@@ -42,7 +42,7 @@ def test_every_component_and_every_parameter_of_the_decoder_has_its_row(rows: li
 
 def test_margins_are_given_where_something_can_flip_and_only_there(rows: list[Row]) -> None:
     routed = {row.component for row in rows if row.margin is not None}
-    expected = {*moe.ROUTERS, "moe", "block", "decoder", "lstm_moe"} - {"token_hash"}
+    expected = {*moe.ROUTERS, "moe", "block", "decoder", "lstm_moe", *of_tuning.PREFERENCES} - {"token_hash"}
     assert {name.split(",")[0] for name in routed} == expected
     assert "noisy_top_k, every expert" not in routed
 

@@ -39,6 +39,14 @@ def test_every_cut_of_a_batch_has_the_same_tokens_and_noise(params: Decoder, thr
     np.testing.assert_array_equal(np.concatenate([shard.noise for shard in shards], axis=1), whole.noise)
 
 
+def test_without_noise_none_is_drawn(params: Decoder) -> None:
+    def cut(noise: bool) -> Shard:
+        batch = Shard(TOKENS, TARGETS)
+        return step.cut(np.random.default_rng(2), params, batch, CONFIG, RECIPE, 1, noisy=noise)[0]
+
+    assert cut(True).noise is not None and cut(False).noise is None
+
+
 def test_a_step_is_downhill(params: Decoder) -> None:
     moments = optimizer.init(params, RECIPE)
     shards = step.shard_batch(np.random.default_rng(2), params, TOKENS, TARGETS, CONFIG, RECIPE, 2)
