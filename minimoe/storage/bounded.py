@@ -149,9 +149,9 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
                 largest = max(largest, one.size)  # its bytes, while it becomes float32
             if not isinstance(of, list):
                 resident += one.size if name in on_demand or _stays_packed(name, located) else 4 * weights
-    expert = sum(of[0].size for name, of in located.leaves.items() if isinstance(of, list)) // config.layers
+    expert = sum(of[0].size for name, of in located.leaves.items() if isinstance(of, list)) // config.mixture_layers
     work, keys = offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
-    total = config.layers * config.experts
+    total = config.mixture_layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
     least = budget.least + config.active_experts * expert
     if memory < least:
@@ -165,10 +165,11 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
 
 def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder, ExpertCache]:
     """The parameters with everything but the experts in memory, and the cache that reads these."""
-    stacks: dict[int, dict[str, list[Encoded]]] = {}  # by layer and by field
+    stacks: dict[int, dict[str, list[Encoded]]] = {}  # by layer, counted from the first with experts, and by field
+    first = located.config.dense_layers
     for name, of in located.leaves.items():
         if isinstance(of, list):
-            layer, field = _layer_and_field(name)
+            layer, field = _layer_and_field(name, first)
             stacks.setdefault(layer, {})[field] = of
     places, start = {}, 0  # of each matrix within the bytes of an expert
     for field, of in stacks[0].items():
@@ -180,12 +181,12 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
         for field, stack in stacks[layer].items():
             reader.read(stack[e], content[places[field]])
 
-    cache = ExpertCache(budget.expert, budget.slots, read, located.config.layers, located.config.active_experts)
+    cache = ExpertCache(budget.expert, budget.slots, read, located.config.mixture_layers, located.config.active_experts)
     packed, leaves = _used_packed(located), list[Any]()
     for name, blank in tree.named_leaves(located.shapes):
         found = located.leaves.get(name)
         if isinstance(found, list):
-            layer, field = _layer_and_field(name)
+            layer, field = _layer_and_field(name, first)
             leaves.append(Stack(layer, field, found, cache, places[field]))
         elif found is None:  # the router of a Mistral, which is in no file
             leaves.append(np.zeros(blank.shape, np.float32))
@@ -208,9 +209,9 @@ def _rounded_up(size: int) -> str:
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
 
 
-def _layer_and_field(name: str) -> tuple[int, str]:
-    """blocks[2].moe.experts.w_up → 2 and w_up."""
-    return int(name.partition("[")[2].partition("]")[0]), name.rpartition(".")[2]
+def _layer_and_field(name: str, first: int) -> tuple[int, str]:
+    """blocks[2].moe.experts.w_up → 2 and w_up; layers are counted from ``first``."""
+    return int(name.partition("[")[2].partition("]")[0]) - first, name.rpartition(".")[2]
 
 
 def _used_packed(located: Located) -> set[str]:
