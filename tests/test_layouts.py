@@ -116,7 +116,7 @@ def test_the_auxiliary_losses_are_those_of_the_mixtures_alone(rng: np.random.Gen
         if pooled:
             p, f = (sum(getattr(layer, of) for layer in routed.stats) / 28 for of in ("probability", "assignments"))
             added = [5 * p @ f]
-        assert abs(totals.total - totals.cross_entropy - 0.5 * sum(added)) < 1e-12
+        assert abs(totals.total - totals.loss - 0.5 * sum(added)) < 1e-12
 
 
 def test_gains_are_adamw_s_and_the_matrices_of_a_dense_layer_muon_s(rng: np.random.Generator) -> None:
