@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["qk_norm"] = "whole"
     other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
+    other["qk_norm"], other["dense_width"] = "whole", 7
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":
@@ -511,9 +513,7 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bound_of_memory_changes_no_number_and_no_letter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bound_of_memory_changes_no_number_and_no_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantized = str(tmp_path / "small")
     assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
     capsys.readouterr()
@@ -524,13 +524,13 @@ def test_a_bound_of_memory_changes_no_number_and_no_letter(
         ):
             assert main.main([*words, "--threads", "1"]) == 0
             expected = capsys.readouterr().out
-            assert main.main([*words, "--threads", "1", "--memory", "2MB"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB"]) == 0
             shown = capsys.readouterr()
             assert (shown.out, shown.err) == (expected, "")
-            assert main.main([*words, "--threads", "1", "--memory", "2MB", "--report"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB", "--report"]) == 0
             shown = capsys.readouterr()
             assert shown.out == expected
-            assert re.search("^memory   bound 2.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+            assert re.search("^memory   bound 9.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
 
 
 def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -548,7 +548,6 @@ COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
     "upcycle", "distill", "dpo", "bench", "corpus", "info",
 )  # fmt: skip
-
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -941,10 +940,6 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
         words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
-
-
-        on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
-        words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:
@@ -1102,3 +1097,25 @@ def test_every_room_can_be_reached_from_the_package() -> None:
     assert first.split() == ["minimoe.training.trainer", "False", "False"]
     assert others == [f"minimoe.{room}" for room in rooms]
     assert set(dir(minimoe)) >= set(minimoe.__all__)
+
+
+def test_sft_trains_adapters_of_the_given_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def tune(folder: str, **settings: Any) -> Any:
+        given.update(settings)
+        return types.SimpleNamespace(finished=True, problem=None)
+
+    monkeypatch.setattr("minimoe.tuning.sft.tune", tune)
+    assert main.main(["sft", "runs/x", "--lora", "8", "--lora-alpha", "4", "--lora-dropout", "0.1", "--qlora"]) == 0
+    assert tuple(given["lora"]) == (8, 4.0, 0.1, False, "nf4")
+    assert main.main(["sft", "runs/x", "--lora", "3"]) == 0
+    assert tuple(given["lora"]) == (3, None, 0.0, False, None)
+    assert main.main(["sft", "runs/x"]) == 0
+    assert given["lora"] is None
+
+
+def test_settings_of_adapters_need_a_rank_and_a_resumed_run_has_its_own(refused: Callable[..., str]) -> None:
+    for words in (["--qlora"], ["--lora-alpha", "2"], ["--lora-dropout", "0.1"]):
+        assert f"{words[0]} is a setting of adapters: give --lora RANK too" in refused("sft", "runs/x", *words)
+    assert "--lora cannot go with --resume" in refused("sft", "--resume", "runs/x", "--lora", "4")

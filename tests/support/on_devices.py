@@ -19,7 +19,7 @@ from minimoe.core.arrays import Device, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, routing, soft_moe
+from minimoe.layers import attention, block, decoder, embedding, linear, lora, moe, rmsnorm, rope, routing, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
@@ -102,6 +102,8 @@ def cases(on: Move, dtype: Any) -> Iterator[tuple[str, Case]]:
     yield "block", _block(on, rng, dtype)
     yield "cross-entropy", _cross_entropy(on, rng)
     yield "cross-entropy, padding", _cross_entropy(on, rng, mask=rng.integers(2, size=(B, T)))
+    yield "linear, adapted", _plain(on, rng, linear, linear.Linear(_adapted(rng, rng.standard_normal((D, 4)))))
+    yield "swiglu, adapted", _swiglu(on, rng, adapted=True)
     yield "moe, second experts skipped", _skipping(on, rng)
     for reverse in (False, True):
         yield f"distillation, reverse {reverse}", _distillation(on, rng, reverse)
@@ -156,8 +158,15 @@ def _attention(on: Move, rng: np.random.Generator, dtype: Any, window: int | Non
     return Case(forward, lambda cache: attention.backward(params, cache, dy))
 
 
-def _swiglu(on: Move, rng: np.random.Generator) -> Case:
-    params = on(swiglu.init(rng, ModelConfig(width=D, experts=4, expert_width=3)))
+def _adapted(rng: np.random.Generator, weight: Any) -> Any:
+    """The weight with an adapter that has learned, and with dropout."""
+    keep = (rng.random(weight.shape[:-1]) < 0.7) / 0.7
+    return moved(rng, lora.init(rng, weight, 2, 0.5))._replace(keep=keep)
+
+
+def _swiglu(on: Move, rng: np.random.Generator, adapted: bool = False) -> Case:
+    experts = swiglu.init(rng, ModelConfig(width=D, experts=4, expert_width=3))
+    params = on(swiglu.Experts(*(_adapted(rng, stack) for stack in experts)) if adapted else experts)
     x, dy = on(list(rng.standard_normal((2, 9, D))))
     return Case(lambda: swiglu.forward(params, x, [3, 0, 4, 0]), lambda cache: swiglu.backward(params, cache, dy))
 

@@ -117,3 +117,34 @@ def test_a_name_that_no_router_has_is_refused(prepared: tuple[ModelConfig, Texts
     config, data = prepared
     with pytest.raises(UserError, match="there is no router"):
         experiment.learn(dataclasses.replace(config, router="nobody"), TrainConfig(), data, 0)
+
+
+def test_a_run_can_begin_with_given_parameters_and_leaves_them_as_they_are(
+    prepared: tuple[ModelConfig, Texts],
+) -> None:
+    config, data = prepared
+    start = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    before = tree.map(np.copy, start)
+    fresh, begun = experiment.learn(config, RECIPE, data, 1), experiment.learn(config, RECIPE, data, 1, start=start)
+    assert fresh.loss == begun.loss
+    other = experiment.learn(config, RECIPE, data, 1, start=begun.params)
+    assert other.loss != begun.loss
+    for now, then in zip(tree.leaves(start), tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_the_chosen_documents_alone_are_read_in_the_chosen_order(prepared: tuple[ModelConfig, Texts]) -> None:
+    _, data = prepared
+    assert data.names == ["pyramid", "seasons"]
+    one, both = experiment.only(data, "seasons"), experiment.only(data, "seasons", "pyramid")
+    assert one.names == ["seasons"] and both.names == ["seasons", "pyramid"]
+    np.testing.assert_array_equal(one.starts, data.starts[data.spans[1]])
+    np.testing.assert_array_equal(one.validation[0], data.validation[1])
+    for number, name in enumerate(both.names):
+        own = data.starts[data.spans[data.names.index(name)]]
+        np.testing.assert_array_equal(both.starts[both.spans[number]], own)
+    tokens, _ = next(one.batches(4, 8))
+    seasons = data.train[data.starts[data.spans[1]][0] :]
+    assert all(bytes(row.astype("u1")) in bytes(seasons.astype("u1")) for row in tokens)
+    with pytest.raises(KeyError):
+        experiment.only(data, "weather")
