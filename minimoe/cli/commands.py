@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
     from minimoe.text.corpus import Corpus
     from minimoe.training.trainer import Trained
-    from minimoe.tuning.lora_run import Lora
 
 
 def train(chosen: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def train(chosen: argparse.Namespace) -> int:
 
     settings = options.settings(chosen)
     if chosen.resume:
-        _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin", "from")
+        leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin", "from")
         done = resume.resume(
             chosen.resume,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,  # the same text in another place
@@ -41,7 +40,7 @@ def train(chosen: argparse.Namespace) -> int:
             threads=chosen.threads,
         )
     elif chosen.dense_twin:
-        _leave_out(chosen, "dense-twin", "preset", "corpus", "from")
+        leave_out(chosen, "dense-twin", "preset", "corpus", "from")
         done = trainer.train_dense_twin(
             chosen.dense_twin,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,
@@ -53,7 +52,7 @@ def train(chosen: argparse.Namespace) -> int:
     elif chosen.origin:
         from minimoe.training import continued
 
-        _leave_out(chosen, "from", "preset")
+        leave_out(chosen, "from", "preset")
         if chosen.out is None:
             raise UserError("--from begins a new run, which needs a folder of its own: give one with --out.")
         done = continued.train(
@@ -74,87 +73,17 @@ def train(chosen: argparse.Namespace) -> int:
             device=chosen.device,
             threads=chosen.threads,
         )
-    return _outcome(done)
+    return outcome(done)
 
 
-def _outcome(done: Trained) -> int:
+def outcome(done: Trained) -> int:
     """The exit code of a run that ended or was interrupted."""
     if not done.finished:
         return INTERRUPTED
     return 0 if done.problem is None else BAD_INPUT
 
 
-def sft(chosen: argparse.Namespace) -> int:
-    from minimoe.tuning import resume
-    from minimoe.tuning import sft as tuning
-
-    settings = options.settings(chosen)
-    machine = {"device": chosen.device, "threads": chosen.threads}
-    if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
-        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
-    if chosen.folder is None:
-        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
-    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
-    return _outcome(
-        tuning.tune(
-            chosen.folder,
-            data=chosen.instructions,
-            out=chosen.out,
-            freeze=chosen.freeze or (),
-            lora=_lora(chosen),
-            changes=settings,
-            pack=chosen.pack,
-            **patience,
-            **machine,
-        )
-    )
-
-
-LORA = ("lora", "lora_alpha", "lora_dropout", "qlora")
-
-
-def _lora(chosen: argparse.Namespace) -> Lora | None:
-    """The settings of adapters, or None if none are to be trained."""
-    from minimoe.tuning.lora_run import Lora
-
-    if chosen.lora is None:
-        for name in LORA[1:]:
-            if getattr(chosen, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} is a setting of adapters: give --lora RANK too.")
-        return None
-    return Lora(chosen.lora, chosen.lora_alpha, chosen.lora_dropout or 0.0, quantize="nf4" if chosen.qlora else None)
-
-
-def dpo(chosen: argparse.Namespace) -> int:
-    from minimoe.losses.preference import Preference
-    from minimoe.tuning import dpo as tuning
-    from minimoe.tuning import resume
-
-    settings = options.settings(chosen)
-    machine = {"device": chosen.device, "threads": chosen.threads}
-    given = {name: value for name in Preference._fields[1:] if (value := getattr(chosen, name)) is not None}
-    if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
-        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
-    if chosen.folder is None:
-        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
-    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
-    return _outcome(
-        tuning.tune(
-            chosen.folder,
-            data=chosen.pairs,
-            loss=Preference(chosen.loss or "dpo", **given),
-            out=chosen.out,
-            freeze=chosen.freeze or (),
-            changes=settings,
-            **patience,
-            **machine,
-        )
-    )
-
-
-def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
+def leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
     """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
     for name in others:
         if getattr(chosen, "origin" if name == "from" else name) is not None:
@@ -199,7 +128,7 @@ def evaluate(chosen: argparse.Namespace) -> int:
         documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
     if bound:
-        longest = max(map(len, documents))
+        longest = max(map(len, documents), default=0)
         model = model.load(bound, min(reading.TOKENS, longest), min(model.config.context, longest))
         with threadpool_limits(1, user_api="blas"):  # as in the pool, so that the numbers are the same
             result = text_loss.evaluate(model.params, model.config, documents)
@@ -320,21 +249,6 @@ def generate(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def chat(chosen: argparse.Namespace) -> int:
-    from threadpoolctl import threadpool_limits
-
-    from minimoe.core import resources
-    from minimoe.core.arrays import select_device
-    from minimoe.inference import conversation
-    from minimoe.storage import open_model
-
-    threads = None if chosen.threads is None else resources.thread_count(chosen.threads)
-    model = open_model.load(chosen.folder).to(select_device(chosen.device))
-    with threadpool_limits(threads, user_api="blas"):
-        conversation.in_terminal(model, conversation.Settings(chosen.system or "", chosen.temperature, chosen.seed))
-    return 0
-
-
 def _standard_input() -> str:
     """What is piped in, without the line end that ``echo`` adds."""
     if sys.stdin is None:
@@ -397,93 +311,6 @@ def params(chosen: argparse.Namespace) -> int:
         plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))
     print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
     return 0
-
-
-def quantize(chosen: argparse.Namespace) -> int:
-    from minimoe.compression import quantize
-    from minimoe.storage import quantized
-
-    rows = quantized.write(chosen.folder, chosen.out, chosen.scheme, chosen.attention)
-    print(quantize.table(rows))
-    return 0
-
-
-def prune(chosen: argparse.Namespace) -> int:
-    from minimoe.storage import pruned
-    from minimoe.text import corpus
-
-    done = pruned.write(
-        chosen.folder,
-        chosen.out,
-        chosen.keep,
-        chosen.method,
-        corpus=corpus.read_files(chosen.text) if chosen.text else None,
-        tokens=chosen.tokens,
-        seed=chosen.seed,
-    )
-    print(pruned.table(done))
-    return 0
-
-
-def merge(chosen: argparse.Namespace) -> int:
-    from minimoe.storage import merged
-    from minimoe.text import corpus
-
-    merged.merge(
-        chosen.folders,
-        chosen.out,
-        chosen.method,
-        base=chosen.base,
-        align=chosen.align,
-        t=chosen.t,
-        keep=chosen.keep,
-        strength=chosen.strength,
-        seed=chosen.seed,
-        corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
-    )
-    print(printable(f"{chosen.out} is the merged model: evaluate it, or train it with --resume {chosen.out}."))
-    return 0
-
-
-def upcycle(chosen: argparse.Namespace) -> int:
-    from minimoe.storage import merged
-    from minimoe.text import corpus
-
-    made = merged.upcycled(
-        chosen.folders,
-        chosen.out,
-        experts=chosen.copies,
-        active=chosen.active,
-        granularity=chosen.granularity,
-        renormalize=chosen.renormalize,
-        noise=chosen.noise,
-        corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
-        changes=options.settings(argparse.Namespace(**{k: v for k, v in vars(chosen).items() if k != "renormalize"})),
-    )
-    size = f"{made.config.experts} experts of width {made.config.expert_width}, {made.config.active_experts} per token"
-    print(printable(f"{chosen.out} has {size}: train it with --resume {chosen.out}."))
-    return 0
-
-
-def distill(chosen: argparse.Namespace) -> int:
-    from minimoe.losses.distillation import Settings
-    from minimoe.text import corpus
-    from minimoe.training import distill
-
-    done = distill.distill(
-        chosen.folder,
-        chosen.student,
-        Settings(chosen.temperature, chosen.hard_share, chosen.reverse),
-        from_teacher=chosen.from_teacher,
-        corpus=corpus.read_files(chosen.text) if chosen.text else None,
-        changes=options.settings(chosen),
-        out=chosen.out,
-        device=chosen.device,
-        threads=chosen.threads,
-    )
-    if not done.finished:
-        return INTERRUPTED
-    return 0 if done.problem is None else BAD_INPUT
 
 
 def bench(chosen: argparse.Namespace) -> int:

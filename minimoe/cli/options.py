@@ -135,156 +135,8 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         help="begin a new run with the weights and the tokenizer of this run; the text and the recipe may be others",
     )
     of_the_machine(sub)
-    _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
-    _fields(sub, "training", TrainConfig)
-
-
-def of_distillation(sub: argparse.ArgumentParser) -> None:
-    """Adds the teacher, the student, the loss, and every setting of the student."""
-    sub.add_argument("folder", metavar="TEACHER", help="folder of a run")
-    sub.add_argument(
-        "--student",
-        default="dense-twin",
-        metavar="NAME",
-        help=f"settings of the student: dense-twin or teacher, which follow from the teacher, or a preset: "
-        f"{', '.join(presets.PRESETS)} (dense-twin)",
-    )
-    sub.add_argument(
-        "--temperature", type=number, default=1.0, metavar="X", help="both distributions are flatter above 1 (1)"
-    )
-    sub.add_argument(
-        "--hard-share", type=number, default=0.0, metavar="X", help="share of the label in the loss, 0 to 1 (0)"
-    )
-    sub.add_argument("--reverse", action="store_true", help="minimise KL(student, teacher) for KL(teacher, student)")
-    sub.add_argument(
-        "--from-teacher",
-        action="store_true",
-        help="begin with the weights of the teacher except for routers and experts: same width, layers and heads",
-    )
-    sub.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to learn from (the text of the teacher)")
-    sub.add_argument("--out", metavar="DIR", help="folder of the run (a new one under runs/)")
-    of_the_machine(sub)
-    _fields(sub, "model of the student", ModelConfig, leave_out=("vocab_size",))
-    _fields(sub, "training", TrainConfig)
-
-
-def of_sft(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
-    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
-    sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
-    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
-    sub.add_argument(
-        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
-    )
-    sub.add_argument("--lora", type=whole_number, metavar="RANK", help="freeze the weights and train adapters (LoRA)")
-    sub.add_argument("--lora-alpha", type=number, metavar="A", help="adapters are scaled by A/RANK (2 · RANK)")
-    sub.add_argument(
-        "--lora-dropout", type=number, metavar="P", help="share of the adapters' inputs that is dropped (0)"
-    )
-    sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
-    rows = sub.add_mutually_exclusive_group()
-    rows.add_argument(
-        "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
-    )
-    rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
-    _add_patience(sub, presets.SFT_PATIENCE)
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
-
-
-def of_dpo(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
-    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
-    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
-    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
-    sub.add_argument(
-        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
-    )
-    group = sub.add_argument_group("preference")
-    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
-    group.add_argument(
-        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
-    )
-    group.add_argument(
-        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
-    )
-    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
-    _add_patience(sub, presets.DPO_PATIENCE)
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
-
-
-def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
-    sub.add_argument(
-        "--patience",
-        type=_whole_number_or_none,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
-    )
-
-
-def of_pruning(sub: argparse.ArgumentParser) -> None:
-    """Adds how many experts are kept, how they are chosen, and on which text."""
-    sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
-    sub.add_argument("--keep", type=whole_number, required=True, metavar="R", help="experts to keep in each layer")
-    sub.add_argument(
-        "--method",
-        default=PRUNING[0],
-        metavar="NAME",
-        help=f"how they are chosen: {', '.join(PRUNING)} ({PRUNING[0]})",
-    )
-    sub.add_argument(
-        "--text", nargs="+", metavar="PATH", help="UTF-8 files to compare experts on (the text of the run)"
-    )
-    sub.add_argument("--tokens", type=whole_number, default=2048, metavar="N", help="tokens of this text (2048)")
-    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="seed of the sample, and of random (0)")
-    sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
-
-
-def of_merging(sub: argparse.ArgumentParser) -> None:
-    """Adds the runs to merge, and how."""
-    sub.add_argument("folders", nargs="+", metavar="RUN", help="folders of runs of the same shape and tokenizer")
-    sub.add_argument("--method", default="average", metavar="NAME", help=f"{', '.join(MERGING)} (average)")
-    sub.add_argument("--base", metavar="RUN", help="the run that all began from; task, ties and dare need it")
-    sub.add_argument("--align", action="store_true", help="first put experts and neurons in the order of the first run")
-    sub.add_argument("--t", type=number, default=0.5, metavar="X", help="slerp: from 0, the first run, to 1 (0.5)")
-    sub.add_argument("--keep", type=number, metavar="X", help="share of a change that ties (0.2) or dare (0.5) keeps")
-    sub.add_argument("--strength", type=number, default=1.0, metavar="X", help="multiple of the merged change (1)")
-    sub.add_argument("--seed", type=whole_number, default=0, metavar="N", help="dare: seed of the draw (0)")
-    _other_text(sub)
-
-
-def of_upcycling(sub: argparse.ArgumentParser) -> None:
-    """Adds the dense runs, the shape of the mixture, and every setting of its training."""
-    sub.add_argument(
-        "folders", nargs="+", metavar="RUN", help="folder of a dense run; several become the experts (Branch-Train-MiX)"
-    )
-    sub.add_argument("--experts", dest="copies", type=whole_number, metavar="N", help="copies of one run (8)")
-    sub.add_argument("--active", type=whole_number, default=2, metavar="N", help="copies that each token uses (2)")
-    sub.add_argument(
-        "--granularity", type=whole_number, default=1, metavar="N", help="experts that each copy is cut into (1)"
-    )
-    sub.add_argument(
-        "--renormalize",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
-    )
-    sub.add_argument(
-        "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
-    )
-    _other_text(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "dtype"))
-
-
-def _other_text(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("--out", required=True, metavar="DIR", help="folder of the new run")
-    source = sub.add_mutually_exclusive_group()
-    source.add_argument("--corpus", metavar="NAME", help="a built-in corpus to train on next (that of the first run)")
-    source.add_argument("--text", nargs="+", metavar="PATH", help="UTF-8 files to train on next")
+    fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
+    fields(sub, "training", TrainConfig)
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
@@ -293,13 +145,13 @@ def of_the_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seconds", type=number, default=3.0, help="about how long each of four measurements takes (3)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     of_the_machine(sub)
-    _fields(sub, "model", ModelConfig)
+    fields(sub, "model", ModelConfig)
     of_a_step = ("batch", "accumulate", "optimizer", "newton_schulz_steps", "capacity_factor", "dtype")
     others = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in of_a_step]
-    _fields(sub, "training", TrainConfig, leave_out=others)
+    fields(sub, "training", TrainConfig, leave_out=others)
 
 
-def _fields(
+def fields(
     sub: argparse.ArgumentParser,
     title: str,
     kind: type[ModelConfig] | type[TrainConfig],
@@ -329,9 +181,12 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--suite",
         action="store_true",
-        help="measure loss per document, unseen sums, Python that parses, closed brackets, with confidence intervals",
+        help="measure loss per document, unseen sums, Python that parses, closed brackets, and exact and preferred "
+        "answers of tuned models, with confidence intervals",
     )
-    group.add_argument("--against", metavar="RUN", help="another run on the same text, to compare with")
+    group.add_argument(
+        "--against", metavar="RUN", help="another run on the same text, such as a dense twin, or the run before tuning"
+    )
     group.add_argument("--samples", type=whole_number, metavar="N", help="number of texts to generate (100)")
     group.add_argument("--questions", type=whole_number, metavar="N", help="number of sums of each kind (200)")
     group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens per text (256)")
@@ -376,7 +231,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def _whole_number_or_none(text: str) -> int | None:
+def whole_number_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
@@ -385,7 +240,7 @@ def number(text: str) -> float:
     return float(text)
 
 
-whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
+whole_number.__name__ = whole_number_or_none.__name__ = "whole number"
 
 
 def of_the_memory(sub: argparse.ArgumentParser) -> None:

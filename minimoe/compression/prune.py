@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimoe.core import tree
-from minimoe.core.arrays import Array, array_module, placeholder
+from minimoe.core.arrays import Array, array_module, placeholder, to_host
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError, suggestion
 from minimoe.core.ids import checked
@@ -91,7 +91,7 @@ def prune(
         layer = run(block.moe, x, tokens, config)
         best = choose(block.moe, layer, config, keep, method, rng)
         kept.append(best)
-        size = float(array_module(x).linalg.norm(layer.y))
+        size = _norm(layer.y)
         errors.append(error(block.moe, layer, config, best) / size if size else 0.0)
         report(i)
     return Pruned(*remove(params, config, kept), kept, errors)
@@ -178,7 +178,7 @@ def error(params: MoE, layer: Layer, config: ModelConfig, kept: Sequence[int]) -
     smaller = dataclasses.replace(config, experts=len(kept))
     router = _router(params.router, config, kept)
     made = moe.router_of(config).forward(router, layer.x, smaller, _mode(layer.tokens))[0]
-    return float(array_module(layer.y).linalg.norm(_answer(made, layer.outputs, kept) - layer.y))
+    return _norm(_answer(made, layer.outputs, kept) - layer.y)
 
 
 def remove(params: Decoder, config: ModelConfig, kept: Sequence[Sequence[int]]) -> tuple[Decoder, ModelConfig]:
@@ -209,7 +209,7 @@ def median_ratios(params: Decoder, config: ModelConfig, tokens: Array) -> list[f
     for block, x in zip(params.blocks, inputs(params, config, tokens), strict=True):
         made = moe.router_of(config).forward(block.moe.router, x, config, _mode(tokens))[0]
         weights = routing.by_token(made.weight, made.place)  # (N, 2)
-        found.append(float(array_module(x).median(weights[:, 1] / weights[:, 0])))
+        found.append(float(np.median(to_host(weights[:, 1] / weights[:, 0]))))
     return found
 
 
@@ -226,6 +226,11 @@ def _answer(made: routing.Routing, outputs: Array, kept: Sequence[int]) -> Array
     """The weighted sum (N, D) for a routing among the experts ``kept``, from the outputs (E, N, D) of all experts."""
     expert = array_module(outputs).asarray(np.repeat(np.asarray(kept), made.counts))  # (M,)
     return routing.combine(outputs[expert, made.token], made.place, routing.by_token(made.weight, made.place))
+
+
+def _norm(x: Array) -> float:
+    """The Frobenius norm."""
+    return float((x * x).sum() ** 0.5)
 
 
 def _router(router: Any, config: ModelConfig, kept: Sequence[int]) -> Any:

@@ -91,10 +91,10 @@ def upcycle(
     """A dense decoder → a mixture in the shapes of ``config``, which ``config_of`` made with this granularity.
 
     ``noise`` moves each weight of each copy by a random amount, whose standard deviation is this fraction of the
-    matrix's own: the experts part sooner, and the function is only nearly the same.
+    matrix's own: the experts differ from the start, and the function is only nearly the same.
 
     Raises:
-        UserError: ``noise`` is negative.
+        UserError: ``noise`` is negative, or ``config`` was not made from this model with this granularity.
     """
     if not 0 <= noise < np.inf:
         raise UserError(f"noise {noise} is not a fraction of the weights: choose a number of at least 0, such as 0.1.")
@@ -111,7 +111,8 @@ def mix(rng: np.random.Generator, models: Sequence[Decoder], config: ModelConfig
     it must be trained.
 
     Raises:
-        UserError: the models differ in shape, or there are more or fewer than experts.
+        UserError: the models differ in shape, there are more or fewer than experts, or ``config`` was not made from
+            them with this granularity.
     """
     if len(models) * granularity != config.experts:
         raise UserError(
@@ -132,6 +133,12 @@ def _with_experts(
     noise: float = 0.0,
 ) -> Decoder:
     """``dense`` with a router and these experts, given for each layer, in each layer."""
+    width = experts[0][0].w_up.shape[2]
+    if config.expert_width * granularity != width or config.experts % granularity:
+        raise UserError(
+            f"granularity {granularity} does not make {config.experts} experts of width {config.expert_width} from "
+            f"{width} neurons: take the config from config_of, with the same granularity."
+        )
     dtype = dense.norm.gain.dtype
     blocks = []
     for block, layer in zip(dense.blocks, experts, strict=True):

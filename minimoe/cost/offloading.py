@@ -9,11 +9,12 @@ Lesson: lessons/53_mixtral_on_a_laptop.ipynb
 
 from __future__ import annotations
 
-import re
-
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import attention
+
+LOGITS = 2**22
+"""Logits that are computed at once, at most, unless 256 tokens have more; as in ``evaluate.text_loss``."""
 
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -24,8 +25,13 @@ def parse_bytes(text: str) -> int:
     Raises:
         UserError: the text is not a positive number with one of these units.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B)\s*", text, re.IGNORECASE) if isinstance(text, str) else None
-    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    size = 0
+    if isinstance(text, str):
+        whole = text.strip().upper()
+        unit = next((unit for unit in UNITS if whole.endswith(unit)), "")
+        number = whole.removesuffix(unit).rstrip()
+        if unit and number.isascii() and number.replace(".", "", 1).isdecimal():
+            size = int(float(number) * UNITS[unit])
     if size < 1:
         raise UserError(f"memory {text!r:.40} is not a size: give a number and its unit, such as 8GB or 800MB.")
     return size
@@ -63,11 +69,11 @@ def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
 
     They are an upper bound of what a block holds while its experts work: rows of width D, queries, keys and values, the
     two factors of SwiGLU for all K experts, and once more for the largest expert, which may get all tokens; the scores
-    of a tile of attention; and the logits.
+    of a tile of attention; and the logits. The tokens may be several texts, each shorter than ``length``.
     """
     D, F, K = config.width, config.expert_width, config.active_experts
     heads = config.heads * config.head_width + config.kv_heads * config.head_width
     row = D * (9 + 3 * K) + 5 * heads + F * (2 * K + 2) + 4 * config.experts
-    scores = 3 * config.heads * min(attention.ROWS, tokens) * length
-    logits = 3 * min(tokens, 256) * config.vocab_size + 16 * config.vocab_size
+    scores = 3 * config.heads * min(attention.ROWS, tokens) * max(length, tokens)
+    logits = 4 * min(tokens * config.vocab_size, max(LOGITS, 256 * config.vocab_size)) + 16 * config.vocab_size
     return 4 * (tokens * row + scores + logits)

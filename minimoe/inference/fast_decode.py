@@ -31,23 +31,28 @@ SIDE_BY_SIDE = 2**24
 """Up to this many numbers, the matrices of query, key and value are copied to stand side by side. In larger models the
 products take most of the time, and a copy would only need memory."""
 
-POSITIONS = 256
+POSITIONS = 64
 """The angles of so many positions are computed together."""
+
+
+Matrix = Callable[[], Array]
+"""A matrix is called for: one that is kept in few bits becomes an array each time, with its method ``dense``."""
 
 
 class Layer(NamedTuple):
     """What one layer needs for a token."""
 
     attention_gain: Array  # (D,)
-    projections: list[tuple[Array, Array]]  # of query, key and value: a matrix (D, n), and where x @ matrix goes (n,)
+    projections: list[tuple[Matrix, Array]]  # of query, key and value: a matrix (D, n), and where its product goes (n,)
     norms: list[tuple[RMSNorm, Array]]  # of queries and keys, if there are any, each with what it normalises (n,)
-    output: Array  # (H·C, D)
+    output: Matrix  # (H·C, D)
     moe_gain: Array  # (D,)
     mixture: Callable[[Array, int], Array]  # x (D,) and its token → y (D,)
 
 
 class Plan(NamedTuple):
     layers: list[Layer]
+    head: Matrix  # (D, V)
     angles: dict[int, Rotation]  # by the number of a block: (POSITIONS, H+G, 2, C/2) each; only the newest is kept
     pairs: Array  # (H+G, 2, C/2)  queries and key, halved; a view of the buffer of the projections, as are the next
     partners: Array  # (H+G, 2, C/2)  a view with the halves exchanged
@@ -75,7 +80,7 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
         x = x + _attention(plan, layer, normed, rotation, past, config.norm_eps)
         x = x + layer.mixture(_norm(plan, layer.moe_gain, x, config.norm_eps), token)
     cache.position += 1
-    logits: Array = _norm(plan, params.norm.gain, x, config.norm_eps).dot(decoder.output_layer(params).weight)
+    logits: Array = _norm(plan, params.norm.gain, x, config.norm_eps).dot(plan.head())
     return logits
 
 
@@ -93,7 +98,7 @@ def prepare(params: Decoder, config: ModelConfig) -> Plan:
             block.attention_norm.gain,
             _projections(block.attention, buffer, alike <= SIDE_BY_SIDE),
             _norms(block.attention, buffer, heads * head_width, kv_heads * head_width),
-            block.attention.output.weight,
+            _matrix(block.attention.output.weight),
             block.moe_norm.gain,
             _mixture(block.moe, config),
         )
@@ -101,6 +106,7 @@ def prepare(params: Decoder, config: ModelConfig) -> Plan:
     ]
     return Plan(
         layers,
+        _matrix(decoder.output_layer(params).weight),
         {},
         pairs,
         pairs[:, ::-1],
@@ -116,14 +122,34 @@ def _matrices(params: Attention) -> list[Array]:
     return [params.query.weight, params.key.weight, params.value.weight]
 
 
-def _projections(params: Attention, buffer: Array, side_by_side: bool) -> list[tuple[Array, Array]]:
+def prepared_bytes(config: ModelConfig, arrays: bool = True) -> int:
+    """The bytes of a plan in float32, beside the parameters: angles, and query, key and value side by side.
+
+    Unless these matrices are ``arrays``, they become arrays for each product, one layer at a time, and then stand side
+    by side: twice their size.
+    """
+    heads = config.heads + config.kv_heads
+    of_layer = config.width * (heads + config.kv_heads) * config.head_width
+    side_by_side = config.layers * of_layer <= SIDE_BY_SIDE
+    copies = (config.layers if arrays else 2) * of_layer if side_by_side else 0
+    return 4 * (copies + 2 * POSITIONS * heads * config.head_width)
+
+
+def _matrix(weight: Any) -> Matrix:
+    return weight.dense if hasattr(weight, "dense") else lambda: weight
+
+
+def _projections(params: Attention, buffer: Array, side_by_side: bool) -> list[tuple[Matrix, Array]]:
     """One matrix for query, key and value or three, each with the part of the buffer that its product fills."""
     matrices = _matrices(params)
     if side_by_side:
-        return [(array_module(buffer).concatenate(matrices, axis=1), buffer)]
+        concatenate = array_module(buffer).concatenate
+        if any(hasattr(weight, "dense") for weight in matrices):
+            return [(lambda: concatenate([_matrix(weight)() for weight in matrices], axis=1), buffer)]
+        return [(_matrix(concatenate(matrices, axis=1)), buffer)]
     places, start = [], 0
     for matrix in matrices:
-        places.append((matrix, buffer[start : start + matrix.shape[1]]))
+        places.append((_matrix(matrix), buffer[start : start + matrix.shape[1]]))
         start += matrix.shape[1]
     return places
 
@@ -160,7 +186,7 @@ def _norm(plan: Plan, gain: Array, x: Array, eps: float) -> Array:
 def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: LayerCache, eps: float) -> Array:
     """x (D,) → y (D,). The newest token sees every position that the cache returns, so nothing is masked."""
     for matrix, place in layer.projections:
-        x.dot(matrix, place)
+        x.dot(matrix(), place)
     for norm, place in layer.norms:
         place[...], _ = attention.normalised(norm, place, eps)
     xp = array_module(x)
@@ -174,7 +200,7 @@ def _attention(plan: Plan, layer: Layer, x: Array, rotation: Rotation, past: Lay
     xp.exp(weights, out=weights)
     gathered = weights @ values[0].transpose(1, 0, 2)  # (G, H/G, C)
     gathered /= weights.sum(-1, keepdims=True)  # after the product: a softmax, with fewer divisions
-    y: Array = gathered.reshape(-1).dot(layer.output)
+    y: Array = gathered.reshape(-1).dot(layer.output())
     return y
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minimoe.compression import frozen
 from minimoe.core import tree
 from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder, linear, lora, moe
+from minimoe.layers.experts import swiglu
+from minimoe.layers.experts.swiglu import Experts
 from minimoe.losses import distillation, objective
 from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Objective, Shard
@@ -23,6 +26,13 @@ STUDENT = ModelConfig(
 TEACHER = dataclasses.replace(STUDENT, width=12, layers=1, router="switch", experts=4, active_experts=1)
 
 
+class Factors(NamedTuple):
+    """What an adapter learns."""
+
+    a: Array
+    b: Array
+
+
 def rows(rng: np.random.Generator) -> list[Row]:
     """A row per tensor of each case."""
     return [
@@ -30,6 +40,8 @@ def rows(rng: np.random.Generator) -> list[Row]:
         *_distillation(rng, "distillation, temperature 3, with the label", Settings(3.0, 0.4)),
         *_distillation(rng, "distillation, reverse", Settings(3.0, 0.4, reverse=True)),
         *_distilled_decoder(rng),
+        *(row for scheme in frozen.SCHEMES for row in _frozen(rng, scheme)),
+        *(row for scheme in frozen.SCHEMES for row in _frozen_experts(rng, scheme)),
     ]
 
 
@@ -75,6 +87,43 @@ def _distilled_decoder(rng: np.random.Generator) -> list[Row]:
         "decoder, distilled", forward, backward, params, None, routing=routing, bound=1e-6, entries=2, directions=2
     )
     return found
+
+
+def _frozen(rng: np.random.Generator, scheme: str) -> list[Row]:
+    """x through a quantised matrix and through its adapter; the codes are constants and have no gradient."""
+    weight = _adapted(rng, linear.init(rng, 6, 5).weight, scheme)
+
+    def forward(params: Factors, x: Array) -> tuple[Array, Any]:
+        return lora.forward(weight._replace(a=params.a, b=params.b), x)
+
+    def backward(params: Factors, cache: Any, dy: Array) -> tuple[Array, Any]:
+        dx, gradient = lora.backward(weight._replace(a=params.a, b=params.b), cache, dy)
+        assert gradient.base is None  # no dW
+        return dx, Factors(gradient.a, gradient.b)
+
+    return check(f"frozen, {scheme}", forward, backward, Factors(weight.a, weight.b), rng.standard_normal((7, 6)))
+
+
+def _frozen_experts(rng: np.random.Generator, scheme: str) -> list[Row]:
+    """x through experts whose three stacks of matrices are quantised; one expert is idle."""
+    experts = Experts(
+        *(_adapted(rng, w, scheme) for w in swiglu.init(rng, ModelConfig(experts=3, width=4, expert_width=5)))
+    )
+
+    def forward(params: None, x: Array) -> tuple[Array, Any]:
+        return swiglu.forward(experts, x, [3, 0, 4])
+
+    def backward(params: None, cache: Any, dy: Array) -> tuple[Array, None]:
+        return swiglu.backward(experts, cache, dy)[0], None
+
+    return check(f"frozen experts, {scheme}", forward, backward, None, rng.standard_normal((7, 4)))
+
+
+def _adapted(rng: np.random.Generator, w: Array, scheme: str) -> Any:
+    """An adapter of rank 2, in float64 and away from zero, on the codes of w."""
+    fresh = lora.init(rng, w, 2, 1.0)
+    a, b = (leaf + rng.uniform(0.3, 0.9, leaf.shape) for leaf in (fresh.a, fresh.b))
+    return fresh._replace(base=frozen.freeze(w, scheme), a=a, b=b)
 
 
 def _moved(rng: np.random.Generator, params: Any) -> Any:

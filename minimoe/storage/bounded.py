@@ -14,6 +14,7 @@ values. Python, its libraries and their own memory come on top.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
 from minimoe.cost import offloading
 from minimoe.cost.offloading import shown
-from minimoe.inference import generation
+from minimoe.inference import fast_decode, generation
 from minimoe.layers.decoder import Decoder
 from minimoe.storage import checkpoint, encoded, huggingface, huggingface_config
 from minimoe.storage.checkpoint import RunConfig
@@ -38,6 +39,12 @@ from minimoe.storage.packed_weights import Matrix, Stack, Table
 
 TABLE = "embedding.table"
 
+OBJECTS = 5 * 10**6
+"""Bytes for what is not counted one by one: Python's objects, and small arrays whose memory the allocator keeps."""
+
+LENGTH = 1024
+"""Tokens of a text that a bound has room for, unless another length is given."""
+
 
 class Budget(NamedTuple):
     """What a bound in bytes is spent on."""
@@ -45,8 +52,8 @@ class Budget(NamedTuple):
     bound: int
     resident: int  # what is always in memory
     matrix: int  # one matrix in float32, and the intermediate results of making it
-    work: int  # what a pass computes
-    keys: int  # keys and values
+    work: int  # what a pass computes, and ``OBJECTS``
+    keys: int  # keys and values, and what writing prepares
     expert: int  # one expert
     slots: int  # experts in memory
     experts: int  # experts in all
@@ -91,18 +98,16 @@ class Opened(NamedTuple):
     end_tokens: tuple[int, ...]
     run: RunConfig | None
 
-    def load(
-        self, memory: int, tokens: int = generation.PIECE, length: int | None = None, forget: bool = False
-    ) -> Bounded:
+    def load(self, memory: int, tokens: int = generation.PIECE, length: int = LENGTH, forget: bool = False) -> Bounded:
         """Reads what is always in memory, and prepares the cache for the experts.
 
-        ``memory`` is the bound in bytes. At most ``tokens`` are read at once, and a text has at most ``length``, by
-        default the context of the model. ``forget`` is that of ``FileReader``.
+        ``memory`` is the bound in bytes. At most ``tokens`` are read at once, and a text has at most ``length``; in a
+        longer one, keys and values may take more than the bound. ``forget`` is that of ``FileReader``.
 
         Raises:
             UserError: the bound is too small, or a file cannot be read.
         """
-        budget = plan(self.located, memory, tokens, length or self.config.context)
+        budget = plan(self.located, memory, tokens, length)
         _warm_up()
         before = resources.memory_in_use()
         params, cache = _fill(self.located, budget, FileReader(forget))
@@ -149,8 +154,9 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
                 largest = max(largest, one.size)  # its bytes, while it becomes float32
             if not isinstance(of, list):
                 resident += one.size if name in on_demand or _stays_packed(name, located) else 4 * weights
-    expert = sum(of[0].size for name, of in located.leaves.items() if isinstance(of, list)) // config.layers
-    work, keys = offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
+    expert = max(places[-1].stop for places in _places(located).values())
+    work, keys = OBJECTS + offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
+    keys += fast_decode.prepared_bytes(config, arrays=not any("attention.query" in name for name in on_demand))
     total = config.layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
     least = budget.least + config.active_experts * expert
@@ -165,28 +171,21 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
 
 def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder, ExpertCache]:
     """The parameters with everything but the experts in memory, and the cache that reads these."""
-    stacks: dict[int, dict[str, list[Encoded]]] = {}  # by layer and by field
-    for name, of in located.leaves.items():
-        if isinstance(of, list):
-            layer, field = _layer_and_field(name)
-            stacks.setdefault(layer, {})[field] = of
-    places, start = {}, 0  # of each matrix within the bytes of an expert
-    for field, of in stacks[0].items():
-        places[field] = slice(start, start + of[0].size)
-        start += of[0].size
+    named, stacks, places = _stack_names(located), _stacks(located), _places(located)
 
     def read(key: Key, content: Content) -> None:
         layer, e = key
-        for field, stack in stacks[layer].items():
-            reader.read(stack[e], content[places[field]])
+        for stack, place in zip(stacks[layer].values(), places[key], strict=True):
+            reader.read(stack[e], content[place])
 
     cache = ExpertCache(budget.expert, budget.slots, read, located.config.layers, located.config.active_experts)
     packed, leaves = _used_packed(located), list[Any]()
     for name, blank in tree.named_leaves(located.shapes):
         found = located.leaves.get(name)
         if isinstance(found, list):
-            layer, field = _layer_and_field(name)
-            leaves.append(Stack(layer, field, found, cache, places[field]))
+            layer, field = named[name]
+            number = list(stacks[layer]).index(field)
+            leaves.append(Stack(layer, field, found, cache, [places[layer, e][number] for e in range(len(found))]))
         elif found is None:  # the router of a Mistral, which is in no file
             leaves.append(np.zeros(blank.shape, np.float32))
         else:
@@ -208,9 +207,33 @@ def _rounded_up(size: int) -> str:
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
 
 
-def _layer_and_field(name: str) -> tuple[int, str]:
-    """blocks[2].moe.experts.w_up → 2 and w_up."""
-    return int(name.partition("[")[2].partition("]")[0]), name.rpartition(".")[2]
+def _stacks(located: Located) -> dict[int, dict[str, list[Encoded]]]:
+    """The stacks of experts, by layer and by field."""
+    stacks: dict[int, dict[str, list[Encoded]]] = {}
+    for name, (layer, field) in _stack_names(located).items():
+        of = located.leaves[name]
+        assert isinstance(of, list)
+        stacks.setdefault(layer, {})[field] = of
+    return stacks
+
+
+def _places(located: Located) -> dict[Key, list[slice]]:
+    """Where each matrix of an expert is within its bytes. The experts of a folder need not be of one type."""
+    places: dict[Key, list[slice]] = {}
+    for layer, stacks in _stacks(located).items():
+        for e in range(located.config.experts):
+            stops = np.cumsum([stack[e].size for stack in stacks.values()]).tolist()
+            places[layer, e] = [slice(start, stop) for start, stop in pairwise([0, *stops])]
+    return places
+
+
+def _stack_names(located: Located) -> dict[str, tuple[int, str]]:
+    """The names of the stacks of experts, each with its layer and its field."""
+    return {
+        f"blocks[{layer}].moe.experts.{field}": (layer, field)
+        for layer, block in enumerate(located.shapes.blocks)
+        for field in block.moe.experts._fields
+    }
 
 
 def _used_packed(located: Located) -> set[str]:

@@ -40,6 +40,9 @@ class FileReader:
         for file, _ in self.files.values():
             file.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def _fill(self, path: Path, start: int, place: memoryview) -> None:
         try:
             file, first = self._open(path)

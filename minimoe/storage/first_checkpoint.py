@@ -15,7 +15,7 @@ from minimoe.core.arrays import to_host
 from minimoe.core.errors import UserError
 from minimoe.layers.decoder import Decoder
 from minimoe.optim import optimizer
-from minimoe.storage import checkpoint
+from minimoe.storage import checkpoint, huggingface
 from minimoe.storage.checkpoint import Model, Progress, RunConfig
 from minimoe.text import batches
 from minimoe.text.corpus import Corpus
@@ -39,7 +39,13 @@ def write(folder: str | Path, run: RunConfig, params: Decoder) -> None:
 
 
 def load(folder: str | Path) -> Model:
-    """The model of a run, if new runs can be made from it; raises ``UserError`` if it is damaged or quantised."""
+    """The model of a run, if new runs can be made from it.
+
+    Raises:
+        UserError: it is damaged or quantised, or it was not trained here and so has no recipe and no text.
+    """
+    if huggingface.is_folder(files.user_path(folder)):
+        raise UserError(f"{folder} is a Hugging Face model, which has no recipe and no text: give the folder of a run.")
     model = checkpoint.load_model(folder)
     if model.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be trained further: give the run that it came from.")

@@ -27,7 +27,7 @@ def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrai
 
     If ``storage.quantized`` wrote the folder, the weights become float32 again. With a bound of ``memory``, such as
     "8GB" or a number of bytes, the experts stay on the disk: see ``storage.bounded``. The bound then has room for texts
-    of the model's context; ``bounded.open_folder`` allows other lengths.
+    of 1024 tokens; ``bounded.open_folder`` allows other lengths.
 
     Raises:
         UserError: the folder holds neither, or its files are damaged or do not belong together; or the bound is too

@@ -24,15 +24,15 @@ from minimoe.storage.expert_cache import READING, WRITING, Content, ExpertCache
 class Stack:
     """A stack of experts' matrices (E, inputs, outputs) that are read when they are asked for, one at a time."""
 
-    def __init__(self, layer: int, field: str, of: list[Encoded], cache: ExpertCache, place: slice) -> None:
-        self.layer, self.field, self.of, self.cache, self.place = layer, field, of, cache, place
+    def __init__(self, layer: int, field: str, of: list[Encoded], cache: ExpertCache, places: list[slice]) -> None:
+        self.layer, self.field, self.of, self.cache, self.places = layer, field, of, cache, places
         self.shape, self.dtype = (len(of), *of[0].shape), np.dtype(np.float32)
         self.size, self.ndim = int(np.prod(self.shape)), 3
 
     def __getitem__(self, e: int) -> NDArray[np.float32]:
         # an expert is used once for its three matrices, of which w_gate comes first
         with self.cache.use((self.layer, e), counted=self.field == "w_gate") as content:
-            return _timed(self.of[e], content[self.place], self.cache)
+            return _timed(self.of[e], content[self.places[e]], self.cache)
 
     def __len__(self) -> int:
         return len(self.of)
@@ -49,8 +49,12 @@ class Matrix:
         self.size = int(np.prod(self.shape))
 
     def __rmatmul__(self, x: Array) -> Array:
-        product: Array = x @ _timed(self.of, self.content, self.cache)
+        product: Array = x @ self.dense()
         return product
+
+    def dense(self) -> Array:
+        """The matrix in float32, for code that uses it otherwise."""
+        return _timed(self.of, self.content, self.cache)
 
 
 class Table:

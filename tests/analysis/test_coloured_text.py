@@ -180,6 +180,8 @@ def test_bytes_that_are_half_a_character_are_shown_as_numbers():
     ids = tokenizer.ByteTokenizer().encode("aé").tolist()
     assert token_texts(tokenizer.ByteTokenizer(), ids) == ["a", "⟨C3⟩", "⟨A9⟩"]
     assert token_texts(tokenizer.build("char", "\ufffd"), [0]) == ["\ufffd"]
+    chat = tokenizer.with_chat_tokens(tokenizer.ByteTokenizer())
+    assert token_texts(chat, [*ids, chat.id_of("user"), chat.id_of("end")]) == ["a", "⟨C3⟩", "⟨A9⟩", "⟨user⟩", "⟨end⟩"]
 
 
 def test_pieces_of_words_keep_the_space_in_front_of_them(tmp_path):

@@ -116,6 +116,7 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["qk_norm"] = "whole"
     other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
+    other["qk_norm"], other["dense_width"] = "whole", 7
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":
@@ -512,9 +513,7 @@ def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bound_of_memory_changes_no_number_and_no_letter(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bound_of_memory_changes_no_number_and_no_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quantized = str(tmp_path / "small")
     assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
     capsys.readouterr()
@@ -525,13 +524,13 @@ def test_a_bound_of_memory_changes_no_number_and_no_letter(
         ):
             assert main.main([*words, "--threads", "1"]) == 0
             expected = capsys.readouterr().out
-            assert main.main([*words, "--threads", "1", "--memory", "2MB"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB"]) == 0
             shown = capsys.readouterr()
             assert (shown.out, shown.err) == (expected, "")
-            assert main.main([*words, "--threads", "1", "--memory", "2MB", "--report"]) == 0
+            assert main.main([*words, "--threads", "1", "--memory", "9MB", "--report"]) == 0
             shown = capsys.readouterr()
             assert shown.out == expected
-            assert re.search("^memory   bound 2.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+            assert re.search("^memory   bound 9.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
 
 
 def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -549,7 +548,6 @@ COMMANDS = (
     "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
     "upcycle", "distill", "dpo", "bench", "corpus", "info",
 )  # fmt: skip
-
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -938,11 +936,15 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     def starve(*_: Any, **__: Any) -> None:
         np.empty(2**60, np.uint8)
 
-    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+    for module in (
+        "storage.open_model.load",
+        "storage.checkpoint.load_model",
+        "training.trainer.train",
+        "timing.bench.run",
+    ):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
         words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
-
 
         on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
         words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])

@@ -208,6 +208,10 @@ def test_other_bad_arguments_are_refused(rng: np.random.Generator) -> None:
     for noise in (-0.1, np.inf, np.nan):
         with pytest.raises(UserError, match=f"noise {noise} is not a fraction of the weights"):
             upcycle.upcycle(rng, dense, config, noise=noise)
+    with pytest.raises(UserError, match="granularity 2 does not make 4 experts of width 6 from 6 neurons"):
+        upcycle.upcycle(rng, dense, config, 2)
+    with pytest.raises(UserError, match="granularity 1 does not make 8 experts of width 3 from 6 neurons"):
+        upcycle.upcycle(rng, dense, upcycle.config_of(DENSE, 4, 2, 2))
     with pytest.raises(UserError, match="2 models make 2 experts, not 4: set experts to 2"):
         upcycle.mix(rng, [dense, dense], config)
 

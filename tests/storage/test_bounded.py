@@ -64,7 +64,7 @@ def folder_of(kind: str, path: Path) -> Path:
         return GOLDEN
     if kind == "run":
         return finished()
-    if kind in ("F32", "F16", "BF16"):
+    if kind in ("F32", "F16", "BF16", "mixed"):
         return mixtral_folders.write(path / "m", kind)
     if kind == "fused":
         return mixtral_folders.write(path / "m", shards=2, fused=True)
@@ -84,7 +84,7 @@ def folder_of(kind: str, path: Path) -> Path:
 
 
 KINDS = (
-    ["golden", "run", "F32", "F16", "BF16", "fused", "tied", "window", "dense"]
+    ["golden", "run", "F32", "F16", "BF16", "mixed", "fused", "tied", "window", "dense"]
     + ["nf4", "int8", "hqq3", "hqq2", "rtn4", "nf4 run"]
 )  # fmt: skip
 
@@ -244,7 +244,7 @@ def test_from_python(tmp_path: Path) -> None:
 
     folder = mixtral_folders.write(tmp_path / "m")
     whole = minimoe.load(folder)
-    for memory in ("8MB", 8 * 10**6):
+    for memory in ("20MB", 20 * 10**6):
         model = minimoe.load(folder, memory=memory)
         assert minimoe.generate(model, "bread", tokens=9) == minimoe.generate(whole, "bread", tokens=9)
     with pytest.raises(UserError, match="memory '8 apples' is not a size"):
@@ -260,6 +260,35 @@ model = bounded.open_folder({folder!r}).load({bound}, 12, 40)
 before = model.before  # with the tokenizer and the descriptions of the files
 print(list(generation.generate(model.params, model.config, range(12), tokens=28, temperature=0)))
 """
+
+
+def test_a_text_longer_than_the_bound_has_room_for_is_written_all_the_same(tmp_path: Path) -> None:
+    folder = mixtral_folders.write(tmp_path / "m")
+    model = bounded.open_folder(folder).load(10**8, 4, 5)
+    assert written(model, tokens=30) == written(open_model.load(folder), tokens=30)
+
+
+EVALUATE = """
+model = bounded.open_folder({folder!r}).load({bound}, 640, 64)
+before = model.before
+documents = [np.arange(641, dtype=np.int32) % 270]
+print(text_loss.evaluate(model.params, model.config, documents).loss)
+"""
+
+
+def test_a_real_process_that_evaluates_stays_within_the_bound(tmp_path: Path) -> None:
+    """640 tokens at once: what a pass computes is most of the bound here, and counted too."""
+    pytest.importorskip("tokenizers")
+    folder = mixtral_folders.write(tmp_path / "m", **MIDDLE)
+    opened = bounded.open_folder(folder)
+    budget = bounded.plan(opened.located, 10**12, 640, 64)
+    bound = budget.least + 6 * budget.expert
+    imports = IMPORTS + "import tokenizers\nfrom minimoe.evaluate import text_loss\n"
+    peak, printed = measured.peak_of(imports, EVALUATE.format(folder=str(folder), bound=bound))
+    assert 0.5 * bound < peak < 1.05 * bound
+    whole = open_model.load(folder)
+    documents = [np.arange(641, dtype=np.int32) % 270]
+    assert float(printed) == text_loss.evaluate(whole.params, whole.config, documents).loss
 
 
 def test_a_real_process_stays_within_the_bound(tmp_path: Path) -> None:

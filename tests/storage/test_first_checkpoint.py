@@ -96,3 +96,5 @@ def test_a_full_folder_and_a_quantised_run_are_refused(tmp_path: Path) -> None:
     quantized.write(finished(), tmp_path / "small", "int8")
     with pytest.raises(UserError, match="is quantised and cannot be trained further: give the run that it came from"):
         first_checkpoint.load(tmp_path / "small")
+    with pytest.raises(UserError, match="mixtral is a Hugging Face model, which has no recipe and no text"):
+        first_checkpoint.load(Path(__file__).parent.parent / "golden" / "mixtral")

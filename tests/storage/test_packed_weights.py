@@ -29,7 +29,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Both:
 def test_each_kind_stands_where_it_is_expected(both: Both) -> None:
     block = both[0].params.blocks[0]
     assert {type(stack) for stack in block.moe.experts} == {Stack}
-    assert {type(part.weight) for part in block.attention} == {Matrix}
+    assert {type(part.weight) for part in block.attention[:4]} == {Matrix}
     assert type(both[0].params.embedding.table) is Table
     for plain in (both[0].params.norm.gain, both[0].params.head.weight, block.moe.router.w_gate, block.moe_norm.gain):
         assert type(plain) is np.ndarray

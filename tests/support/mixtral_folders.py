@@ -29,6 +29,8 @@ def write(
 ) -> Path:
     """A folder with config, tokenizer and weights; ``fused`` keeps the experts of a layer in two tensors.
 
+    The ``dtype`` is that of all tensors, or ``"mixed"``: each is then of one of three.
+
     The numbers of all tensors are cut from one pool of normal ones, because drawing new ones would take long.
     """
     values = SMALL | {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "eos_token_id": 2} | changes
@@ -82,9 +84,10 @@ def _write_file(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, pool: np.ndarray, rng: np.random.Generator
 ) -> None:
     header, end = {}, 0
+    types = {name: list(FILE)[i % 3] if dtype == "mixed" else dtype for i, name in enumerate(shapes)}
     for name, shape in shapes.items():
-        start, end = end, end + math.prod(shape) * FILE[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+        start, end = end, end + math.prod(shape) * FILE[types[name]].itemsize
+        header[name] = {"dtype": types[name], "shape": shape, "data_offsets": [start, end]}
     encoded = json.dumps(header).encode()
     with path.open("xb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -94,7 +97,7 @@ def _write_file(
             while left:
                 start = int(rng.integers(len(pool)))
                 part = pool[start : start + min(left, 2**22)] * np.float32(std)
-                if dtype == "BF16":
+                if types[name] == "BF16":
                     part = (part.view(np.uint32) >> 16).astype(np.uint16)
-                file.write(part.astype(FILE[dtype]).data)
+                file.write(part.astype(FILE[types[name]]).data)
                 left -= len(part)
