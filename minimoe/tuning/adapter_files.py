@@ -17,6 +17,7 @@ peft 0.19.1 and newer read and write fused experts; tests compare with 0.21.2.  
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,10 +67,13 @@ def save(folder: str | Path, params: Decoder, config: ModelConfig, base: str | N
 
     Raises:
         UserError: the folder is not empty or cannot be written, there are no adapters, their ranks differ from layer to
-            layer, or the model cannot be written as a Mixtral.
+            layer, there are shared experts with adapters, or transformers has no such model.
     """
     huggingface_config.to_dict(config, ())  # raises if transformers has no such model
     weights = adapters.adapted_weights(tree.map(to_host, params))
+    for name in weights:
+        if re.fullmatch(r"blocks\[\d+\]\.(attention|moe\.experts)\.\w+(\.weight)?", name) is None:
+            raise UserError(f"the adapter of {name} has no place in this layout: merge it instead.")
     settings: dict[str, tuple[int, float]] = {}  # rank and s by the name of a matrix in a layer
     tensors: dict[str, NDArray[Any]] = {}
     for layer in range(config.layers):
