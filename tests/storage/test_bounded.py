@@ -160,6 +160,18 @@ def test_what_the_bound_is_spent_on_is_what_is_held(tmp_path: Path) -> None:
     assert all(content.nbytes == budget.expert for content in model.cache.held.values())
 
 
+def test_a_slot_holds_the_largest_expert(tmp_path: Path) -> None:
+    located = bounded.open_folder(mixtral_folders.write(tmp_path / "m", "mixed")).located
+    stacks = [of for of in located.leaves.values() if isinstance(of, list)]
+    sizes = {(i // 3, e): 0 for i in range(len(stacks)) for e in range(5)}
+    for i, stack in enumerate(stacks):
+        for e, one in enumerate(stack):
+            sizes[i // 3, e] += one.size
+    assert len(set(sizes.values())) > 1
+    assert sizes[0, 0] < max(sizes.values())
+    assert bounded.plan(located, 10**9, 8, 64).expert == max(sizes.values())
+
+
 def test_attention_is_never_read_again(tmp_path: Path) -> None:
     """Only experts leave: all reads after loading are theirs, each of the size of one."""
     folder = mixtral_folders.write(tmp_path / "m")
