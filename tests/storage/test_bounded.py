@@ -10,9 +10,9 @@ import measured
 import mixtral_folders
 import numpy as np
 import pytest
-from small_runs import finished
+from small_runs import finished, train
 
-from minimoe.core import tree
+from minimoe.core import files, tree
 from minimoe.core.errors import UserError
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
@@ -249,6 +249,25 @@ def test_other_kinds_of_experts_and_a_gpu_are_refused(tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError):
         bounded.open_folder(run)
+
+
+@pytest.mark.parametrize("settings", [{"shared_experts": 1}, {"router": "remoe", "noisy_gating": False}], ids=str)
+def test_runs_with_shared_experts_and_with_any_number_of_experts_per_token(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    train(tmp_path / "run", **settings)
+    model = within(tmp_path / "run", least(tmp_path / "run"))
+    assert written(model) == written(open_model.load(tmp_path / "run"))
+
+
+def test_a_router_that_compares_with_no_number_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run", router="sigmoid_bias", steps=1)
+    path = tmp_path / "run" / "model.safetensors"
+    tensors, metadata = files.read_tensors(path)
+    tensors["blocks[1].moe.router.bias"][0] = np.nan
+    files.write_tensors(path, tensors, metadata)
+    with pytest.raises(UserError, match=r"holds blocks\[1\].moe.router.bias with nan"):
+        within(tmp_path / "run", 10**8)
 
 
 def test_from_python(tmp_path: Path) -> None:
