@@ -68,12 +68,12 @@ def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
     """Bytes that a pass of ``tokens`` needs at once, the last of a text of ``length``, in float32.
 
     They are an upper bound of what a block holds while its experts work: rows of width D, queries, keys and values, the
-    two factors of SwiGLU for all K experts, and once more for the largest expert, which may get all tokens; the scores
+    two factors of SwiGLU for all K experts, and three times more for experts that get all tokens; the scores
     of a tile of attention; and the logits. The tokens may be several texts, each shorter than ``length``.
     """
     D, F, K = config.width, config.expert_width, config.active_experts
     heads = config.heads * config.head_width + config.kv_heads * config.head_width
-    row = D * (9 + 3 * K) + 5 * heads + F * (2 * K + 2) + 4 * config.experts
+    row = D * (9 + 3 * K) + 5 * heads + F * (2 * K + 3) + 4 * config.experts
     scores = 3 * config.heads * min(attention.ROWS, tokens) * max(length, tokens)
     logits = 4 * min(tokens * config.vocab_size, max(LOGITS, 256 * config.vocab_size)) + 16 * config.vocab_size
     return 4 * (tokens * row + scores + logits)

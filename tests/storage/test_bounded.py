@@ -19,6 +19,7 @@ from minimoe.inference import generation
 from minimoe.layers import decoder
 from minimoe.storage import bounded, encoded, huggingface, open_model, quantized
 from minimoe.storage.bounded import Bounded
+from minimoe.storage.packed_weights import Matrix
 from minimoe.training import run_report
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mixtral"
@@ -207,6 +208,8 @@ def test_no_matrix_of_attention_or_experts_is_float32_between_products(tmp_path:
     arrays = [leaf for leaf in tree.leaves(model.params) if isinstance(leaf, np.ndarray)]
     assert max(leaf.size for leaf in arrays) == 300 * 256  # the output layer
     assert all(content.dtype == np.uint8 for content in model.cache.held.values())
+    kinds = {type(part.weight) for block in model.params.blocks for part in block.attention}
+    assert kinds == {Matrix}
 
 
 @pytest.mark.parametrize("what", ["cut", "touched", "cut before"])
