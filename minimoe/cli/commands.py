@@ -303,6 +303,7 @@ def upcycle(chosen: argparse.Namespace) -> int:
         active=chosen.active,
         granularity=chosen.granularity,
         renormalize=chosen.renormalize,
+        noisy_gating=chosen.noisy,
         noise=chosen.noise,
         corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
         changes=options.settings(argparse.Namespace(**{k: v for k, v in vars(chosen).items() if k != "renormalize"})),

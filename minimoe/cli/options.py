@@ -134,6 +134,7 @@ def of_upcycling(sub: argparse.ArgumentParser) -> None:
         default=True,
         help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
     )
+    sub.add_argument("--noisy-gating", dest="noisy", action="store_true", help="add trainable noise to the new router")
     sub.add_argument(
         "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
     )
