@@ -254,7 +254,7 @@ def test_nothing_is_written_where_it_cannot_be_right(
     shared = config_of(shared_experts=1)
     with monkeypatch.context() as patched:  # a family with shared experts
         patched.setattr("minimoe.storage.huggingface_config.to_dict", lambda *_: {})
-        with pytest.raises(UserError, match=r"adapter of blocks\[0\].moe.shared.w_gate has no place in this layout"):
+        with pytest.raises(UserError, match=r"such as blocks\[0\].moe.shared.w_gate, have no place"):
             adapter_files.save(tmp_path / "a", trained(rng, plain(rng, shared)), shared)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("x")
