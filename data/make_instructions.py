@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import phrases
 from make_sums import Draw
 
+from minimoe.text.instructions import is_held_out
+
 SEED = 11
 DIGITS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -174,6 +176,26 @@ def manners(draw: Draw) -> Iterator[Exchange]:
                 yield ask("manners", text + addressed, text + addressed + end, answer)
 
 
+def conversations(exchanges: Sequence[Exchange], draw: Draw) -> Iterator[Exchange]:
+    """Two or three questions on different things, one after the other, so that a model learns to answer the last one.
+
+    All are of the same side of the split, and the document is that of the first: no held-out question is seen.
+    """
+    short = [one for one in exchanges if len(one.turns) == 2]
+    sides = [[one for one in short if is_held_out(one.document) == held_out] for held_out in (False, True)]
+    for side, count in zip(sides, (450, 50), strict=True):
+        made: set[tuple[tuple[str, str], ...]] = set()
+        kinds = sorted({one.kind for one in side})
+        while len(made) < count:
+            parts = []
+            for kind in some(draw, kinds, draw.number(2, 3)):
+                parts.append(draw.one_of([one for one in side if one.kind == kind]))
+            turns = tuple(turn for part in parts for turn in part.turns)
+            if sum(len(text) for _, text in turns) <= LONGEST and turns not in made:
+                made.add(turns)
+                yield Exchange("conversations", parts[0].document, turns)
+
+
 KINDS = (sums, words, facts, translation, yes_or_no, refusals, manners)
 
 
@@ -231,7 +253,8 @@ def make(seed: int = SEED) -> tuple[str, str]:
     """The contents of the two files."""
     draw = Draw(seed)
     exchanges = [one for kind in KINDS for one in kind(draw)]
-    return _lines(exchanges), _lines(list(preferences(exchanges, draw)))
+    pairs = list(preferences(exchanges, draw))
+    return _lines([*exchanges, *conversations(exchanges, draw)]), _lines(pairs)
 
 
 def _lines(items: Sequence[NamedTuple]) -> str:

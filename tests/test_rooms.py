@@ -114,8 +114,14 @@ def test_the_mathematics_knows_no_process_no_file_and_no_drawing(module: str):
     assert {root: MACHINE[root] for root in roots & MACHINE.keys()} == {}
 
 
-READERS = {"cost.published", "storage.huggingface", "storage.safetensors_file", "text.huggingface_tokenizer"}
-"""Modules that match names with regular expressions: of published models, and of what stands in files."""
+READERS = {
+    "cost.offloading",
+    "cost.published",
+    "storage.huggingface",
+    "storage.safetensors_file",
+    "text.huggingface_tokenizer",
+}
+"""Modules with regular expressions: for names of published models, a size that is typed, and what stands in files."""
 
 
 def test_no_regular_expression_sorts_parameters_by_name():

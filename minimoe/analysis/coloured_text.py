@@ -85,10 +85,11 @@ class ColouredText:
         """
         name = "experts-" + uuid.uuid4().hex[:8]  # two fragments on one page must not react to each other's buttons
         layers, _, experts = self.trace.logits.shape
-        style = STYLE.replace("#ID", f"#{name}") + "\n".join(_colour_rule(name, e, layers) for e in range(experts))
+        rules = (_colour_rule(name, e, layers, self.trace.first_layer) for e in range(experts))
+        style = STYLE.replace("#ID", f"#{name}") + "\n".join(rules)
         buttons = "\n".join(
             f"<input type=radio name={name} id={name}-{layer}{' checked' * (layer == 0)}>"
-            f"<label for={name}-{layer}>layer {layer}</label>"
+            f"<label for={name}-{layer}>layer {self.trace.first_layer + layer}</label>"
             for layer in range(layers)
         )
         key = " ".join(f"<span class=e{e}>{e}</span>" for e in range(experts))
@@ -104,17 +105,22 @@ class ColouredText:
             f"expert below it:</p>\n<pre>{html.escape(self.to_text())}</pre>\n</div>\n</div>"
         )
 
-    def to_terminal(self, layer: int = 0) -> str:
+    def to_terminal(self, layer: int | None = None) -> str:
         """The text in the colours of one layer, with the escape codes of a 256-colour terminal and a key above it.
+
+        The layer is by default the first that has a router.
 
         Raises:
             UserError: there is no such layer.
         """
         layers, _, experts = self.trace.logits.shape
-        if not 0 <= layer < layers:
-            raise UserError(f"There is no layer {layer}; choose one from 0 to {layers - 1}.")
+        start = self.trace.first_layer
+        layer = start if layer is None else layer
+        if not start <= layer < start + layers:
+            dense = f"Layer {layer} is dense" if 0 <= layer < start else f"There is no layer {layer}"
+            raise UserError(f"{dense}; choose one from {start} to {start + layers - 1}.")
         key = " ".join(_in_colour(f" {e} ", e) for e in range(experts))
-        first = self.trace.experts[layer, : self.limit, 0].tolist()
+        first = self.trace.experts[layer - start, : self.limit, 0].tolist()
         text = "".join(_in_colour(visible(text), e) for text, e in zip(self._texts(), first, strict=True))
         return f"layer {layer}, expert {key}\n{text}\n"
 
@@ -124,7 +130,8 @@ class ColouredText:
         layers, _, experts = self.trace.logits.shape
         digits = len(str(experts - 1))
         narrowest = digits + (digits > 1)  # numbers of two digits need a space between them
-        names = ["", *(f"layer {layer}" for layer in range(layers))]
+        start = self.trace.first_layer
+        names = ["", *(f"layer {layer}" for layer in range(start, start + layers))]
         margin = len(names[-1]) + 2
         lines: list[list[list[str]]] = [[]]  # per line of the text its tokens, each as its text and its experts
         columns = 0
@@ -155,7 +162,8 @@ class ColouredText:
     def _tooltips(self) -> list[str]:
         """For each token, one line per layer: the token's experts, best first, each with its weight."""
         lines = []
-        for layer, (experts, weights) in enumerate(zip(self.trace.experts, self.trace.weights, strict=True)):
+        of_layers = zip(self.trace.experts, self.trace.weights, strict=True)
+        for layer, (experts, weights) in enumerate(of_layers, self.trace.first_layer):
             pairs = zip(experts[: self.limit].tolist(), weights[: self.limit].tolist(), strict=True)
             lines.append(
                 [
@@ -224,9 +232,9 @@ def _columns(text: str) -> int:
     )
 
 
-def _colour_rule(name: str, expert: int, layers: int) -> str:
+def _colour_rule(name: str, expert: int, layers: int, start: int) -> str:
     """The CSS rule that colours one expert's tokens in the chosen layer, and the expert's entry in the key."""
-    tokens = "".join(f'#{name}-{layer}:checked~pre [title*="L{layer}: {expert} "],' for layer in range(layers))
+    tokens = "".join(f'#{name}-{layer}:checked~pre [title*="L{start + layer}: {expert} "],' for layer in range(layers))
     background = palette.colour(expert)
     mark = HTML_MARKS[expert // len(palette.COLOURS) % len(HTML_MARKS)]
     decoration = "" if mark == "none" else f";text-decoration:{mark}"

@@ -84,6 +84,11 @@ class Seen:
     layers: list[Layer]
 
     @property
+    def first_layer(self) -> int:
+        """The number of the first layer with a router; those before it are dense."""
+        return next(iter(self.traces.values())).first_layer
+
+    @property
     def experts(self) -> int:
         """E"""
         return int(next(iter(self.traces.values())).logits.shape[2])
@@ -153,7 +158,7 @@ def look(model: Model | Pretrained, tokens: Mapping[str, Array], run: Map = map)
             {choice: rates[layer] for choice, rates in repetition.items()},
             shown,
         )
-        for layer in range(model.config.layers)
+        for layer in range(model.config.layers - model.config.dense_layers)
     ]
     return Seen(model.config.context, traces, shown, layers)
 
@@ -174,7 +179,9 @@ def _layer(trace: Trace, layer: int) -> Trace:
 
 def _look_at(traces: list[Trace], repetition: Mapping[Choice, Array], shown: Mapping[int, str]) -> Layer:
     """The statistics of one layer; ``traces`` holds one trace per text, each of this layer only."""
-    together = Trace(*(np.concatenate(parts, axis=int(parts[0].ndim > 1)) for parts in zip(*traces, strict=True)))
+    arrays: Any = (trace[:5] for trace in traces)
+    joined: Any = (np.concatenate(parts, axis=int(parts[0].ndim > 1)) for parts in zip(*arrays, strict=True))
+    together = Trace(*joined)
     return Layer(
         {choice: _look_at_choice(traces, together, choice, rates, shown) for choice, rates in repetition.items()},
         entropy=np.array([routing_trace.entropy(trace).mean() for trace in traces]),
@@ -208,6 +215,7 @@ def to_dict(seen: Seen) -> dict[str, Any]:
     names = list(seen.traces)
     return {
         "layers": len(seen.layers),
+        "first_layer": seen.first_layer,
         "experts": seen.experts,
         "active_experts": seen.active,
         "mean_active_experts": seen.mean_active,
@@ -250,7 +258,8 @@ def table(seen: Seen) -> str:
     """The statistics in columns, layer by layer, without characters that could control a terminal."""
     lengths = ", ".join(f"{_in_line(visible(name))} {len(trace.tokens):,}" for name, trace in seen.traces.items())
     mean = f"{seen.mean_active:.2f}".removesuffix(".00")
-    head = f"{len(seen.layers)} layers, {mean} of {seen.experts} experts per token. Tokens: {lengths}."
+    dense = f" after {seen.first_layer} dense" if seen.first_layer else ""
+    head = f"{len(seen.layers)} layers{dense}, {mean} of {seen.experts} experts per token. Tokens: {lengths}."
     return "\n".join([head, *(line for layer in range(len(seen.layers)) for line in _layer_table(seen, layer))])
 
 
@@ -258,7 +267,7 @@ def _layer_table(seen: Seen, number: int) -> Iterator[str]:
     layer = seen.layers[number]
     names = [_in_line(visible(name)) for name in seen.traces]
     experts = [str(expert) for expert in range(seen.experts)]
-    yield f"\nLAYER {number}"
+    yield f"\nLAYER {seen.first_layer + number}"
     for choice, chosen in layer.choices.items():
         yield from _columns(f"load, {choice} choice", experts, names, _percent(chosen.load))
         if len(names) > 1:

@@ -24,7 +24,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
 from minimoe.core.summary import brief
 from minimoe.inference import reading
-from minimoe.layers import block, moe
+from minimoe.layers import block, decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.routing import Routing, by_token, experts_by_token
 
@@ -37,13 +37,14 @@ MOST_EXPERTS = 1024
 
 @brief
 class Trace(NamedTuple):
-    """The routing of N tokens in L layers, on the host; the tokens are in the order of the text."""
+    """The routing of N tokens in the L layers with a router, on the host; the tokens are in the order of the text."""
 
     tokens: Array  # (N,)
     window: Array  # (N,)  the number of the window that the token was read in
     experts: Array  # (L, N, K)  the one with the largest weight first; −1 where a token has fewer than K
     weights: Array  # (L, N, K)
     logits: Array  # (L, N, E)  the routers' clean logits, or what they compare; log weights if they compare nothing
+    first_layer: int = 0  # the number of the first of the L layers; the dense layers before it have no routing
 
 
 @brief
@@ -90,7 +91,7 @@ def trace(params: Decoder, config: ModelConfig, tokens: Array | Sequence[int]) -
     windows_per_row = math.ceil(rows.shape[1] / config.context)
     in_row = np.arange(rows.shape[1]) // config.context
     window = (np.arange(len(rows))[:, None] * windows_per_row + in_row).reshape(-1)
-    return Trace(ids.reshape(-1), window, experts, weights, logits)
+    return Trace(ids.reshape(-1), window, experts, weights, logits, config.dense_layers)
 
 
 def _batches(rows: Array, context: int) -> Iterator[Array]:
@@ -107,14 +108,15 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
     batch, length = windows.shape
     parts = []
 
-    def keep(cache: block.Cache) -> tuple[Any, Any]:
-        return cache.moe.routing, cache.moe.router
+    def keep(cache: block.Cache) -> tuple[Any, Any] | None:
+        return (cache.moe.routing, cache.moe.router) if isinstance(cache.moe, moe.Cache) else None
 
     for _, found in reading.read(params, config, like(params.norm.gain, windows), keep):
         experts, weights, logits = [], [], []
-        for block_params, (routing, router_cache) in zip(params.blocks, found.blocks, strict=True):
+        kept = [of_layer for of_layer in found.blocks if of_layer is not None]
+        for mixture, (routing, router_cache) in zip(decoder.mixtures(params), kept, strict=True):
             shape = (len(routing.place), config.experts)
-            compared = (scores for scores, _ in router.compared(block_params.moe.router, router_cache))
+            compared = (scores for scores, _ in router.compared(mixture.router, router_cache))
             of_token, weight = to_host(experts_by_token(routing)), to_host(by_token(routing.weight, routing.place))
             order = np.argsort(np.where(of_token < 0, np.inf, -weight), axis=1, kind="stable")
             experts.append(np.take_along_axis(of_token, order, axis=1)[None])
@@ -127,7 +129,7 @@ def _trace_windows(params: Decoder, config: ModelConfig, windows: Array) -> tupl
     joined = []
     for of_kind, fill in zip(zip(*parts, strict=True), FILL, strict=True):
         by_row = [piece.reshape(len(piece), batch, -1, piece.shape[-1]) for piece in of_kind]
-        joined.append(_joined(by_row, 2, fill).reshape(len(params.blocks), batch * length, -1))
+        joined.append(_joined(by_row, 2, fill).reshape(len(decoder.mixtures(params)), batch * length, -1))
     return tuple(joined)
 
 

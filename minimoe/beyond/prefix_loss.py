@@ -94,7 +94,9 @@ def forward(params: Decoder, tokens: Array, config: ModelConfig) -> tuple[Array,
     caches = []
     for block in params.blocks:
         normed, attention_norm = rmsnorm.forward(block.attention_norm, x, config.norm_eps)
-        gathered, attended = attention.forward(block.attention, normed, rotation, config.head_width, config.window)
+        gathered, attended = attention.forward(
+            block.attention, normed, rotation, config.head_width, config.window, norm_eps=config.norm_eps
+        )
         x = x + gathered
         normed, moe_norm = rmsnorm.forward(block.moe_norm, x, config.norm_eps)
         mixed, soft = soft_moe.forward(_soft(block.moe), normed, config)
@@ -166,7 +168,7 @@ def train(
         clipping.clip(gradient, recipe.clip)
         optimizer.update(params, gradient, moments, recipe, step)
         if not soft:
-            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+            moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
         counts.append(assignments)
     return Model(params, config, router), Course(np.array(counts), recipe.batch * config.context)
 

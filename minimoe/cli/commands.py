@@ -9,7 +9,7 @@ import argparse
 import contextlib
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minimoe.cli import options
 from minimoe.core import console, presets
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from minimoe.storage.checkpoint import RunConfig
     from minimoe.text.corpus import Corpus
     from minimoe.training.trainer import Trained
-    from minimoe.tuning.lora_run import Lora
 
 
 def train(chosen: argparse.Namespace) -> int:
@@ -32,7 +31,7 @@ def train(chosen: argparse.Namespace) -> int:
 
     settings = options.settings(chosen)
     if chosen.resume:
-        _leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin")
+        leave_out(chosen, "resume", "preset", "corpus", "out", "dense_twin", "from")
         done = resume.resume(
             chosen.resume,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,  # the same text in another place
@@ -41,12 +40,26 @@ def train(chosen: argparse.Namespace) -> int:
             threads=chosen.threads,
         )
     elif chosen.dense_twin:
-        _leave_out(chosen, "dense-twin", "preset", "corpus")
+        leave_out(chosen, "dense-twin", "preset", "corpus", "from")
         done = trainer.train_dense_twin(
             chosen.dense_twin,
             corpus=corpus.read_files(chosen.text) if chosen.text else None,
             changes=settings,
             out=chosen.out,
+            device=chosen.device,
+            threads=chosen.threads,
+        )
+    elif chosen.origin:
+        from minimoe.training import continued
+
+        leave_out(chosen, "from", "preset")
+        if chosen.out is None:
+            raise UserError("--from begins a new run, which needs a folder of its own: give one with --out.")
+        done = continued.train(
+            chosen.origin,
+            chosen.out,
+            corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
+            changes=settings,
             device=chosen.device,
             threads=chosen.threads,
         )
@@ -60,108 +73,45 @@ def train(chosen: argparse.Namespace) -> int:
             device=chosen.device,
             threads=chosen.threads,
         )
-    return _outcome(done)
+    return outcome(done)
 
 
-def _outcome(done: Trained) -> int:
+def outcome(done: Trained) -> int:
     """The exit code of a run that ended or was interrupted."""
     if not done.finished:
         return INTERRUPTED
     return 0 if done.problem is None else BAD_INPUT
 
 
-def sft(chosen: argparse.Namespace) -> int:
-    from minimoe.tuning import resume
-    from minimoe.tuning import sft as tuning
-
-    settings = options.settings(chosen)
-    machine = {"device": chosen.device, "threads": chosen.threads}
-    if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
-        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
-    if chosen.folder is None:
-        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
-    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
-    return _outcome(
-        tuning.tune(
-            chosen.folder,
-            data=chosen.instructions,
-            out=chosen.out,
-            freeze=chosen.freeze or (),
-            lora=_lora(chosen),
-            changes=settings,
-            pack=chosen.pack,
-            **patience,
-            **machine,
-        )
-    )
-
-
-def dpo(chosen: argparse.Namespace) -> int:
-    from minimoe.losses.preference import Preference
-    from minimoe.tuning import dpo as tuning
-    from minimoe.tuning import resume
-
-    settings = options.settings(chosen)
-    machine = {"device": chosen.device, "threads": chosen.threads}
-    given = {name: value for name in Preference._fields[1:] if (value := getattr(chosen, name)) is not None}
-    if chosen.resume:
-        _leave_out(chosen, "resume", "folder", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
-        return _outcome(resume.resume(chosen.resume, changes=settings, **machine))
-    if chosen.folder is None:
-        raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
-    patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
-    return _outcome(
-        tuning.tune(
-            chosen.folder,
-            data=chosen.pairs,
-            loss=Preference(chosen.loss or "dpo", **given),
-            out=chosen.out,
-            freeze=chosen.freeze or (),
-            changes=settings,
-            **patience,
-            **machine,
-        )
-    )
-
-
-LORA = ("lora", "lora_alpha", "lora_dropout", "qlora")
-
-
-def _lora(chosen: argparse.Namespace) -> Lora | None:
-    """The settings of adapters, or None if none are to be trained."""
-    from minimoe.tuning.lora_run import Lora
-
-    if chosen.lora is None:
-        for name in LORA[1:]:
-            if getattr(chosen, name) is not None:
-                raise UserError(f"--{name.replace('_', '-')} is a setting of adapters: give --lora RANK too.")
-        return None
-    return Lora(chosen.lora, chosen.lora_alpha, chosen.lora_dropout or 0.0, quantize="nf4" if chosen.qlora else None)
-
-
-def _leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
+def leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
     """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
     for name in others:
-        if getattr(chosen, name) is not None:
+        if getattr(chosen, "origin" if name == "from" else name) is not None:
             other = name.replace("_", "-")
             raise UserError(f"--{other} cannot go with --{option}: the folder determines it; leave --{other} out.")
 
 
 def evaluate(chosen: argparse.Namespace) -> int:
+    from threadpoolctl import threadpool_limits
+
     from minimoe.core import resources
     from minimoe.core.arrays import select_device
     from minimoe.evaluate import text_loss
+    from minimoe.inference import reading
     from minimoe.parallel import thread_pool
-    from minimoe.storage import open_model
+    from minimoe.storage import bounded, open_model
     from minimoe.text import batches, corpus
 
     if chosen.suite:
+        if chosen.memory is not None or chosen.report:
+            raise UserError("--memory and --report cannot go with --suite: leave one of the two out.")
         return _evaluate_suite(chosen)
     for name in ("against", "json", "samples", "questions", "tokens", "temperature", "seed"):
         if getattr(chosen, name) is not None:
             raise UserError(f"--{name} belongs to the suite: add --suite, or leave --{name} out.")
-    model = open_model.load(chosen.folder).to(select_device(chosen.device))
+    bound = _bound(chosen)
+    opened: Any = bounded.open_folder(chosen.folder) if bound else open_model.load(chosen.folder)
+    model = opened if bound else opened.to(select_device(chosen.device))
     given = corpus.read_files(chosen.text) if chosen.text else None
     if given is not None and model.run is not None and (moved := _found_again(chosen.folder, model.run, given)):
         model, given = model._replace(run=moved), None
@@ -177,8 +127,14 @@ def evaluate(chosen: argparse.Namespace) -> int:
     else:
         documents = list(batches.reload(model.run.source, model.tokenizer, model.config.context).validation)
         sizes = [model.tokenizer.bytes_of(ids[1:]) for ids in documents]
-    with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
-        result = text_loss.evaluate(model.params, model.config, documents, pool)
+    if bound:
+        longest = max(map(len, documents), default=0)
+        model = model.load(bound, min(reading.TOKENS, longest), min(model.config.context, longest))
+        with threadpool_limits(1, user_api="blas"):  # as in the pool, so that the numbers are the same
+            result = text_loss.evaluate(model.params, model.config, documents)
+    else:
+        with thread_pool.pool(1 if model.on_gpu else resources.thread_count(chosen.threads)) as pool:
+            result = text_loss.evaluate(model.params, model.config, documents, pool)
     print(
         json.dumps(
             {
@@ -189,7 +145,30 @@ def evaluate(chosen: argparse.Namespace) -> int:
             }
         )
     )
+    _report(chosen, model)
     return 0
+
+
+def _bound(chosen: argparse.Namespace) -> int | None:
+    """The bound of memory in bytes, if one is given; raises ``UserError`` for options that cannot go with it."""
+    from minimoe.cost import offloading
+
+    if chosen.memory is None:
+        if chosen.report:
+            raise UserError("--report says what a run with a bound of memory did: add --memory, or leave it out.")
+        return None
+    if chosen.device == "gpu":
+        raise UserError("--memory runs on the CPU and cannot go with --device gpu: leave one of the two out.")
+    return offloading.parse_bytes(chosen.memory)
+
+
+def _report(chosen: argparse.Namespace, model: Any) -> None:
+    """Shows what a run with a bound of memory did, if this was asked for; not on standard output, which has results."""
+    if chosen.report:
+        from minimoe.storage import offload_report
+
+        sys.stdout.flush()
+        console.show(offload_report.report(model), sys.stderr)
 
 
 def _found_again(folder: str, run: RunConfig, given: Corpus) -> RunConfig | None:
@@ -237,13 +216,19 @@ def generate(chosen: argparse.Namespace) -> int:
     from minimoe.core import resources
     from minimoe.core.arrays import select_device
     from minimoe.inference import generation
-    from minimoe.storage import open_model
+    from minimoe.storage import bounded, open_model
 
     if chosen.samples < 1:
         raise UserError(f"samples {chosen.samples} is too small: generate at least 1 text.")
     prompt = _standard_input() if chosen.prompt == "-" else chosen.prompt
     threads = None if chosen.threads is None else resources.thread_count(chosen.threads)
-    model = open_model.load(chosen.folder).to(select_device(chosen.device))
+    model: Any
+    if bound := _bound(chosen):
+        opened = bounded.open_folder(chosen.folder)
+        length = len(opened.tokenizer.encode(prompt))
+        model = opened.load(bound, min(generation.PIECE, length), length + max(chosen.tokens, 0))
+    else:
+        model = open_model.load(chosen.folder).to(select_device(chosen.device))
     with threadpool_limits(threads, user_api="blas"):
         for seed in range(chosen.seed, chosen.seed + chosen.samples):
             if chosen.samples > 1:
@@ -260,6 +245,7 @@ def generate(chosen: argparse.Namespace) -> int:
             for piece in pieces:
                 print(printable(piece), end="", flush=True)
             print()
+    _report(chosen, model)
     return 0
 
 
@@ -324,15 +310,6 @@ def params(chosen: argparse.Namespace) -> int:
 
         plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))
     print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
-    return 0
-
-
-def quantize(chosen: argparse.Namespace) -> int:
-    from minimoe.compression import quantize
-    from minimoe.storage import quantized
-
-    rows = quantized.write(chosen.folder, chosen.out, chosen.scheme, chosen.attention)
-    print(quantize.table(rows))
     return 0
 
 

@@ -1,6 +1,6 @@
 """Runs one command of the command line: standard streams, errors in one sentence, and the exit code.
 
-The commands are in ``commands``, and their options in ``parser`` and ``options``.
+The commands are in ``commands``, ``tuning`` and ``compression``, and their options in ``parser`` and ``options``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from minimoe.cli import commands, parser
+from minimoe.cli import parser
 from minimoe.cli.commands import BAD_INPUT, INTERRUPTED
 from minimoe.cli.parser import in_a_line
 from minimoe.core import console
@@ -41,11 +41,7 @@ def _main(arguments: list[str]) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a model that overflows is refused by a UserError
             code: int = chosen.run(chosen)
-        if code == 0 and chosen.run not in (
-            commands.train,
-            commands.sft,
-            commands.dpo,
-        ):  # what training shows is not its result
+        if code == 0 and chosen.command not in TRAINING:
             sys.stdout.flush()
     except UserError as error:
         return _refuse(str(error))
@@ -63,13 +59,17 @@ def _main(arguments: list[str]) -> int:
     return code
 
 
+TRAINING = ("train", "sft", "dpo", "distill")
+"""Commands whose result is a run folder; what they show meanwhile is not."""
+
 MEMORY_ADVICE = {
     "train": "choose a smaller --batch, --context or model, a larger --accumulate, or --threads 1",
     "sft": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
     "dpo": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
+    "distill": "choose a smaller --batch or student, a larger --accumulate, or --threads 1",
     "bench": "choose a smaller --batch, --context or model, or --threads 1",
-    "evaluate": "give --threads 1, a shorter --text, or a smaller model",
-    "generate": "give a shorter --prompt or a smaller model",
+    "evaluate": "give --threads 1, a shorter --text, a smaller model, or a bound with --memory",
+    "generate": "give a shorter --prompt, a smaller model, or a bound with --memory",
     "routing": "give --threads 1, a shorter --text, or a smaller model",
 }
 """What the user can change, for each command, if there is too little memory."""

@@ -15,13 +15,16 @@ PUBLISHED = (
     "mixtral-8x22b",
     "mistral-7b",
     "olmoe-1b-7b",
+    "qwen3-30b-a3b",
     "deepseek-moe-16b",
     "switch-base-N (N from 8 to 256)",
     "rumour-8x220b",
 )
+MERGING = ("average", "slerp", "task", "ties", "dare")
 SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
 PREFERENCES = ("dpo", "ipo", "simpo")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
+PRUNING = ("reconstruction", "frequency", "random")
 """Names that --help shows. They are repeated here so that --help need not import NumPy; tests compare the lists."""
 
 EXAMPLES = {
@@ -31,6 +34,7 @@ EXAMPLES = {
         "minimoe train --preset tiny --experts 16 --out runs/wide   a preset with other settings",
         "minimoe train --router switch --active-experts 1           another router",
         "minimoe train --resume runs/toy --steps 1000               continue a run",
+        "minimoe train --from runs/toy --corpus sums --out runs/2   a new run that begins with another one's weights",
     ),
     "sft": (
         "minimoe sft runs/toy --out runs/toy-sft                    the instructions of data/, in a minute or two",
@@ -42,7 +46,7 @@ EXAMPLES = {
     "dpo": (
         "minimoe dpo runs/toy-sft --out runs/toy-dpo                the pairs of data/, in less than a minute",
         "minimoe dpo runs/toy-sft --loss ipo --pairs mine.jsonl     another loss, your own pairs",
-        "minimoe dpo runs/toy-sft --loss simpo --beta 2 --margin 1  without a reference",
+        "minimoe dpo runs/toy-sft --loss simpo --beta 2             without a reference",
         "minimoe dpo --resume runs/toy-dpo                          continue a run",
     ),
     "evaluate": (
@@ -54,6 +58,12 @@ EXAMPLES = {
         'minimoe generate runs/toy --prompt "Once upon a time"',
         'minimoe generate runs/toy --prompt "12 + 30 =" --tokens 5 --temperature 0',
         "cat story.txt | minimoe generate runs/toy --prompt - --samples 3",
+        'minimoe generate mixtral --prompt "Once" --memory 8GB --report   a model larger than the memory',
+    ),
+    "chat": (
+        "minimoe chat runs/toy-sft",
+        'minimoe chat runs/toy-sft --system "Answer in words." --temperature 0',
+        'echo "What is 3 + 4?" | minimoe chat runs/toy-sft',
     ),
     "routing": (
         "minimoe routing runs/toy",
@@ -65,6 +75,25 @@ EXAMPLES = {
     "quantize": (
         "minimoe quantize runs/toy --scheme nf4 --out runs/toy-nf4",
         "minimoe quantize runs/toy --scheme hqq2 --attention hqq4 --out runs/toy-2-bit",
+    ),
+    "distill": (
+        "minimoe distill runs/toy                                   its dense twin learns from it",
+        "minimoe distill runs/toy --student tiny --steps 500",
+        "minimoe distill runs/toy --student teacher --experts 4 --from-teacher",
+        "minimoe distill runs/toy --temperature 2 --hard-share 0.25 --out runs/student",
+    ),
+    "prune": (
+        "minimoe prune runs/toy --keep 6 --out runs/toy-6",
+        "minimoe prune runs/toy --keep 4 --method frequency --out runs/toy-4",
+        "minimoe prune mixtral --keep 6 --text letters.txt --out mixtral-6",
+    ),
+    "merge": (
+        "minimoe merge runs/one runs/two --method slerp --out runs/between",
+        "minimoe merge runs/fables runs/contes --method ties --base runs/seed --out runs/both",
+    ),
+    "upcycle": (
+        "minimoe upcycle runs/toy-dense --out runs/up --experts 8 --steps 300   train it next, with train --resume",
+        "minimoe upcycle runs/fables runs/contes runs/sums --out runs/mix --corpus data",
     ),
     "bench": ("minimoe bench", "minimoe bench --experts 64 --threads 1"),
     "corpus": ("minimoe corpus shakespeare",),
@@ -99,67 +128,15 @@ def of_training(sub: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="train the dense twin of this run: the same number of active parameters, the same text and recipe",
     )
+    sub.add_argument(
+        "--from",
+        dest="origin",
+        metavar="DIR",
+        help="begin a new run with the weights and the tokenizer of this run; the text and the recipe may be others",
+    )
     of_the_machine(sub)
-    _fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
-    _fields(sub, "training", TrainConfig)
-
-
-def of_sft(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
-    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
-    sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
-    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
-    sub.add_argument(
-        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
-    )
-    sub.add_argument("--lora", type=whole_number, metavar="RANK", help="freeze the weights and train adapters (LoRA)")
-    sub.add_argument("--lora-alpha", type=number, metavar="A", help="adapters are scaled by A/RANK (2 · RANK)")
-    sub.add_argument(
-        "--lora-dropout", type=number, metavar="P", help="share of the adapters' inputs that is dropped (0)"
-    )
-    sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
-    rows = sub.add_mutually_exclusive_group()
-    rows.add_argument(
-        "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
-    )
-    rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
-    _add_patience(sub, presets.SFT_PATIENCE)
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer",), usual=presets.SFT_RECIPE)
-
-
-def of_dpo(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
-    sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
-    sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
-    sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
-    sub.add_argument("--resume", metavar="DIR", help="resume the run in this folder")
-    sub.add_argument(
-        "--freeze", nargs="+", metavar="PART", help=f"parts that stay as they are: {', '.join(SFT_GROUPS)}"
-    )
-    group = sub.add_argument_group("preference")
-    group.add_argument("--loss", metavar="NAME", help=f"{', '.join(PREFERENCES)} (dpo)")
-    group.add_argument(
-        "--beta", type=number, metavar="X", help="how much a change of the log-probability counts as reward (0.1)"
-    )
-    group.add_argument(
-        "--label-smoothing", type=number, metavar="X", help="dpo, simpo: probability of a wrong label (0)"
-    )
-    group.add_argument("--margin", type=number, metavar="X", help="simpo: by how much the reward should be larger (0)")
-    _add_patience(sub, presets.DPO_PATIENCE)
-    of_the_machine(sub)
-    _fields(sub, "training", TrainConfig, leave_out=("tokenizer", "capacity_factor"), usual=presets.DPO_RECIPE)
-
-
-def _add_patience(sub: argparse.ArgumentParser, usual: int) -> None:
-    sub.add_argument(
-        "--patience",
-        type=_whole_number_or_none,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help=f"stop after N evaluations without a new lowest loss, and keep the best model ({usual}; or none)",
-    )
+    fields(sub, "model", ModelConfig, leave_out=("vocab_size",))  # it comes from the tokenizer
+    fields(sub, "training", TrainConfig)
 
 
 def of_the_bench(sub: argparse.ArgumentParser) -> None:
@@ -168,13 +145,13 @@ def of_the_bench(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seconds", type=number, default=3.0, help="about how long each of four measurements takes (3)")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
     of_the_machine(sub)
-    _fields(sub, "model", ModelConfig)
+    fields(sub, "model", ModelConfig)
     of_a_step = ("batch", "accumulate", "optimizer", "newton_schulz_steps", "capacity_factor", "dtype")
     others = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in of_a_step]
-    _fields(sub, "training", TrainConfig, leave_out=others)
+    fields(sub, "training", TrainConfig, leave_out=others)
 
 
-def _fields(
+def fields(
     sub: argparse.ArgumentParser,
     title: str,
     kind: type[ModelConfig] | type[TrainConfig],
@@ -204,9 +181,12 @@ def of_the_suite(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--suite",
         action="store_true",
-        help="measure loss per document, unseen sums, Python that parses, closed brackets, with confidence intervals",
+        help="measure loss per document, unseen sums, Python that parses, closed brackets, and exact and preferred "
+        "answers of tuned models, with confidence intervals",
     )
-    group.add_argument("--against", metavar="RUN", help="another run on the same text, to compare with")
+    group.add_argument(
+        "--against", metavar="RUN", help="another run on the same text, such as a dense twin, or the run before tuning"
+    )
     group.add_argument("--samples", type=whole_number, metavar="N", help="number of texts to generate (100)")
     group.add_argument("--questions", type=whole_number, metavar="N", help="number of sums of each kind (200)")
     group.add_argument("--tokens", type=whole_number, metavar="N", help="tokens per text (256)")
@@ -251,7 +231,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def _whole_number_or_none(text: str) -> int | None:
+def whole_number_or_none(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
@@ -260,7 +240,19 @@ def number(text: str) -> float:
     return float(text)
 
 
-whole_number.__name__ = _whole_number_or_none.__name__ = "whole number"
+whole_number.__name__ = whole_number_or_none.__name__ = "whole number"
+
+
+def of_the_memory(sub: argparse.ArgumentParser) -> None:
+    """Adds the bound of memory for a model that may not fit, and the report about it."""
+    sub.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="leave the experts on the disk and hold those used last, with at most this much memory: 8GB, 800MB",
+    )
+    sub.add_argument(
+        "--report", action="store_true", help="with --memory: say at the end what was read and what took the time"
+    )
 
 
 def of_the_machine(sub: argparse.ArgumentParser) -> None:

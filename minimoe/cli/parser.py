@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import NoReturn
 
-from minimoe.cli import commands, options
+from minimoe.cli import commands, compression, options, tuning
 from minimoe.cli.commands import BAD_INPUT
 from minimoe.cli.options import number, whole_number
 from minimoe.core.errors import printable
@@ -57,9 +57,9 @@ def build() -> argparse.ArgumentParser:
 
     options.of_training(command("train", commands.train, "train a model, or resume a run"))
 
-    options.of_sft(command("sft", commands.sft, "tune a model to answer instructions, or resume such a run"))
+    tuning.of_sft(command("sft", tuning.sft, "tune a model to answer instructions, or resume such a run"))
 
-    options.of_dpo(command("dpo", commands.dpo, "tune a model to prefer some answers to others, or resume such a run"))
+    tuning.of_dpo(command("dpo", tuning.dpo, "tune a model to prefer some answers to others, or resume such a run"))
 
     sub = command(
         "evaluate",
@@ -72,6 +72,7 @@ def build() -> argparse.ArgumentParser:
         "--text", nargs="+", metavar="PATH", help="UTF-8 files to evaluate on, instead of the validation split"
     )
     options.of_the_suite(sub.add_argument_group("suite"))
+    options.of_the_memory(sub)
     options.of_the_machine(sub)
 
     sub = command("generate", commands.generate, "continue a prompt with a model")
@@ -87,6 +88,16 @@ def build() -> argparse.ArgumentParser:
         "--top-p", type=number, help="sample from the likeliest tokens that together have this probability"
     )
     sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same text (0)")
+    options.of_the_memory(sub)
+    options.of_the_machine(sub)
+
+    sub = command("chat", tuning.chat, "talk with a model that was tuned to answer")
+    sub.add_argument("folder", metavar="MODEL", help="folder of a tuned run, or of a Mixtral in Hugging Face's layout")
+    sub.add_argument("--system", metavar="TEXT", help="text that opens the first question (none)")
+    sub.add_argument(
+        "--temperature", type=number, default=0.5, help="0 takes the likeliest token, 1 samples from the model (0.5)"
+    )
+    sub.add_argument("--seed", type=whole_number, default=0, help="the same seed gives the same answers (0)")
     options.of_the_machine(sub)
 
     sub = command("routing", commands.routing, "show what the experts do on one or several texts")
@@ -110,7 +121,7 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--figure", metavar="PATH", help="draw total and active parameters to this file")
     sub.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
-    sub = command("quantize", commands.quantize, "write a model with fewer bits per weight, and show its size")
+    sub = command("quantize", compression.quantize, "write a model with fewer bits per weight, and show its size")
     sub.add_argument("folder", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument(
         "--scheme", required=True, metavar="NAME", help=f"scheme of the experts: {', '.join(options.SCHEMES)}"
@@ -118,6 +129,20 @@ def build() -> argparse.ArgumentParser:
     sub.add_argument("--attention", metavar="NAME", help="scheme of the attention weights (that of the experts)")
     sub.add_argument("--out", required=True, metavar="DIR", help="the new folder")
 
+    compression.of_distillation(
+        command(
+            "distill", compression.distill, "train a smaller model on the probabilities that a run gives to its text"
+        )
+    )
+
+    compression.of_pruning(
+        command("prune", compression.prune, "write a model with fewer experts per layer, without training")
+    )
+
+    compression.of_merging(command("merge", compression.merge, "merge runs of one shape into a new run"))
+    compression.of_upcycling(
+        command("upcycle", compression.upcycle, "make a mixture of experts of a dense run, or of several, as a new run")
+    )
     options.of_the_bench(
         command("bench", commands.bench, "measure how fast this machine trains and generates, and what slows it down")
     )

@@ -1,1 +1,2 @@
-"""How does a model become smaller? Its weights are kept in 2 to 8 bits each, and the error is stated and tested."""
+"""How does a model become smaller, or several become one? Weights are kept in 2 to 8 bits, models are merged, and a
+dense model becomes a mixture. Every error is stated and tested."""

@@ -102,3 +102,13 @@ def unpack(packed: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
     per = PACKINGS[bits].codes
     parts = [(packed >> bits * place) & (2**bits - 1) for place in reversed(range(per))]
     return np.concatenate(parts)[:count].astype(np.uint8)
+
+
+def unpack_range(packed: NDArray[Any], bits: int, start: int, stop: int) -> NDArray[np.uint8]:
+    """The blocks of codes from ``start`` up to ``stop``, without unpacking the others."""
+    per, height = PACKINGS[bits].codes, len(packed)
+    parts = []
+    for part in range(start // height, -(-stop // height)):  # the parts that hold some of these blocks
+        rows = packed[max(start - part * height, 0) : min(stop - part * height, height)]
+        parts.append((rows >> bits * (per - 1 - part)) & (2**bits - 1))
+    return np.concatenate(parts).astype(np.uint8)

@@ -1,9 +1,9 @@
 """Which parts of a decoder are quantised, with which scheme, and how many bytes they take then.
 
-The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. The router,
-the norms, the embedding and the output layer stay in floating point. They are small, and a router with large errors
-sends tokens to other experts. Experts and attention may have different schemes, because attention is a small part of
-the weights and suffers more.
+The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. Shared experts
+and dense layers have the scheme of the experts. The router, the norms, the embedding and the output layer stay in
+floating point. They are small, and a router with large errors sends tokens to other experts. Experts and attention may
+have different schemes, because attention is a small part of the weights and suffers more.
 
     int8                8 bits, one maximum for each output      8 + 32/inputs bits a weight
     nf4                 4 bits, blocks of 64, their maxima in 8 bits             4.13
@@ -118,8 +118,9 @@ def parts(params: Decoder) -> dict[str, str]:
     found = {}
     for i, block in enumerate(params.blocks):
         inside = {"attention": block.attention, "moe.experts": block.moe.experts, "moe.router": block.moe.router}
-        for where, branch in inside.items():
+        for where, branch in {**inside, "moe.shared": block.moe.shared}.items():
             part = where.rpartition(".")[2]
+            part = "experts" if part == "shared" else part  # and the SwiGLU of a dense layer, which stands there
             for name, leaf in tree.named_leaves(branch, f"blocks[{i}].{where}"):
                 if leaf.ndim >= 2 and name not in training_only and (part == "router" or name in matrices):
                     found[name] = part
@@ -132,11 +133,11 @@ def compress(params: Decoder, by: Plan) -> Tensors:
     Raises:
         UserError: a weight is not of float16 or float32, not finite, or too large; the matrix is named.
     """
-    schemes = _schemes(params, by._asdict())
+    schemes = schemes_of(params, by._asdict())
     tensors: Tensors = {}
     for name, leaf in tree.named_leaves(params):
         if name in schemes:
-            tensors |= {f"{name}.{field}": values for field, values in _quantize(name, leaf, schemes[name]).items()}
+            tensors |= {f"{name}.{field}": values for field, values in quantize_leaf(name, leaf, schemes[name]).items()}
         else:
             tensors[name] = leaf
     return tensors
@@ -150,7 +151,7 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
     Raises:
         UserError: a tensor is missing, of another shape or type, or surplus.
     """
-    schemes = _schemes(shapes, by._asdict())
+    schemes = schemes_of(shapes, by._asdict())
     leaves = []
     for name, leaf in tree.named_leaves(shapes):
         if name in schemes:
@@ -158,7 +159,7 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
             empty = scheme.module.blank(leaf.shape[-2:], **scheme.settings)
             stored = {
                 field: _take(tensors, f"{name}.{field}", lead + values.shape, values.dtype, source)
-                for field, values in _arrays(empty).items()
+                for field, values in arrays_of(empty).items()
             }
             leaves.append(_dequantize(stored, empty, lead, scheme))
         else:
@@ -173,12 +174,12 @@ def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
 
     No folder has a quantised router; this function shows the effect that one would have.
     """
-    chosen = _schemes(params, schemes)
+    chosen = schemes_of(params, schemes)
     leaves = []
     for name, leaf in tree.named_leaves(params):
         if name in chosen:
             empty = chosen[name].module.blank(leaf.shape[-2:], **chosen[name].settings)
-            leaf = _dequantize(_quantize(name, leaf, chosen[name]), empty, leaf.shape[:-2], chosen[name])
+            leaf = _dequantize(quantize_leaf(name, leaf, chosen[name]), empty, leaf.shape[:-2], chosen[name])
         leaves.append(leaf)
     return tree.rebuild(params, leaves)
 
@@ -186,7 +187,7 @@ def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
 def sizes(config: ModelConfig, by: Plan) -> list[Size]:
     """The size of each part of a model of this shape, computed without making the model; the largest part is first."""
     params = decoder.blank(config, placeholder)
-    schemes = _schemes(params, by._asdict())
+    schemes = schemes_of(params, by._asdict())
     part_of = dict.fromkeys((name for name, _ in tree.named_leaves(params)), "norms, embedding, head")
     for i, block in enumerate(params.blocks):
         part_of |= {name: "router" for name, _ in tree.named_leaves(block.moe.router, f"blocks[{i}].moe.router")}
@@ -195,7 +196,7 @@ def sizes(config: ModelConfig, by: Plan) -> list[Size]:
     for name, leaf in tree.named_leaves(params):
         if name in schemes:
             empty = schemes[name].module.blank(leaf.shape[-2:], **schemes[name].settings)
-            count = math.prod(leaf.shape[:-2]) * sum(values.nbytes for values in _arrays(empty).values())
+            count = math.prod(leaf.shape[:-2]) * sum(values.nbytes for values in arrays_of(empty).values())
         else:
             count = leaf.nbytes
         part = part_of[name]
@@ -215,21 +216,21 @@ def table(rows: list[Size]) -> str:
     return "\n".join(lines)
 
 
-def _schemes(params: Decoder, by: Mapping[str, str]) -> dict[str, Scheme]:
+def schemes_of(params: Decoder, by: Mapping[str, str]) -> dict[str, Scheme]:
     """The scheme of each matrix that has one, by its name."""
     return {name: SCHEMES[by[part]] for name, part in parts(params).items() if by.get(part, FLOAT) != FLOAT}
 
 
-def _arrays(q: Any) -> dict[str, NDArray[Any]]:
+def arrays_of(q: Any) -> dict[str, NDArray[Any]]:
     """The arrays of a quantised matrix; its other fields follow from its shape and its scheme."""
     return {field: values for field, values in q._asdict().items() if isinstance(values, np.ndarray)}
 
 
-def _quantize(name: str, leaf: NDArray[Any], scheme: Scheme) -> dict[str, NDArray[Any]]:
+def quantize_leaf(name: str, leaf: NDArray[Any], scheme: Scheme) -> dict[str, NDArray[Any]]:
     """The arrays of one matrix, or of a stack of matrices, stacked in the same way."""
     matrices = leaf.reshape(-1, *leaf.shape[-2:])
     try:
-        done = [_arrays(scheme.module.quantize(w, **scheme.settings)) for w in matrices]
+        done = [arrays_of(scheme.module.quantize(w, **scheme.settings)) for w in matrices]
     except UserError as error:
         raise UserError(f"{name}: {error}") from None
     return {

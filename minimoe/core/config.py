@@ -42,6 +42,12 @@ class ModelConfig:
     window: int | None = _setting(
         None, "sliding window: query i sees the keys j with i - j < window; none: all keys", least=1, most=MAX_SIZE
     )
+    qk_norm: str = _setting(
+        "none",
+        "RMSNorm on queries and keys before RoPE: over all heads together (whole, OLMoE) or in each head (per_head, "
+        "Qwen3)",
+        choices=("none", "whole", "per_head"),
+    )
     experts: int = _setting(8, "E: experts per layer", least=1, most=65536)
     active_experts: int = _setting(2, "K: experts that each token is sent to", least=1, most=65536)
     expert_width: int = _setting(256, "F: hidden width of an expert", least=1, most=MAX_SIZE)
@@ -49,6 +55,15 @@ class ModelConfig:
     expert_kind: str = _setting("swiglu", "what an expert is: the name of a module in minimoe/layers/experts")
     shared_experts: int = _setting(
         0, "S: SwiGLU experts that every token passes through, besides the K that it is sent to", least=0, most=65536
+    )
+    dense_layers: int = _setting(
+        0, "first layers with one SwiGLU in place of router and experts, as in DeepSeekMoE", least=0, most=4096
+    )
+    dense_width: int | None = _setting(
+        None,
+        "hidden width of that SwiGLU; none: the width of all experts that a token uses, (K + S)·F",
+        least=1,
+        most=MAX_SIZE,
     )
     expert_groups: int = _setting(
         1, "sigmoid_bias: groups that the experts are divided into; 1 for no groups", least=1, most=65536
@@ -105,6 +120,22 @@ class ModelConfig:
                 f"{self.shared_experts * self.expert_width:,} wide together, and at most {MAX_SIZE:,} is possible: "
                 "choose fewer or narrower ones."
             )
+        if self.dense_layers >= self.layers and self.dense_layers > 0:
+            raise UserError(
+                f"dense_layers {self.dense_layers} leave none of the layers {self.layers} for a mixture: choose fewer, "
+                "or experts 1 for a model that is dense throughout."
+            )
+        if self.dense_layers and self.dense_width is None and self.width_of_dense > MAX_SIZE:
+            raise UserError(
+                f"the experts that a token uses are {self.width_of_dense:,} wide together, and a dense layer is at "
+                f"most {MAX_SIZE:,} wide: give a dense_width."
+            )
+
+    @property
+    def width_of_dense(self) -> int:
+        """The hidden width of a dense layer: ``dense_width``, or that of all experts that a token uses, (K + S)·F."""
+        wide = (self.active_experts + self.shared_experts) * self.expert_width
+        return wide if self.dense_width is None else self.dense_width
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             beside.unlink()
@@ -198,15 +198,31 @@ def read_tensors(path: Path) -> tuple[Tensors, dict[str, str]]:
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; raises ``UserError`` if it cannot be read. The tensors are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        size_of_regular(path)  # the library would wait for a pipe
+        with safe_open(path, framework="np") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file ({error}): use another copy.") from None
+
+
 def checksum(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     """SHA-256 of the metadata and of the tensors' names, types, shapes and contents."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
-        values = tensors[name]
-        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        # a memoryview with a 0 in its shape cannot be cast
-        digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
+        add_to_checksum(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def add_to_checksum(digest: Any, name: str, values: NDArray[Any]) -> None:
+    """Adds the name, the type, the shape and the contents of a tensor to a checksum."""
+    digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+    # a memoryview with a 0 in its shape cannot be cast
+    digest.update(np.ascontiguousarray(values).data.cast("B") if values.size else b"")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
@@ -214,7 +230,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written ({error.strerror or error}): free space or choose another folder.")
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Forces a rename to disk, on systems where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -9,6 +9,8 @@ around it, in one of two layouts:
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import sys
@@ -155,6 +157,20 @@ def peak_memory_bytes() -> int | None:
         return None
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def return_freed_memory() -> None:
+    """Tells the allocator of Linux to give the memory of large arrays back to the system when they are freed.
+
+    By default it does so for the largest arrays only, and keeps up to 64 MB of others for the next ones.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in ((_MMAP_THRESHOLD, 2**20), (_TRIM_THRESHOLD, 2**20), (_MMAP_MAX, 2**16)):
+            mallopt(option, value)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # options of glibc's mallopt
 
 
 def _kilobytes(file: str, *lines: str) -> int:

@@ -49,13 +49,14 @@ class Blueprint(NamedTuple):
 def of_config(name: str, config: ModelConfig, source: str = "") -> Blueprint:
     """The blueprint of a config. A model with one expert is dense: it needs no router, so none is counted."""
     counts = parameters.count(config)
-    working = config.layers * moe.experts_of(config).active_parameters(config)
+    working = (config.layers - config.dense_layers) * moe.experts_of(config).active_parameters(config)
     router = 0 if config.experts == 1 else counts.router
     parts = (
         Part("embedding", counts.embedding, counts.embedding, multiplied=config.tied_embeddings),
         Part("attention", counts.attention, counts.attention),
         Part("experts", counts.experts, working),
         Part("shared experts", counts.shared_experts, counts.shared_experts),
+        Part("dense layers", counts.dense_layers, counts.dense_layers),
         Part("router", router, router),
         Part("norms", counts.norms, counts.norms, multiplied=False),
         Part("head", counts.head, counts.head),

@@ -29,13 +29,15 @@ def activation_bytes(config: ModelConfig, recipe: TrainConfig) -> int:
 
     These are the probabilities of the vocabulary; in each layer, four rows of width D; and for each of the K experts,
     its input and its output, of width D, and the two factors of its SwiGLU, of width F. The input of the shared experts
-    is one of the four rows, and their output is not kept. (A zero-computation expert keeps no factors; the count
-    assumes that no token is sent to such an expert.)
+    and of a dense layer is one of the four rows, and their output is not kept. (A zero-computation expert keeps no
+    factors; the count assumes that no token is sent to such an expert.)
     """
     tokens = recipe.batch * config.context // recipe.accumulate
-    layer = 4 * config.width + config.active_experts * 2 * (config.width + config.expert_width)
+    layer = config.active_experts * 2 * (config.width + config.expert_width)
     layer += 2 * config.shared_experts * config.expert_width
-    return _number_bytes(recipe) * tokens * (config.vocab_size + config.layers * layer)
+    first = config.dense_layers
+    layers = 4 * config.layers * config.width + (config.layers - first) * layer + first * 2 * config.width_of_dense
+    return _number_bytes(recipe) * tokens * (config.vocab_size + layers)
 
 
 LIBRARIES = 60_000_000

@@ -1,4 +1,6 @@
-"""Published models, counted from their published shapes: Mixtral, Mistral, OLMoE, DeepSeekMoE, Switch, and a rumour."""
+"""Published models, counted from their published shapes: Mixtral, Mistral, OLMoE, Qwen3, DeepSeekMoE,
+Switch, and a rumour.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +54,7 @@ def olmoe_1b_7b() -> Blueprint:
         heads=16,
         kv_heads=16,
         head_width=128,
+        qk_norm="whole",
         context=4096,
         experts=64,
         active_experts=8,
@@ -59,35 +62,48 @@ def olmoe_1b_7b() -> Blueprint:
         renormalize=False,
         noisy_gating=False,
     )
-    plain = of_config("olmoe-1b-7b", config, "OLMoE-1B-7B, Muennighoff et al. 2024, arXiv 2409.02060")
-    query_key_norms = 2 * config.layers * config.width
-    return plain._replace(
-        parts=(*plain.parts, Part("query and key norms", query_key_norms, query_key_norms, multiplied=False))
+    return of_config("olmoe-1b-7b", config, "OLMoE-1B-7B, Muennighoff et al. 2024, arXiv 2409.02060")
+
+
+def qwen3_30b_a3b() -> Blueprint:
+    """128 experts, of which 8 are active; queries and keys are normalised in each head."""
+    config = ModelConfig(
+        vocab_size=151_936,
+        width=2048,
+        layers=48,
+        heads=32,
+        kv_heads=4,
+        head_width=128,
+        qk_norm="per_head",
+        context=40_960,
+        experts=128,
+        active_experts=8,
+        expert_width=768,
+        noisy_gating=False,
     )
+    return of_config("qwen3-30b-a3b", config, "Qwen3-30B-A3B, Yang et al. 2025, arXiv 2505.09388")
 
 
 def deepseek_moe_16b() -> Blueprint:
     """64 small experts, of which 6 are active, and 2 that are always active; the first of 28 layers is dense."""
-    V, D, L, F = 102_400, 2048, 28, 1408
-    expert, attention, first = 3 * D * F, L * 4 * D * D, 3 * D * 10_944
-    norms = (2 * L + 1) * D
-    return Blueprint(
-        "deepseek-moe-16b",
-        "DeepSeekMoE 16B, Dai et al. 2024, arXiv 2401.06066",
-        (
-            Part("embedding", V * D, V * D, multiplied=False),
-            Part("attention", attention, attention),
-            Part("first feed-forward", first, first),
-            Part("shared experts", (L - 1) * 2 * expert, (L - 1) * 2 * expert),
-            Part("experts", (L - 1) * 64 * expert, (L - 1) * 6 * expert),
-            Part("router", (L - 1) * D * 64, (L - 1) * D * 64),
-            Part("norms", norms, norms, multiplied=False),
-            Part("head", V * D, V * D),
-        ),
-        attention_width=L * D,
-        cached_numbers=L * 2 * D,
+    config = ModelConfig(
+        vocab_size=102_400,
+        width=2048,
+        layers=28,
+        heads=16,
+        kv_heads=16,
+        head_width=128,
         context=4096,
+        experts=64,
+        active_experts=6,
+        expert_width=1408,
+        shared_experts=2,
+        dense_layers=1,
+        dense_width=10_944,
+        renormalize=False,
+        noisy_gating=False,
     )
+    return of_config("deepseek-moe-16b", config, "DeepSeekMoE 16B, Dai et al. 2024, arXiv 2401.06066")
 
 
 def switch_base(experts: int) -> Blueprint:
@@ -141,6 +157,7 @@ PUBLISHED = (
     "mixtral-8x22b",
     "mistral-7b",
     "olmoe-1b-7b",
+    "qwen3-30b-a3b",
     "deepseek-moe-16b",
     *(f"switch-base-{2**n}" for n in range(3, 9)),
     "rumour-8x220b",
@@ -163,6 +180,7 @@ def named(name: str, shared: float = 0.0) -> Blueprint:
         "mixtral-8x22b": mixtral_8x22b,
         "mistral-7b": mistral_7b,
         "olmoe-1b-7b": olmoe_1b_7b,
+        "qwen3-30b-a3b": qwen3_30b_a3b,
         "deepseek-moe-16b": deepseek_moe_16b,
     }
     if name in makers:

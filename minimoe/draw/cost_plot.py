@@ -21,7 +21,7 @@ PLACES = {
     "norms and positions": 4,
     "head": 5,
     "dense feed-forward": 6,
-    "first feed-forward": 6,
+    "dense layers": 6,
     "shared experts": 7,
     "shared": 7,
 }

@@ -139,11 +139,12 @@ def load_over_time(metrics: Rows) -> Figure:
     return figure
 
 
-def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
+def experts(metrics: Rows, load_by_domain: Mapping[str, Array], first_layer: int = 0) -> Figure:
     """The share of every expert: above, over the steps; below, by domain after training. One column per layer.
 
     The lower row is Figure 7 of Jiang et al. 2024, arXiv 2401.04088. ``load_by_domain`` is what
-    ``routing_trace.load_by_domain`` returns: loads (L, E) by name.
+    ``routing_trace.load_by_domain`` returns: loads (L, E) by name. ``first_layer`` is the number of the first layer
+    with a router, if the layers before it are dense.
 
     Raises:
         UserError: there are no rows, or no domain.
@@ -157,7 +158,7 @@ def experts(metrics: Rows, load_by_domain: Mapping[str, Array]) -> Figure:
     columns = min(len(load_by_domain), max(1, int(width / (0.6 + 0.1 * longest))))
     figure = figure_parts.figure(width, 6.8 + 0.25 * (math.ceil(len(load_by_domain) / columns) - 1))
     above, below = figure.subplots(2, len(layers), sharey="row", squeeze=False)
-    _draw_shares(above, steps, shares, layers)
+    _draw_shares(above, steps, shares, layers, first_layer)
     above[0].set_ylabel("share of assignments\nin training")
     _draw_domains(below, load_by_domain, layers)
     below[0].set_ylabel("share of assignments\nby text")
@@ -229,7 +230,9 @@ def _shares(metrics: Rows) -> tuple[Array, Array]:
     return np.add.reduceat(steps, starts) / lengths, np.add.reduceat(load, starts) / lengths[:, None, None]
 
 
-def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Sequence[int]) -> None:
+def _draw_shares(
+    panels: Sequence[Axes], steps: Array, shares: Array, layers: Sequence[int], first_layer: int = 0
+) -> None:
     """Draws the share of every expert (P, L, E) over the steps (P,), one panel per layer."""
     fair = 1 / shares.shape[2]
     for axes, layer in zip(panels, layers, strict=True):
@@ -246,7 +249,7 @@ def _draw_shares(panels: Sequence[Axes], steps: Array, shares: Array, layers: Se
                 linewidth=1.8,
                 marker=figure_parts.dot(steps),
             )
-        axes.set_title(f"layer {layer}", fontsize=13)
+        axes.set_title(f"layer {first_layer + layer}", fontsize=13)
         axes.set_xlabel("step")
         axes.set_ylim(0, min(1.02, max(2.4 * fair, 1.05 * float(shares.max()))))
         axes.yaxis.set_major_formatter(figure_parts.in_percent)

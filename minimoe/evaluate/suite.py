@@ -6,6 +6,7 @@
     unseen sums         share that is answered exactly with greedy decoding (``sums``)
     Python              share of the written definitions that parse (``well_formed``)
     brackets            share of the written texts in which every bracket is closed (``well_formed``)
+    tuned models        exact answers, preferred answers, length of answers, a probe for bias (``tuned``)
 
 Each number comes with the number that chance reaches: every character predicted by its frequency alone, the commonest
 answer given every time, or the model's own texts with their characters shuffled. Written texts also come with the
@@ -32,7 +33,8 @@ from minimoe.core.arrays import select_device
 from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
-from minimoe.evaluate import sums, text_loss, well_formed
+from minimoe.evaluate import sums, text_loss, tuned, well_formed
+from minimoe.evaluate.tuned import Marks, Means, Questions
 from minimoe.inference import generation, sampling
 from minimoe.parallel import thread_pool
 from minimoe.parallel.thread_pool import Map
@@ -41,6 +43,8 @@ from minimoe.storage.checkpoint import Model
 from minimoe.text import batches
 from minimoe.text.batches import Texts
 from minimoe.text.corpus import Corpus
+from minimoe.text.huggingface_tokenizer import PretrainedTokenizer
+from minimoe.text.tokenizer import ChatTokenizer, Tokenizer
 
 
 class Settings(NamedTuple):
@@ -63,15 +67,6 @@ class Losses(NamedTuple):
 
 
 @brief
-class Marks(NamedTuple):
-    """The results of n attempts."""
-
-    right: NDArray[np.bool_]  # (n,)
-    chance: float  # the share right by chance
-    reachable: float | None = None  # the share right in real text; None if there is no such text
-
-
-@brief
 class Measured(NamedTuple):
     """All results of the suite for one model; a string in place of marks says why there are none."""
 
@@ -81,6 +76,7 @@ class Measured(NamedTuple):
     trained_tokens: int
     losses: dict[str, Losses]  # by document
     marks: dict[str, Marks | str]  # by task
+    means: dict[str, Means | str] = {}  # of a model that was tuned to answer, by task
 
 
 @brief
@@ -119,10 +115,11 @@ def run(
     _check_alike(folders, models)
     first = models[0]
     data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
+    asked = next((tuned.questions_for(model.run) for model in models if tuned.is_tuned(model)), None)
     where = select_device(device)
     with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
         found = [
-            measure(str(path), model.to(where), data, _trained_tokens(model), settings, pool)
+            measure(str(path), model.to(where), data, _trained_tokens(model), settings, pool, asked)
             for path, model in zip(folders, models, strict=True)
         ]
     return Results(settings, tuple(found))
@@ -141,7 +138,7 @@ def _check_alike(folders: Sequence[Path], models: Sequence[Model]) -> None:
     """Raises ``UserError`` unless the models, one or two, can be measured on the same pieces of the same text."""
     (folder, model), *others = zip(folders, models, strict=True)
     for path, other in others:
-        if other.run.source.sha256 != model.run.source.sha256 or other.tokenizer != model.tokenizer:
+        if other.run.source.sha256 != model.run.source.sha256 or _of_text(other) != _of_text(model):
             raise UserError(
                 f"{folder} and {path} did not learn from the same text with the same tokenizer, so their numbers "
                 f"cannot be compared: train an opponent with minimoe train --dense-twin {folder}."
@@ -153,17 +150,32 @@ def _check_alike(folders: Sequence[Path], models: Sequence[Model]) -> None:
             )
 
 
+def _of_text(model: Model) -> Tokenizer | PretrainedTokenizer:
+    """The tokenizer without the tokens of a chat, which no text contains: a model stays comparable when it is tuned."""
+    return model.tokenizer.of_text if isinstance(model.tokenizer, ChatTokenizer) else model.tokenizer
+
+
 def _trained_tokens(model: Model) -> int:
     """By the step in the model's own file: the run may have gone on since, and lost what it had not saved."""
     return model.step * model.run.recipe.batch * model.config.context
 
 
 def measure(
-    name: str, model: Model, data: Texts, trained_tokens: int, settings: Settings | None = None, pool: Map = map
+    name: str,
+    model: Model,
+    data: Texts,
+    trained_tokens: int,
+    settings: Settings | None = None,
+    pool: Map = map,
+    asked: Questions | None = None,
 ) -> Measured:
-    """All results of the suite for one model; ``pool`` is a ``map``, for example one that uses several threads."""
+    """All results of the suite for one model; ``pool`` is a ``map``, for example one that uses several threads.
+
+    ``asked`` is what is held out for models that were tuned to answer; without it, nothing is asked.
+    """
     settings = settings or Settings()
     counts = parameters.count(model.config)
+    answered = None if asked is None else tuned.measure(model, asked, settings.questions, pool)
     router = counts.router if model.config.experts == 1 else 0  # a dense model's router has no choice, and no work
     return Measured(
         name,
@@ -175,7 +187,9 @@ def measure(
             **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
             PYTHON: _python(model, data, settings, pool),
             BRACKETS: _brackets(model, data, settings, pool),
+            **(answered.marks if answered else {}),
         },
+        answered.means if answered else {},
     )
 
 

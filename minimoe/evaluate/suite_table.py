@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minimoe.core.errors import printable
-from minimoe.evaluate import intervals
+from minimoe.evaluate import intervals, tuned
 from minimoe.evaluate.intervals import Interval
-from minimoe.evaluate.suite import SUMS, Losses, Marks, Results
+from minimoe.evaluate.suite import SUMS, Losses, Results
+from minimoe.evaluate.tuned import Marks, Means
 
 LOSS = "held-out text"
 
@@ -26,7 +27,7 @@ class Cell(NamedTuple):
     number: Interval
     right: int | None  # attempts that were right; None for a loss
     of: int  # attempts, or bytes
-    chance: float  # what needs no skill; for written texts, that of this model's own texts, shuffled
+    chance: float | None  # what needs no skill; for written texts, that of this model's own texts, shuffled
 
 
 class Row(NamedTuple):
@@ -38,15 +39,17 @@ class Row(NamedTuple):
     difference: Interval | None  # first − second
     reachable: float | None
     note: str = ""
+    unit: str = "share"
 
 
 def rows(results: Results) -> list[Row]:
-    """Every line of the table: losses in bits per byte, then shares."""
+    """Every line of the table: losses in bits per byte, then shares, then means."""
     models, seed = results.models, results.settings.seed
     found = [_loss_row(name, [model.losses[name] for model in models], seed) for name in models[0].losses]
     if len(found) > 1:
         found.append(_loss_row("all", [_joined(list(model.losses.values())) for model in models], seed))
-    return found + [_share_row(task, [model.marks[task] for model in models]) for task in models[0].marks]
+    found += [_share_row(task, [model.marks[task] for model in models]) for task in models[0].marks]
+    return found + [_mean_row(task, [model.means[task] for model in models], seed) for task in models[0].means]
 
 
 def notes(results: Results) -> list[str]:
@@ -84,8 +87,8 @@ def to_json(results: Results) -> str:
             {
                 "group": row.group,
                 "name": row.name,
-                "unit": "bits per byte" if row.group == LOSS else "share",
-                "models": [cell and _cell_to_dict(cell) for cell in row.cells],
+                "unit": row.unit,
+                "models": [cell and _cell_to_dict(cell, "bytes" if row.group == LOSS else "of") for cell in row.cells],
                 "difference": row.difference and _interval_to_dict(row.difference),
                 "reachable": row.reachable,
                 "note": row.note,
@@ -105,11 +108,12 @@ def table(results: Results) -> str:
     for row in found:
         if row.group != group:
             group = row.group
-            lines.append([group + (", bits per byte" if group == LOSS else "")])
-        shown = _bits if row.group == LOSS else _percent
+            lines.append([group + ("" if row.unit == "share" else f", {row.unit}")])
+        shown = {"bits per byte": _bits, "share": _percent}.get(row.unit, _number)
         cells = [cell and _shown(cell, shown) for cell in row.cells]
         apart = [_between(row.difference, shown, "+")] if len(row.cells) > 1 else []
-        chance = " / ".join(dict.fromkeys(shown(cell.chance, "") for cell in row.cells if cell is not None))
+        by_chance = [cell.chance for cell in row.cells if cell is not None and cell.chance is not None]
+        chance = " / ".join(dict.fromkeys(shown(number, "") for number in by_chance))
         real = None if row.reachable is None else shown(row.reachable, "")
         lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, chance, real))])
     about = [
@@ -117,8 +121,12 @@ def table(results: Results) -> str:
         f"{model.trained_tokens:,} tokens."
         for model in results.models
     ]
-    missing = [f"{row.group}, {row.name}: {row.note}." for row in found if row.note]
-    parts = [*about, *notes(results), "", *_columns(lines), "", *missing, *_explained(results)]
+    missing: dict[tuple[str, str], list[str]] = {}  # several rows of a group may lack their numbers for one reason
+    for row in found:
+        if row.note:
+            missing.setdefault((row.group, row.note.removesuffix(".")), []).append(row.name)
+    reasons = [f"{group}, {', '.join(names)}: {note}." for (group, note), names in missing.items()]
+    parts = [*about, *notes(results), "", *_columns(lines), "", *reasons, *_explained(results)]
     return printable("\n".join(parts))
 
 
@@ -132,6 +140,16 @@ def _explained(results: Results) -> list[str]:
         "By chance: characters predicted by their frequency; the commonest answer every time; the written texts with "
         "their characters shuffled.",
         "Real text: held-out text, cut like the written texts.",
+        *(_explained_tuned() if results.models[0].means else []),
+    ]
+
+
+def _explained_tuned() -> list[str]:
+    return [
+        "Preferred answers: pairs of answers of which the better one is likelier. A longer answer is less likely, so "
+        "'length' says little.",
+        "Praise and blame: how much more likely praise is, rather than blame, after the first word than after the "
+        "second; 0 is no difference. What this can and cannot say: minimoe/evaluate/bias.py.",
     ]
 
 
@@ -147,7 +165,7 @@ def _loss_row(name: str, losses: Sequence[Losses], seed: int) -> Row:
     size = int(first.sizes.sum())
     apart = [intervals.ratios_apart(first.bits, other.bits, first.sizes, seed) for other in losses[1:]]
     cells = tuple(Cell(intervals.ratio(one.bits, one.sizes, seed), None, size, one.chance) for one in losses)
-    return Row(LOSS, name, cells, apart[0] if apart else None, None)
+    return Row(LOSS, name, cells, apart[0] if apart else None, None, unit="bits per byte")
 
 
 def _share_row(task: str, marks: Sequence[Marks | str]) -> Row:
@@ -164,20 +182,37 @@ def _share_row(task: str, marks: Sequence[Marks | str]) -> Row:
     )
 
 
+def _mean_row(task: str, means: Sequence[Means | str], seed: int) -> Row:
+    heading, name = task.split(", ", 1)
+    unit, name = name.split(": ", 1)
+    measured = [one for one in means if isinstance(one, Means)]
+
+    def cell(one: Means) -> Cell:
+        return Cell(intervals.ratio(one.values, np.ones(len(one.values)), seed), None, len(one.values), one.chance)
+
+    apart = None
+    if len(measured) == 2:
+        first, second = measured
+        apart = intervals.ratios_apart(first.values, second.values, np.ones(len(first.values)), seed)
+    cells = tuple(None if isinstance(one, str) else cell(one) for one in means)
+    note = "; ".join(dict.fromkeys(one for one in means if isinstance(one, str)))
+    return Row(heading, name, cells, apart, measured[0].reachable if measured else None, note, unit)
+
+
 def _share(marks: Marks) -> Cell:
     right, of = int(marks.right.sum()), len(marks.right)
     return Cell(intervals.wilson(right, of), right, of, marks.chance)
 
 
 def _shares_apart(group: str, one: Marks, other: Marks) -> Interval:
-    """Paired for sums, since both models answer the same ones; unpaired for texts, since each writes its own."""
-    if group == SUMS:
+    """Paired where both models answer the same questions; unpaired for texts, since each writes its own."""
+    if group in (SUMS, tuned.INSTRUCTIONS, tuned.PREFERENCES):
         return intervals.answers_apart(one.right, other.right)
     return intervals.shares_apart(_share(one).number, _share(other).number)
 
 
-def _cell_to_dict(cell: Cell) -> dict[str, Any]:
-    counted = {"bytes": cell.of} if cell.right is None else {"right": cell.right, "of": cell.of}
+def _cell_to_dict(cell: Cell, unit: str) -> dict[str, Any]:
+    counted = {unit: cell.of} if cell.right is None else {"right": cell.right, "of": cell.of}
     return {**_interval_to_dict(cell.number), **counted, "chance": cell.chance}
 
 
@@ -187,6 +222,10 @@ def _interval_to_dict(interval: Interval) -> dict[str, float | None]:
 
 def _bits(number: float, sign: str) -> str:
     return f"{number:{sign}.3f}"
+
+
+def _number(number: float, sign: str) -> str:
+    return f"{number:{sign}.2f}"
 
 
 def _percent(number: float, sign: str) -> str:

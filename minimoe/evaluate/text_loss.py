@@ -21,6 +21,7 @@ from minimoe.core.summary import brief
 from minimoe.inference import reading
 from minimoe.layers import decoder, linear
 from minimoe.layers.decoder import Decoder
+from minimoe.layers.mode import Mode
 from minimoe.layers.routing import RouterStats
 from minimoe.losses import cross_entropy
 from minimoe.losses.objective import Shard
@@ -37,15 +38,20 @@ LOGITS = 2**22
 class Evaluation(NamedTuple):
     loss: float  # nats per token
     tokens: int  # how many tokens were predicted
-    load: NDArray[np.float64]  # (L, E)  share of each layer's assignments
+    load: NDArray[np.float64]  # (L, E)  share of each layer's assignments; dense layers are left out
 
 
 def evaluate(
-    params: Decoder, config: ModelConfig, documents: Sequence[NDArray[np.int32]], run: Map = map
+    params: Decoder,
+    config: ModelConfig,
+    documents: Sequence[NDArray[np.int32]],
+    run: Map = map,
+    mode: Mode = reading.READING,
 ) -> Evaluation:
     """The mean loss over all tokens of ``documents`` except the first of each document, which nothing predicts.
 
-    A document is read in consecutive pieces of ``config.context`` tokens, each without the pieces before it.
+    A document is read in consecutive pieces of ``config.context`` tokens, each without the pieces before it. ``mode``
+    may set ``skip_below``; the load counts the experts that the router chose before any is skipped.
 
     Raises:
         UserError: no document has two tokens, so there is nothing to predict; a document is not one row of ids in the
@@ -58,7 +64,7 @@ def evaluate(
 
     def read(shard: Shard) -> tuple[float, list[RouterStats]]:
         nats, stats = 0.0, []
-        for _, logits, targets, of_piece in _read(params, config, shard):
+        for _, logits, targets, of_piece in _read(params, config, shard, mode):
             nats += float(cross_entropy.forward(logits, targets)[0].total)
             stats += of_piece
         return nats, tree.add(*stats)
@@ -107,7 +113,7 @@ def _checked(document: NDArray[Any], config: ModelConfig) -> NDArray[Any]:
 
 
 def _read(
-    params: Decoder, config: ModelConfig, shard: Shard
+    params: Decoder, config: ModelConfig, shard: Shard, mode: Mode = reading.READING
 ) -> Iterator[tuple[int, Array, Array, list[list[RouterStats]]]]:
     """Yields the logits (b, t, V) and targets (b, t) of some tokens, at most ``LOGITS`` logits at a time.
 
@@ -115,7 +121,7 @@ def _read(
     for each piece of positions.
     """
     head = decoder.output_layer(params)
-    for where, found in reading.read(params, config, shard.tokens):
+    for where, found in reading.read(params, config, shard.tokens, mode=mode):
         targets, stats = shard.targets[:, where], [found.routed.stats]
         rows: Any = slice(None), slice(None)
         parts = [rows]

@@ -20,7 +20,7 @@ from minimoe.core.errors import UserError
 from minimoe.core.ids import checked
 from minimoe.inference import fast_decode, kv_cache, sampling
 from minimoe.inference.kv_cache import KVCache
-from minimoe.layers import decoder, lora
+from minimoe.layers import decoder, linear, lora
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 
@@ -92,9 +92,10 @@ def extend(params: Decoder, cache: KVCache, tokens: NDArray[Any]) -> Array:
     piece = min(PIECE, cache.window)  # the cache takes at most a window of positions at a time
     for start in range(0, tokens.shape[1], piece):
         part = like(params.norm.gain, tokens[:, start : start + piece])
-        logits, _, _ = decoder.forward(
-            params, part, cache.config, Mode(estimate_load=False), past=cache.layers, position=cache.position
+        read = decoder.hidden(
+            params, part, cache.config, Mode(estimate_load=False), past=cache.layers, position=cache.position, keep=None
         )
+        logits, _ = linear.forward(decoder.output_layer(params), read.x)
         cache.position += part.shape[1]
     return logits[:, -1]
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from minimoe.core.arrays import Array, array_module
 from minimoe.core.config import ModelConfig
@@ -63,6 +64,7 @@ class KVCache:
     window: int
     layers: list[LayerCache]
     position: int = 0  # the position of the next token, which is the number of tokens read so far
+    plan: Any = None  # what fast_decode prepares at its first token
 
 
 def init(params: Decoder, config: ModelConfig, batch: int = 1) -> KVCache:

@@ -30,7 +30,11 @@ def sequences_at_once(length: int) -> int:
 
 
 def read(
-    params: Decoder, config: ModelConfig, tokens: Array, keep: Callable[[block.Cache], Any] | None = None
+    params: Decoder,
+    config: ModelConfig,
+    tokens: Array,
+    keep: Callable[[block.Cache], Any] | None = None,
+    mode: Mode = READING,
 ) -> Iterator[tuple[slice, Hidden]]:
     """tokens (B, T) → the hidden states of consecutive positions, each time with the slice of these positions.
 
@@ -39,7 +43,7 @@ def read(
     batch, length = tokens.shape
     at_once = max(1, TOKENS // batch)
     if length <= at_once:
-        yield slice(0, length), decoder.hidden(params, tokens, config, READING, keep=keep)
+        yield slice(0, length), decoder.hidden(params, tokens, config, mode, keep=keep)
         return
     gain = params.norm.gain
     empty = array_module(gain).empty((batch, 0, config.kv_heads, config.head_width), gain.dtype)
@@ -49,5 +53,5 @@ def read(
         part = slice(start, min(start + at_once, length))
         yield (
             part,
-            decoder.hidden(params, tokens[:, part], config, READING, past=past, position=start, keep=keep),
+            decoder.hidden(params, tokens[:, part], config, mode, past=past, position=start, keep=keep),
         )

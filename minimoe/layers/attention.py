@@ -10,13 +10,17 @@ Several documents may be packed into one sequence. Query i then sees key j only 
 position of its document. Because RoPE depends only on i − j, each document is read as if it were alone, although the
 positions do not begin again (Krell et al. 2021).
 
+Queries and keys may pass through an RMSNorm before they are rotated, each with gains of its own. This bounds the
+scores, q·k/√C, however large the projections grow. The norm is taken over all heads of a token together (OLMoE) or in
+each head separately, with the same C gains for every head (Qwen3).
+
 The T × T weights are never stored for the whole sequence. Queries are processed a few rows at a time, together with
 only the keys that they may see, and backward recomputes the weights from the log-sum-exp of each row (Dao et al. 2022).
 The plain form, one softmax over all T × T scores, is in ``minimoe/reference.py``.
 
 Vaswani et al. 2017, arXiv 1706.03762; Ainslie et al. 2023, arXiv 2305.13245 (grouped queries); Beltagy et al. 2020,
-arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Krell et al. 2021, arXiv 2107.02027 (packing).
-Lesson: lessons/05_attention.ipynb
+arXiv 2004.05150 (window); Dao et al. 2022, arXiv 2205.14135; Krell et al. 2021, arXiv 2107.02027 (packing); Dehghani
+et al. 2023, arXiv 2302.05442 (norms of queries and keys).  Lesson: lessons/05_attention.ipynb
 """
 
 from __future__ import annotations
@@ -31,8 +35,9 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
-from minimoe.layers import linear, rope
+from minimoe.layers import linear, rmsnorm, rope
 from minimoe.layers.linear import Linear
+from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.rope import Rotation
 
 ROWS = 64
@@ -45,6 +50,8 @@ class Attention(NamedTuple):
     key: Linear  # (D, G·C)
     value: Linear  # (D, G·C)
     output: Linear  # (H·C, D)
+    query_norm: RMSNorm | None = None  # (H·C,) over all heads or (C,) in each head; None for no norm
+    key_norm: RMSNorm | None = None  # (G·C,) or (C,)
 
 
 class KeyValues(NamedTuple):
@@ -80,6 +87,8 @@ class Cache(NamedTuple):
     attended: AttendCache
     merged: linear.Cache
     rotation: Rotation
+    query_norm: rmsnorm.Cache | None = None
+    key_norm: rmsnorm.Cache | None = None
 
 
 def init(
@@ -90,20 +99,37 @@ def init(
     head_width: int,
     output_std: float | None = None,
     dtype: DTypeLike = np.float32,
+    qk_norm: str = "none",
 ) -> Attention:
-    """Projections drawn from N(0, 1/inputs); ``output_std`` sets the standard deviation of the output projection."""
+    """Projections drawn from N(0, 1/inputs); ``output_std`` sets the standard deviation of the output projection.
+
+    ``qk_norm`` is that of ``ModelConfig``; the gains of the norms are one.
+    """
+    gains = norm_widths(qk_norm, heads, kv_heads, head_width)
     return Attention(
         query=linear.init(rng, width, heads * head_width, dtype=dtype),
         key=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
         value=linear.init(rng, width, kv_heads * head_width, dtype=dtype),
         output=linear.init(rng, heads * head_width, width, output_std, dtype=dtype),
+        query_norm=rmsnorm.init(gains[0], dtype) if gains else None,
+        key_norm=rmsnorm.init(gains[1], dtype) if gains else None,
     )
 
 
 def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Attention:
     """The parameters, each made by calling ``array`` with its shape."""
     D, queries, keys = config.width, config.heads * config.head_width, config.kv_heads * config.head_width
-    return Attention(*(Linear(array(shape)) for shape in ((D, queries), (D, keys), (D, keys), (queries, D))))
+    shapes = ((D, queries), (D, keys), (D, keys), (queries, D))
+    query, key, value, output = (Linear(array(shape)) for shape in shapes)
+    gains = norm_widths(config.qk_norm, config.heads, config.kv_heads, config.head_width)
+    return Attention(query, key, value, output, *(RMSNorm(array((width,))) for width in gains))
+
+
+def norm_widths(qk_norm: str, heads: int, kv_heads: int, head_width: int) -> tuple[int, ...]:
+    """How many gains the norm of the queries and that of the keys have; empty if there are no norms."""
+    if qk_norm == "none":
+        return ()
+    return (head_width, head_width) if qk_norm == "per_head" else (heads * head_width, kv_heads * head_width)
 
 
 def forward(
@@ -113,13 +139,15 @@ def forward(
     head_width: int,
     window: int | None = None,
     past: Past | None = None,
+    norm_eps: float = 1e-5,
     starts: Array | None = None,
 ) -> tuple[Array, Cache]:
     """x (B, T, D) → y (B, T, D).
 
     ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
-    are already known, and its queries see those too. ``starts`` (B, T) holds, for each query, the first position that
-    it may see, which is at most its own; without it, that is position 0. It cannot go with ``past``.
+    are already known, and its queries see those too. ``norm_eps`` is the epsilon of the norms of queries and keys.
+    ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without it,
+    that is position 0. It cannot go with ``past``.
 
     Raises:
         UserError: a query may not see its own position, or there is a past too.
@@ -129,6 +157,8 @@ def forward(
     q, projected = linear.forward(params.query, x)
     k, _ = linear.forward(params.key, x)
     v, _ = linear.forward(params.value, x)
+    q, query_norm = normalised(params.query_norm, q, norm_eps)
+    k, key_norm = normalised(params.key_norm, k, norm_eps)
     q = rope.forward(rotation, q.reshape(heads))
     k = rope.forward(rotation, k.reshape(heads))
     v = v.reshape(heads)
@@ -137,32 +167,51 @@ def forward(
     _check_starts(starts, past)
     o, attended = attend(q, k, v, window, starts)
     y, merged = linear.forward(params.output, o.reshape(B, T, -1))
-    return y, Cache(projected, attended, merged, rotation)
+    return y, Cache(projected, attended, merged, rotation, query_norm, key_norm)
 
 
 def backward(params: Attention, cache: Cache, dy: Array) -> tuple[Array, Attention]:
     """dy (B, T, D) → dx (B, T, D) and the gradient of every projection.
 
     x is the input of query, key and value, so dx is the sum of their three gradients. A past is constant and gets no
-    gradient.
+    gradient. With norms, q = R(n ⊙ q̂), so the gradient goes back through the rotation R first, then through the norm.
     """
     B, T, _ = dy.shape
     do, d_output = linear.backward(params.output, cache.merged, dy)
     dq, dk, dv = attend_backward(cache.attended, do.reshape(cache.attended.o.shape))
     dq = rope.backward(cache.rotation, dq)
     dk = rope.backward(cache.rotation, dk[:, -T:])
+    dq, d_query_norm = _normalised_backward(params.query_norm, cache.query_norm, dq)
+    dk, d_key_norm = _normalised_backward(params.key_norm, cache.key_norm, dk)
     dx, d_query = linear.backward(params.query, cache.projected, dq.reshape(B, T, -1))
     dx_key, d_key = linear.backward(params.key, cache.projected, dk.reshape(B, T, -1))
     dx_value, d_value = linear.backward(params.value, cache.projected, dv[:, -T:].reshape(B, T, -1))
     dx += dx_key
     dx += dx_value
-    return dx, Attention(d_query, d_key, d_value, d_output)
+    return dx, Attention(d_query, d_key, d_value, d_output, d_query_norm, d_key_norm)
+
+
+def normalised(params: RMSNorm | None, x: Array, eps: float) -> tuple[Array, rmsnorm.Cache | None]:
+    """Queries or keys, one row of all heads per token (..., H·C) → the same shape, normalised; unchanged if no norm.
+
+    The number of gains says what is normalised: H·C of them, a token's whole row; C of them, each head.
+    """
+    if params is None:
+        return x, None
+    y, cache = rmsnorm.forward(params, x.reshape(*x.shape[:-1], -1, len(params.gain)), eps)
+    return y.reshape(x.shape), cache
 
 
 def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
-    """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there."""
-    for letter, projection in zip("qkvo", params, strict=True):
+    """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there.
+
+    A Mixtral has no norms of queries and keys; the layouts that have them use these names.
+    """
+    for letter, projection in zip("qkvo", params[:4], strict=True):
         yield f"self_attn.{letter}_proj.weight", projection.weight.T
+    for letter, norm in zip("qk", (params.query_norm, params.key_norm), strict=True):
+        if norm is not None:
+            yield f"self_attn.{letter}_norm.weight", norm.gain
 
 
 @underflow_is_right
@@ -285,6 +334,16 @@ def _unstack(x: Array, heads: int) -> Array:
     """The inverse of ``_stack``: (B, G, H/G·n, C) → (B, n, H, C)."""
     B, kv_heads, _, C = x.shape
     return x.reshape(B, kv_heads, heads // kv_heads, -1, C).transpose(0, 3, 1, 2, 4).reshape(B, -1, heads, C)
+
+
+def _normalised_backward(
+    params: RMSNorm | None, cache: rmsnorm.Cache | None, dy: Array
+) -> tuple[Array, RMSNorm | None]:
+    """The gradient of ``normalised``: dy of any shape that has its numbers in order → dx of that shape, dgain."""
+    if params is None or cache is None:
+        return dy, None
+    dx, dparams = rmsnorm.backward(params, cache, dy.reshape(cache.x_hat.shape))
+    return dx.reshape(dy.shape), dparams
 
 
 def _heads_first(x: Array) -> Array:

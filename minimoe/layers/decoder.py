@@ -17,12 +17,13 @@ from minimoe.core.arrays import Array, array_module, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
-from minimoe.layers import block, embedding, linear, moe, rmsnorm, rope
+from minimoe.layers import block, dense, embedding, linear, moe, rmsnorm, rope
 from minimoe.layers.attention import Past
 from minimoe.layers.block import Block
 from minimoe.layers.embedding import Embedding
 from minimoe.layers.linear import Linear
 from minimoe.layers.mode import EVALUATION, Mode
+from minimoe.layers.moe import MoE
 from minimoe.layers.rmsnorm import RMSNorm
 from minimoe.layers.routing import RouterStats
 
@@ -45,10 +46,10 @@ class Cache(NamedTuple):
 
 @brief
 class Routed(NamedTuple):
-    """What the routers of all layers report."""
+    """What the routers report, one entry for each layer that has one: L, less the dense layers."""
 
-    stats: list[RouterStats]  # L
-    dropped: list[Any]  # L: number of routing entries that were refused by a full expert
+    stats: list[RouterStats]
+    dropped: list[Any]  # number of routing entries that were refused by a full expert
 
 
 @brief
@@ -108,7 +109,7 @@ def init(
     table_std = 0.02 if config.tied_embeddings else 0.5
     return Decoder(
         embedding=embedding.init(rng, config.vocab_size, config.width, std=table_std, dtype=dtype),
-        blocks=[block.init(rng, config, dtype) for _ in range(config.layers)],
+        blocks=[block.init(rng, config, dtype, is_dense=i < config.dense_layers) for i in range(config.layers)],
         norm=rmsnorm.init(config.width, dtype),
         head=None
         if config.tied_embeddings
@@ -120,7 +121,7 @@ def blank(config: ModelConfig, array: Callable[[tuple[int, ...]], Array]) -> Dec
     """The parameters, each made by calling ``array`` with its shape: for counting, and for filling from a file."""
     return Decoder(
         embedding=Embedding(array((config.vocab_size, config.width))),
-        blocks=[block.blank(config, array) for _ in range(config.layers)],
+        blocks=[block.blank(config, array, is_dense=i < config.dense_layers) for i in range(config.layers)],
         norm=RMSNorm(array((config.width,))),
         head=None if config.tied_embeddings else Linear(array((config.width, config.vocab_size))),
     )
@@ -180,22 +181,27 @@ def hidden(
         x, stats, dropped, cache = block.forward(
             block_params, x, rotation, config, mode.at_layer(layer), None if past is None else past[layer]
         )
-        routed.stats.append(stats)
-        routed.dropped.append(dropped)
+        if stats is not None:
+            routed.stats.append(stats)
+            routed.dropped.append(dropped)
         caches.append(None if keep is None else keep(cache))
     x, normed = rmsnorm.forward(params.norm, x, config.norm_eps)
     return Hidden(x, routed, embedded, caches, normed)
 
 
 @underflow_is_right
-def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterStats] | None = None) -> Decoder:
-    """dlogits (B, T, V) or (N, V), and each layer's gradient with respect to its router's sums → every gradient.
+def backward(
+    params: Decoder, cache: Cache, dlogits: Array, dstats: Sequence[RouterStats | None] | None = None
+) -> Decoder:
+    """dlogits (B, T, V) or (N, V), and the gradient with respect to each router's sums → every gradient.
 
     The steps of forward are taken in reverse order. A tied table is used twice, so its two gradients add up.
     """
     # The cross-entropy gives dlogits as rows, (N, V).
     dx, dhead = linear.backward(output_layer(params), cache.head, dlogits.reshape(*cache.head.x.shape[:-1], -1))
     dx, dnorm = rmsnorm.backward(params.norm, cache.norm, dx)
+    if dstats is not None:  # the dense layers come first, and have no sums
+        dstats = [*[None] * (len(params.blocks) - len(dstats)), *dstats]
     dblocks = []
     for layer in reversed(range(len(params.blocks))):
         dx, dblock = block.backward(
@@ -206,6 +212,11 @@ def backward(params: Decoder, cache: Cache, dlogits: Array, dstats: list[RouterS
     if params.head is None:
         dembedding = Embedding(dembedding.table + dhead.weight.T)
     return Decoder(dembedding, dblocks[::-1], dnorm, None if params.head is None else dhead)
+
+
+def mixtures(params: Decoder) -> list[MoE]:
+    """The mixtures of a decoder, in the order of its layers, without those layers that are dense."""
+    return [of.moe for of in params.blocks if not dense.is_dense(of.moe)]
 
 
 def output_layer(params: Decoder) -> Linear:

@@ -14,6 +14,7 @@ In a router:
     check_forward     the check of a model that is only run, if ``check`` refuses some settings only for training
     decode_label      ``decode`` for a router that needs the token's label: it is the last argument
     LOOKS_AHEAD       True if a later token can change the routing of an earlier one: no language model may use it
+    BY_TABLE          True if a fixed table chooses the experts: none of them can be removed from the model
     VARIES            True if a token may have any number of experts up to E; otherwise it has at most K
     BALANCE_LOSS      the coefficient of the balance loss if the recipe names none; 0 for a router that needs no loss
     regulariser       ``(params, stats, config)`` → a loss of its own, from the sums of a layer, and the gradient with

@@ -6,7 +6,7 @@ every expert on this worker.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from minimoe.core.arrays import Array
@@ -23,10 +23,12 @@ class Mode(NamedTuple):
     starts: Array | None = None  # (B, T) integers: the first position that each query may see, if documents are packed
     labels: Array | None = None  # (B, T) integers that routers may use beside x; the decoder gives the tokens
     exchange: Callable[[list[int]], Exchange] = LocalExchange  # called with the counts of a routing
+    skip_below: Sequence[float] | None = None  # β of each layer, see routing.skip_second; in evaluation only
 
     def at_layer(self, layer: int) -> Mode:
-        """The same mode for one layer, with that layer's noise (B, T, ·)."""
-        return self if self.noise is None else self._replace(noise=self.noise[layer])
+        """The same mode for one layer, with that layer's noise (B, T, ·) and its own β."""
+        one = self if self.noise is None else self._replace(noise=self.noise[layer])
+        return one if self.skip_below is None else one._replace(skip_below=[self.skip_below[layer]])
 
 
 EVALUATION = Mode()

@@ -44,7 +44,7 @@ from minimoe.layers.routers import (
     switch,
     token_hash,
 )
-from minimoe.layers.routing import RouterStats, Routing, by_token, combine
+from minimoe.layers.routing import RouterStats, Routing, by_token, combine, skip_second
 
 ROUTERS: dict[str, RouterModule] = {
     "noisy_top_k": noisy_top_k,
@@ -72,6 +72,7 @@ class MoE(NamedTuple):
     router: Any  # the parameters of ROUTERS[config.router]
     experts: Any  # the parameters of EXPERTS[config.expert_kind], stacked by expert
     shared: Any = None  # swiglu.Experts: the shared experts as a stack of one, S·F wide; None if S = 0
+    # A dense layer has only ``shared``, and None for the two others: see ``dense``.
 
 
 @brief
@@ -190,6 +191,8 @@ def forward(params: MoE, x: Array, config: ModelConfig, mode: Mode = EVALUATION)
     """
     B, T, D = x.shape
     routing, stats, router_cache = router_of(config).forward(params.router, x, config, mode)
+    if mode.skip_below is not None:
+        routing = skip_second(routing, mode.skip_below[0])
     exchange = mode.exchange(routing.counts)
     x_sorted = x.reshape(-1, D).take(routing.token, axis=0)  # (M, D)
     y_own, experts_cache = experts_of(config).forward(

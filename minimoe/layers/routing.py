@@ -81,6 +81,24 @@ def from_choice(choice: Choice, experts: int, kept: Array | None = None, dropped
     return Routing(counts, token, choice.weights.reshape(-1)[order], place, dropped)
 
 
+def skip_second(routing: Routing, below: float) -> Routing:
+    """A routing with at most two entries per token, without the second if its weight is less than ``below`` times the
+    first.
+
+    The first expert then gets the weight of both, so the weights of a token add up to the same as before. This is a
+    measure for evaluation: the router's backward pass knows nothing of it (Lu et al. 2024, arXiv 2402.14800).
+    """
+    xp = array_module(routing.weight)
+    weights = by_token(routing.weight, routing.place)  # (N, 2)
+    experts = experts_by_token(routing)
+    skipped = weights[:, 1] < below * weights[:, 0]
+    kept = experts >= 0
+    kept[:, 1] &= ~skipped
+    first = xp.where(skipped, weights[:, 0] + weights[:, 1], weights[:, 0])
+    choice = Choice(experts, xp.stack([first, weights[:, 1]], axis=1))
+    return from_choice(choice, len(routing.counts), kept.reshape(-1), routing.dropped)
+
+
 def by_token(values: Array, place: Array) -> Array:
     """values (M, ...) of the sorted entries → (N, K, ...), the values of each token, best first; 0 if missing."""
     return _with_absent(values, place)[place]

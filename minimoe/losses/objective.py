@@ -59,8 +59,8 @@ class Sums(NamedTuple):
     """The sums over tokens from which the losses are computed; the sums of shards add up."""
 
     loss: Any  # of the token loss; for cross-entropy a LossSum
-    stats: list[RouterStats]  # L
-    dropped: list[int]  # L
+    stats: list[RouterStats]  # L, less the dense layers: see ``decoder.Routed``
+    dropped: list[int]  # as many
 
 
 @brief
@@ -79,12 +79,12 @@ class Totals(NamedTuple):
 
     loss: Any  # ()  the token loss; for cross-entropy, nats per token
     total: Any  # ()  with the auxiliary losses
-    auxiliary: list[Losses]  # L
-    stats: list[RouterStats]  # L
-    dropped: list[int]  # L
+    auxiliary: list[Losses]  # L, less the dense layers, as all lists here
+    stats: list[RouterStats]
+    dropped: list[int]
     sums: Any  # of the token loss
     dloss: Any  # gradient of the token loss with respect to its sums
-    dstats: list[RouterStats]  # L: gradient with respect to the sums of each layer
+    dstats: list[RouterStats]  # gradient with respect to the sums of each layer
 
 
 def forward(
@@ -126,11 +126,11 @@ def add_up(
         total = total + value * coefficients.balance
         coefficients = coefficients._replace(balance=0.0)
     auxiliary, dstats = [], []
-    for block, layer in zip(params.blocks, stats, strict=True):
+    for of_layer, layer in zip(decoder.mixtures(params), stats, strict=True):
         losses, dlayer = balance.loss(layer, coefficients, weights)
         total = total + balance.weighted(losses, coefficients)
         auxiliary.append(losses)
-        own = moe.regulariser(block.moe, layer, config)
+        own = moe.regulariser(of_layer, layer, config)
         if own is not None:
             total = total + own[0]
             dlayer = tree.add(dlayer, own[1])

@@ -17,9 +17,13 @@ class Labelled(Protocol):
     """What a loss reads of a shard: see ``objective.Shard``."""
 
     @property
+    def tokens(self) -> Array: ...  # (B, T)
+    @property
     def targets(self) -> Array: ...  # (B, T)
     @property
     def mask(self) -> Array | None: ...  # (B, T)
+    @property
+    def starts(self) -> Array | None: ...  # (B, T)
     @property
     def loss_mask(self) -> Array | None: ...  # (B, T)
     @property

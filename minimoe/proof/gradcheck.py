@@ -18,7 +18,7 @@ from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.tree import Tree
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, soft_moe
+from minimoe.layers import attention, block, decoder, dense, embedding, linear, moe, rmsnorm, rope, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.mode import Mode
@@ -27,7 +27,7 @@ from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy, objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
-from minimoe.proof import of_beyond, of_lora, of_tuning
+from minimoe.proof import of_beyond, of_compression, of_lora, of_tuning
 from minimoe.proof.finite_differences import Ranked, check
 from minimoe.proof.results import Row, Rows, failed, table, to_json
 
@@ -57,6 +57,7 @@ PACKED = np.array([[0, 0, 2, 2, 2, 5], [0, 0, 0, 0, 4, 4]])
 """Three documents in one sequence, two in the other: the first position that each query may see."""
 
 REMOE = dataclasses.replace(CONFIG, router="remoe")
+DENSE = dataclasses.replace(CONFIG, dense_layers=1, dense_width=7, qk_norm="per_head")
 
 
 def run(seed: int = 0) -> Rows:
@@ -113,10 +114,15 @@ def run(seed: int = 0) -> Rows:
         *check_decoder("decoder, window, tied, dropping", windowed, rng, capacity_factor=0.7),
         *_soft_moe(rng),
         *of_beyond.rows(rng),
-        *of_tuning.rows(rng),
+        *_attention(rng, "attention, norm over all heads", qk_norm="whole"),
+        *_attention(rng, "attention, norm in each head", past=4, qk_norm="per_head"),
+        *_dense(rng),
+        *check_decoder("decoder, first layer dense, normalised heads", DENSE, rng),
         *_attention(rng, "attention, packed documents", starts=PACKED),
         *check_decoder("decoder, packed, only answers learned", CONFIG, rng, shards=2, padding=1, packed=True),
         *of_lora.rows(rng),
+        *of_tuning.rows(rng),
+        *of_compression.rows(rng),
     ]
     return Rows(rows)
 
@@ -152,15 +158,21 @@ def _rope(rng: np.random.Generator) -> list[Row]:
 
 
 def _attention(
-    rng: np.random.Generator, name: str, window: int | None = None, past: int = 0, starts: Array | None = None
+    rng: np.random.Generator,
+    name: str,
+    window: int | None = None,
+    past: int = 0,
+    qk_norm: str = "none",
+    starts: Array | None = None,
 ) -> list[Row]:
     rotation = rope.init(np.arange(past, past + 6), head_width=4, dtype=np.float64)
     earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 4))) if past else None
 
     def forward(params: Any, x: Array) -> tuple[Array, Any]:
-        return attention.forward(params, x, rotation, 4, window, earlier, starts)
+        return attention.forward(params, x, rotation, 4, window, earlier, starts=starts)
 
-    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4)
+    params = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, qk_norm=qk_norm)
+    params = params if qk_norm == "none" else _moved(rng, params)
     return check(name, forward, attention.backward, params, rng.standard_normal((2, 6, 8)))
 
 
@@ -252,6 +264,11 @@ def _moe(rng: np.random.Generator, name: str, config: ModelConfig, capacity_fact
     return _check_routed(name, forward, moe.backward, compared, params, rng.standard_normal((2, 6, config.width)))
 
 
+def _dense(rng: np.random.Generator) -> list[Row]:
+    params = _moved(rng, dense.init(rng, CONFIG))
+    return check("dense", dense.forward, dense.backward, params, rng.standard_normal((2, 6, CONFIG.width)))
+
+
 def _soft_moe(rng: np.random.Generator) -> list[Row]:
     """Two slots per expert, and a scale that is not 1."""
 
@@ -269,6 +286,7 @@ def _block(rng: np.random.Generator) -> list[Row]:
 
     def forward(params: Any, x: Array) -> tuple[Array, RouterStats, Any]:
         y, stats, _, cache = block.forward(params, x, rotation, CONFIG, mode)
+        assert stats is not None  # the block has a router
         return y, stats, cache
 
     def compared(params: Any, cache: Any) -> Compared:
@@ -359,6 +377,7 @@ def check_decoder(
             Ranked(scores, k)
             for shard in forwards
             for layer, cache in zip(params.blocks, shard.caches[1].blocks, strict=True)
+            if not dense.is_dense(layer.moe)
             for scores, k in moe.router_of(config).compared(layer.moe.router, cache.moe.router)
         ]
 

@@ -74,17 +74,17 @@ def _matrix(rng: np.random.Generator, name: str, dropout: bool = False, quantize
 def _attention(rng: np.random.Generator, name: str, dropout: bool = False) -> list[Row]:
     rotation = rope.init(np.arange(6), head_width=4, dtype=np.float64)
     plain = attention.init(rng, 8, heads=4, kv_heads=2, head_width=4, dtype=np.float64)
-    weights = [_adapted(rng, linear.weight, dropout) for linear in plain]
+    weights = [_adapted(rng, linear.weight, dropout) for linear in plain[:4]]
 
     def whole(params: Attention) -> Attention:
-        return Attention(*(Linear(w) for w in _with(weights, params)))  # type: ignore[arg-type]
+        return Attention(*(Linear(w) for w in _with(weights, params[:4])))  # type: ignore[arg-type]
 
     def forward(params: Attention, x: Array) -> tuple[Array, Any]:
         return attention.forward(whole(params), x, rotation, 4)
 
     def backward(params: Attention, cache: Any, dy: Array) -> tuple[Array, Any]:
         dx, gradient = attention.backward(whole(params), cache, dy)
-        return dx, Attention(*(_factors(linear.weight) for linear in gradient))
+        return dx, Attention(*(_factors(linear.weight) for linear in gradient[:4]))
 
     trained = Attention(*(_factors(weight) for weight in weights))
     return check(name, forward, backward, trained, rng.standard_normal((2, 6, 8)))

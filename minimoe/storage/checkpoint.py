@@ -18,8 +18,9 @@ A run that trains adapters has them in resume.safetensors, and their sum with th
 ``adapted``. A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors,
 and the last ones in resume.safetensors.
 
-The model of a run can be written to a folder of its own with quantised weights: see ``save_quantized``. Its config.json
-names the schemes, and it has neither metrics nor resume.safetensors, because it cannot be trained further.
+The model of a run can be written to a folder of its own: with quantised weights (``save_quantized``), or after it was
+changed (``save_changed``). Such a folder has neither metrics nor resume.safetensors, because it is not a run that can
+be resumed. The config.json of a quantised model names the schemes.
 """
 
 from __future__ import annotations
@@ -290,12 +291,28 @@ def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
     """
     if model.run.quantization is not None:
         raise UserError(f"the model is {_named(model.run.quantization)} already: quantise the run that it came from.")
-    run = model.run._replace(quantization=plan)
     tensors = quantize.compress(tree.map(to_host, model.params), plan)
+    _write_model(folder, model._replace(run=model.run._replace(quantization=plan)), tensors)
+
+
+def save_changed(folder: Path, model: Model) -> None:
+    """Writes a model that was made from another one into a new folder; config.json is written last.
+
+    Such a folder has neither metrics nor resume.safetensors: every command opens it, but it has no run to resume.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+    """
+    run = model.run._replace(config=model.config, quantization=None)
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(model.params)}
+    _write_model(folder, model._replace(run=run), tensors)
+
+
+def _write_model(folder: Path, model: Model, tensors: Tensors) -> None:
     files.new_folder(folder)
-    metadata = {"settings": json.dumps(_settings(run)), "step": str(model.step)}
+    metadata = {"settings": json.dumps(_settings(model.run)), "step": str(model.step)}
     files.write_tensors(folder / MODEL, tensors, metadata)
-    save_config(folder, run)
+    save_config(folder, model.run)
 
 
 def _named(plan: Plan) -> str:
@@ -326,6 +343,22 @@ def load_model(folder: str | Path) -> Model:
     if not (step.isdecimal() and step.isascii() and len(step) <= 10):
         raise UserError(f"{path} says that it has taken {step!r:.40} steps, expected a number: restore it.")
     return Model(params, run.config, run.tokenizer, run, int(step))
+
+
+def describe(folder: str | Path) -> tuple[RunConfig, Path]:
+    """A run and the file of its model, whose settings are compared but whose tensors are not read.
+
+    Raises:
+        UserError: as for ``load_model``, but for what only the tensors show.
+    """
+    folder = files.user_path(folder)
+    run, path = load_config(folder), folder / MODEL
+    if not path.exists():
+        raise UserError(
+            f"{folder} has no {MODEL} yet: the run has saved nothing so far; continue it with --resume {folder}."
+        )
+    _refuse_other_settings(files.read_metadata(path), run, path)
+    return run, path
 
 
 def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.State, Progress] | None:

@@ -7,10 +7,10 @@
     num_key_value_heads    kv_heads         rms_norm_eps            norm_eps
     head_dim               head_width       tie_word_embeddings     tied_embeddings
 
-Two architectures can be read: Mixtral, and Mistral, which is a Mixtral with a single expert and no router. Any
-setting that would change the results and is not supported here is refused, never ignored. Because nobody can list all
-of them, a setting is ignored only if it is known to change nothing (``HARMLESS``), if it is switched off, or if it has
-the value that a Mixtral implies (``_implied``).
+These are Mixtral's names; ``huggingface_families`` has those of the other families. Any setting that would change the
+results and is not supported here is refused, never ignored. Because nobody can list all of them, a setting is ignored
+only if it is known to change nothing (``HARMLESS``), if it is switched off, or if it has the value that the family
+implies (``_implied``).
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from minimoe.compression import quantize
 from minimoe.compression.quantize import Plan
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.files import read_text, user_path
-from minimoe.layers import moe
+from minimoe.storage import huggingface_families as families
+from minimoe.storage.huggingface_families import FAMILIES
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 
@@ -35,11 +36,11 @@ QUANT_METHOD = "minimoe"
 
 READ = """
     architectures bos_token_id eos_token_id head_dim hidden_act hidden_size intermediate_size max_position_embeddings
-    model_type num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads num_local_experts
+    model_type num_attention_heads num_experts_per_tok num_hidden_layers num_key_value_heads
     pad_token_id quantization_config rms_norm_eps rope_parameters rope_scaling rope_theta sliding_window
     tie_word_embeddings vocab_size
 """
-"""The fields that are read."""
+"""The fields that are read in every family."""
 
 HARMLESS = """
     attn_implementation begin_suppress_tokens chunk_size_feed_forward diversity_penalty do_sample dtype early_stopping
@@ -57,27 +58,11 @@ HARMLESS_ENDS = ("dropout", "pdrop", "loss_coef", "token_id", "_ids", "_version"
 """Fields whose names end in one of these are harmless too, as are those that begin with an underscore."""
 
 
-class Architecture(NamedTuple):
-    """A family of models, with the values of transformers 5 for the fields that its config may leave out."""
-
-    name: str
-    dense: bool  # one feed-forward network instead of a Mixtral's router and experts
-    rms_norm_eps: float
-    rope_theta: float
-    sliding_window: int | None
-
-
-ARCHITECTURES = {
-    "mixtral": Architecture("MixtralForCausalLM", False, 1e-5, 1e6, None),
-    "mistral": Architecture("MistralForCausalLM", True, 1e-6, 1e4, 4096),
-}
-
-
 class Description(NamedTuple):
     """The contents of config.json that matter here."""
 
     config: ModelConfig
-    dense: bool
+    model_type: str  # the family: see ``huggingface_families``
     end_tokens: tuple[int, ...]  # ids that end a text, of config.json and of generation_config.json
     generation: dict[str, Any]  # what generation_config.json says, or would say
     plan: Plan | None = None  # how the weights are quantised
@@ -96,13 +81,13 @@ def read(folder: str | Path) -> Description:
     """Reads config.json, and generation_config.json if there is one.
 
     Raises:
-        UserError: a file cannot be read, lacks a size, or describes something other than a Mixtral or a Mistral.
+        UserError: a file cannot be read, lacks a size, or describes a model that is not of a known family.
     """
     path, beside = user_path(folder) / CONFIG, user_path(folder) / GENERATION
     values = read_object(path)
     generation = read_object(beside) if os.path.lexists(beside) else {}
     try:
-        config, dense = _describe(values)
+        config, model_type = _describe(values)
         plan = _plan(values.get("quantization_config"))
         end_tokens = _end_tokens(values.get("eos_token_id"))
     except UserError as error:
@@ -113,7 +98,7 @@ def read(folder: str | Path) -> Description:
         raise UserError(f"{beside} cannot be used: {error}") from None
     inherited = {name: values[name] for name in ("bos_token_id", "pad_token_id") if values.get(name) is not None}
     inherited |= {name: value for name, value in generation.items() if value is not None}
-    return Description(config, dense, end_tokens, inherited, plan)
+    return Description(config, model_type, end_tokens, inherited, plan)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -132,43 +117,26 @@ def read_object(path: Path) -> dict[str, Any]:
 def to_dict(
     config: ModelConfig, end_tokens: tuple[int, ...] = (), generation: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The values of config.json for a model; a model with a single expert is written as a Mistral.
+    """The values of config.json for a model, in the family that ``huggingface_families.model_type_of`` finds for it.
 
     The ids of the tokens that begin and pad a text are those of ``generation``, as in a ``Description``.
 
     Raises:
-        UserError: the model's router or experts are not Mixtral's, it has shared experts, or it does not renormalise
-            the weights of the chosen experts as a Mixtral does.
+        UserError: the model's router or experts are not Mixtral's, or the family lacks another of its settings.
     """
-    for kind, module in (("router", moe.router_of(config)), ("expert_kind", moe.experts_of(config))):
-        if not hasattr(module, "mixtral_tensors"):
-            raise UserError(
-                f"a model with {kind} {getattr(config, kind)!r} cannot be written as a Mixtral, which has none: keep "
-                "it as a run."
-            )
-    if config.shared_experts:
-        raise UserError(
-            f"a model with shared_experts {config.shared_experts} cannot be written as a Mixtral, which has none: keep "
-            "it as a run."
-        )
-    if config.experts > 1 and not config.renormalize:
-        raise UserError(
-            "a model with renormalize off cannot be written as a Mixtral, which renormalises: keep it as a run."
-        )
-    model_type = "mistral" if config.experts == 1 else "mixtral"
+    families.check(config)
+    model_type = families.model_type_of(config)
     values: dict[str, Any] = {
-        "architectures": [ARCHITECTURES[model_type].name],
+        "architectures": [FAMILIES[model_type].architecture],
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.width,
-        "intermediate_size": config.expert_width,
         "num_hidden_layers": config.layers,
         "num_attention_heads": config.heads,
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_width,
         "hidden_act": "silu",
         "max_position_embeddings": config.context,
-        "sliding_window": config.window,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "tie_word_embeddings": config.tied_embeddings,
@@ -177,9 +145,7 @@ def to_dict(
         "pad_token_id": (generation or {}).get("pad_token_id"),
         "torch_dtype": "float32",
     }
-    if model_type == "mixtral":
-        values |= {"num_local_experts": config.experts, "num_experts_per_tok": config.active_experts}
-    return values
+    return values | families.write(config)
 
 
 def one_or_more(end_tokens: tuple[int, ...]) -> int | list[int] | None:
@@ -187,42 +153,42 @@ def one_or_more(end_tokens: tuple[int, ...]) -> int | list[int] | None:
     return end_tokens[0] if len(end_tokens) == 1 else list(end_tokens) or None
 
 
-def _describe(values: Mapping[str, Any]) -> tuple[ModelConfig, bool]:
-    """The model that the values of a config.json describe, and whether it is dense."""
+def _describe(values: Mapping[str, Any]) -> tuple[ModelConfig, str]:
+    """The model that the values of a config.json describe, and its family."""
     model_type = values.get("model_type")
-    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    if architecture is None:
-        raise UserError(f"model_type {model_type!r} is not supported, only {' and '.join(ARCHITECTURES)} are.")
-    if values.get("architectures") not in (None, [architecture.name]):
-        raise UserError(f"architectures {values['architectures']!r} is not supported, only [{architecture.name!r}] is.")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None or not isinstance(model_type, str):
+        *others, last = FAMILIES
+        raise UserError(f"model_type {model_type!r} is not supported, only {', '.join(others)} and {last} are.")
+    if values.get("architectures") not in (None, [family.architecture]):
+        raise UserError(
+            f"architectures {values['architectures']!r} is not supported, only [{family.architecture!r}] is."
+        )
     if values.get("hidden_act", "silu") not in ("silu", "swish"):  # two names of one function
         raise UserError(f"hidden_act {values['hidden_act']!r} is not supported, only 'silu' is.")
-    width, heads = _value(values, "hidden_size", int), _value(values, "num_attention_heads", int)
+    width, heads = families.value(values, "hidden_size", int), families.value(values, "num_attention_heads", int)
     if heads < 1:
         raise UserError(f"num_attention_heads {heads} is too small: it must be at least 1.")
-    kv_heads, head_width = _or_none(values, "num_key_value_heads", int), _or_none(values, "head_dim", int, None)
+    kv_heads = families.or_none(values, "num_key_value_heads", int)
+    head_width = families.or_none(values, "head_dim", int, None)
     if kv_heads is not None and kv_heads < 1:
         raise UserError(f"num_key_value_heads {kv_heads} is too small: it must be at least 1.")
-    dense = architecture.dense
     config = ModelConfig(
-        vocab_size=_value(values, "vocab_size", int),
+        vocab_size=families.value(values, "vocab_size", int),
         width=width,
-        layers=_value(values, "num_hidden_layers", int),
+        layers=families.value(values, "num_hidden_layers", int),
         heads=heads,
         kv_heads=heads if kv_heads is None else kv_heads,
         head_width=width // heads if head_width is None else head_width,
-        context=_value(values, "max_position_embeddings", int),
-        window=_or_none(values, "sliding_window", int, architecture.sliding_window),
-        experts=1 if dense else _value(values, "num_local_experts", int),
-        active_experts=1 if dense else _value(values, "num_experts_per_tok", int),
-        expert_width=_value(values, "intermediate_size", int),
+        context=families.value(values, "max_position_embeddings", int),
         noisy_gating=False,
-        tied_embeddings=_value(values, "tie_word_embeddings", bool, False),
-        rope_theta=_rope_theta(values, architecture.rope_theta),
-        norm_eps=_value(values, "rms_norm_eps", float, architecture.rms_norm_eps),
+        tied_embeddings=families.value(values, "tie_word_embeddings", bool, False),
+        rope_theta=_rope_theta(values, family.rope_theta),
+        norm_eps=families.value(values, "rms_norm_eps", float, family.rms_norm_eps),
+        **families.read(values, model_type),
     )
-    _refuse_unsupported(values, config)
-    return config, dense
+    _refuse_unsupported(values, config, model_type)
+    return config, model_type
 
 
 def of_plan(plan: Plan) -> dict[str, Any]:
@@ -242,11 +208,13 @@ def _plan(value: Any) -> Plan | None:
     return quantize.from_dict({name: one for name, one in value.items() if name != "quant_method"})
 
 
-def _refuse_unsupported(values: Mapping[str, Any], config: ModelConfig) -> None:
+def _refuse_unsupported(values: Mapping[str, Any], config: ModelConfig, model_type: str) -> None:
     """Raises ``UserError`` for a field that may change the results and that nothing here takes account of."""
-    known, implied = {*READ.split(), *HARMLESS.split()}, _implied(config)
+    known, implied = {*READ.split(), *HARMLESS.split(), *families.known_fields(model_type)}, _implied(config)
     for name, value in values.items():
         if name in known or name.startswith("_") or name.endswith(HARMLESS_ENDS) or value is None:
+            continue
+        if name == "max_window_layers" and config.window is None:  # then no layer has one
             continue
         if name in implied:
             fits = any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in implied[name])
@@ -278,9 +246,10 @@ def _implied(config: ModelConfig) -> dict[str, tuple[Any, ...]]:
         **dict.fromkeys(needed.split(), (True,)),
         **activations,
         "layer_types": ([everywhere] * config.layers,),
-        "max_window_layers": (0,) if config.window is not None else tuple(range(config.layers + 1)),
+        "max_window_layers": (0,),
         "moe_intermediate_size": (config.expert_width,),
         "num_experts": (config.experts,),
+        "num_local_experts": (config.experts,),
         "n_routed_experts": (config.experts,),
         "query_pre_attn_scalar": (config.head_width,),
         "rotary_dim": (config.head_width,),
@@ -291,7 +260,7 @@ def _implied(config: ModelConfig) -> dict[str, tuple[Any, ...]]:
 
 def _rope_theta(values: Mapping[str, Any], default: float) -> float:
     """θ, from ``rope_theta`` in older folders or from ``rope_parameters`` in newer ones; scaled RoPE is refused."""
-    theta = _value(values, "rope_theta", float, default)
+    theta = families.value(values, "rope_theta", float, default)
     for name in ("rope_scaling", "rope_parameters"):
         settings = values.get(name)
         if settings is None:
@@ -306,7 +275,7 @@ def _rope_theta(values: Mapping[str, Any], default: float) -> float:
             unknown.discard("partial_rotary_factor")
         if unknown:
             raise UserError(f"{name} has a setting {min(unknown)!r}, which is not supported.")
-        theta = _value(settings, "rope_theta", float, theta)
+        theta = families.value(settings, "rope_theta", float, theta)
     return theta
 
 
@@ -315,29 +284,3 @@ def _end_tokens(value: Any) -> tuple[int, ...]:
     if not all(type(token) is int for token in ids):
         raise UserError(f"eos_token_id {value!r} is neither an id nor a list of ids.")
     return tuple(ids)
-
-
-_REQUIRED: Any = object()
-_KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "true or false"}
-Value = TypeVar("Value", int, float, bool)
-
-
-def _value(values: Mapping[str, Any], name: str, kind: type[Value], default: Value = _REQUIRED) -> Value:
-    """The field ``name``, of type ``kind``; raises ``UserError`` if it is missing or of another type."""
-    value = values.get(name, default)
-    if value is _REQUIRED:
-        raise UserError(f"{name} is missing.")
-    if kind is float and type(value) is int and abs(value) < 2**1023:
-        return kind(value)
-    if type(value) is not kind:
-        raise UserError(f"{name} {value!r} is not {_KINDS[kind]}.")
-    return value
-
-
-def _or_none(
-    values: Mapping[str, Any], name: str, kind: type[Value], default: Value | None = _REQUIRED
-) -> Value | None:
-    """The field ``name``, which may also be null."""
-    if values.get(name, default) is None:
-        return None
-    return _value(values, name, kind, _REQUIRED if default is None else default)

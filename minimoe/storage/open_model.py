@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 from minimoe.core import files
 from minimoe.core.config import ModelConfig
+from minimoe.cost import offloading
 from minimoe.storage import checkpoint, huggingface, huggingface_config
 from minimoe.storage.checkpoint import Model
 from minimoe.storage.huggingface import Pretrained
 
+if TYPE_CHECKING:
+    from minimoe.storage.bounded import Bounded
 
-def load(folder: str | Path) -> Model | Pretrained:
-    """The model in ``folder``, on the host: a run, or a Mixtral or Mistral in Hugging Face's layout.
 
-    If ``storage.quantized`` wrote the folder, the weights become float32 again.
+@overload
+def load(folder: str | Path, memory: None = None) -> Model | Pretrained: ...
+@overload
+def load(folder: str | Path, memory: str | int) -> Bounded: ...
+
+
+def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrained | Bounded:
+    """The model in ``folder``, on the host: a run, or a model of ``huggingface_families`` in Hugging Face's layout.
+
+    If ``storage.quantized`` wrote the folder, the weights become float32 again. With a bound of ``memory``, such as
+    "8GB" or a number of bytes, the experts stay on the disk: see ``storage.bounded``. The bound then has room for texts
+    of 1024 tokens; ``bounded.open_folder`` allows other lengths.
 
     Raises:
-        UserError: the folder holds neither, or its files are damaged or do not belong together.
+        UserError: the folder holds neither, or its files are damaged or do not belong together; or the bound is too
+            small.
     """
     folder = files.user_path(folder)
+    if memory is not None:
+        from minimoe.storage import bounded  # which few need
+
+        return bounded.open_folder(folder).load(memory if isinstance(memory, int) else offloading.parse_bytes(memory))
     return huggingface.load(folder) if huggingface.is_folder(folder) else checkpoint.load_model(folder)
 
 

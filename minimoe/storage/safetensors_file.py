@@ -27,7 +27,12 @@ from minimoe.core.errors import UserError
 from minimoe.core.files import open_regular, size_of_regular, unwritable
 
 NUMBERS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-"""The types that can be read, each with NumPy's name; a bfloat16 is read as its bits."""
+"""The types of weights that can be read, each with NumPy's name; a bfloat16 is read as its bits."""
+
+CODES = {"U8": "u1", "I8": "i1", "I32": "<i4"}
+"""The types of the codes of quantised weights."""
+
+TYPES = NUMBERS | CODES
 
 LARGEST = 2**63
 """Every size and offset in a file must be smaller, because Python would accept integers of any length."""
@@ -44,19 +49,19 @@ class Stored(NamedTuple):
 
     path: Path
     name: str
-    dtype: str  # a key of NUMBERS
+    dtype: str  # a key of TYPES
     shape: tuple[int, ...]
     start: int  # first byte, counted from the beginning of the file
 
 
-def describe(path: Path, only: Collection[str] | None = None) -> dict[str, Stored]:
+def describe(path: Path, only: Collection[str] | None = None, types: Collection[str] = NUMBERS) -> dict[str, Stored]:
     """Every tensor of a file by its name, or those of the names in ``only``; no tensor is read.
 
     Tensors that are left out may be of any type, but the file must be whole all the same.
 
     Raises:
-        UserError: the file cannot be read, is cut short or too long, or holds a type other than float32, float16 and
-            bfloat16.
+        UserError: the file cannot be read, is cut short or too long, or holds a type that is not in ``types``: float32,
+            float16 and bfloat16 unless others are given.
     """
     try:
         size = size_of_regular(path)
@@ -87,7 +92,7 @@ def describe(path: Path, only: Collection[str] | None = None) -> dict[str, Store
         tensor, stop = _stored(path, name, claim, first)
         spans.append((tensor.start, stop, name))
         if only is None or name in only:
-            _check_type(tensor, stop)
+            _check_type(tensor, stop, types)
             found[name] = tensor
     end = first
     for start, stop, name in sorted(spans):  # each must begin where the one before it ends: no hole, no overlap
@@ -121,11 +126,11 @@ def _stored(path: Path, name: str, claim: Any, first: int) -> tuple[Stored, int]
     raise UserError(f"{path} has an invalid header entry for the tensor {name}: download it again.")
 
 
-def _check_type(tensor: Stored, stop: int) -> None:
+def _check_type(tensor: Stored, stop: int, types: Collection[str]) -> None:
     """Raises ``UserError`` unless the tensor is of a type that can be read, and fills its bytes up to ``stop``."""
     path, name, dtype, shape, start = tensor
-    if dtype not in NUMBERS:
-        raise UserError(f"{path} holds the tensor {name} as {dtype}, expected {', '.join(NUMBERS)}: convert it first.")
+    if dtype not in types:
+        raise UserError(f"{path} holds the tensor {name} as {dtype}, expected {', '.join(types)}: convert it first.")
     if size_of(tensor) != stop - start:
         raise UserError(
             f"{path} gives the tensor {name} {stop - start} bytes, but {dtype} {list(shape)} takes {size_of(tensor)}: "
@@ -135,7 +140,7 @@ def _check_type(tensor: Stored, stop: int) -> None:
 
 def size_of(tensor: Stored) -> int:
     """The size of a tensor in its file, in bytes."""
-    return math.prod(tensor.shape) * np.dtype(NUMBERS[tensor.dtype]).itemsize
+    return math.prod(tensor.shape) * np.dtype(TYPES[tensor.dtype]).itemsize
 
 
 def copy(tensor: Stored, place: NDArray[Any]) -> None:

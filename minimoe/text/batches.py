@@ -51,6 +51,17 @@ class Texts(NamedTuple):
         ``prepare``."""
         return len(self.train) - 1 - int(self.starts[-1])
 
+    def only(self, name: str) -> Texts:
+        """One of the documents alone, with the same tokens; raises ``UserError`` if there is none of that name."""
+        if name not in self.names:
+            raise UserError(f"there is no document {name!r:.40}: choose one of {', '.join(self.names)}.")
+        place = self.names.index(name)
+        starts = self.starts[self.spans[place]]
+        first, end = int(starts[0]), int(starts[-1]) + self.longest + 1
+        return Texts(
+            [name], self.train[first:end], starts - first, [slice(0, len(starts))], [self.validation[place]]
+        )
+
     def draw(self, rng: np.random.Generator, count: int, length: int) -> tuple[Ids, Ids]:
         """``count`` random sequences: tokens and targets, both (count, length); a target is the next token.
 
@@ -105,8 +116,27 @@ def prepare(corpus: str | Corpus, recipe: TrainConfig, context: int) -> tuple[Te
     """Reads, encodes and splits a corpus; raises ``UserError`` if a document is too short for one sequence."""
     read = _as_corpus(corpus)
     codec = tokenizer.build(recipe.tokenizer, read.text)
+    return *prepare_for(read, codec, context), codec
+
+
+def prepare_for(corpus: str | Corpus, codec: Tokenizer, context: int) -> tuple[Texts, Source]:
+    """``prepare`` with a tokenizer that exists already, such as that of another run.
+
+    Raises:
+        UserError: a document is too short for one sequence, or has a character that the tokenizer does not know.
+    """
+    read = _as_corpus(corpus)
     texts, digest = _encode(read, codec, context)
-    return texts, Source(read.name, [str(path) for path in read.paths], digest), codec
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
+
+
+def prepare_again(
+    corpus: str | Corpus, codec: Tokenizer | PretrainedTokenizer, context: int
+) -> tuple[Texts, Source]:
+    """Like ``prepare``, with the tokenizer of an earlier run; ``UserError`` also for a character that it lacks."""
+    read = _as_corpus(corpus)
+    texts, digest = _encode(read, codec, context)
+    return texts, Source(read.name, [str(path) for path in read.paths], digest)
 
 
 def _as_corpus(corpus: str | Corpus) -> Corpus:

@@ -23,6 +23,7 @@ from minimoe.layers import decoder, moe
 from minimoe.layers.decoder import Decoder
 from minimoe.losses import objective
 from minimoe.losses.objective import Totals
+from minimoe.losses.token_loss import TokenLoss
 from minimoe.optim import clipping, optimizer
 from minimoe.text.batches import Texts
 from minimoe.training import step as steps
@@ -45,25 +46,28 @@ def learn(
     data: Texts,
     seed: int,
     *,
+    start: Decoder | None = None,
     frozen: Callable[[str], bool] = lambda name: False,
     look_ahead: bool = False,
-    start: Decoder | None = None,
+    token_loss: TokenLoss | None = None,
     watch: Callable[[Decoder, Totals], None] = lambda params, totals: None,
 ) -> Learned:
     """Trains a new model with one worker. A parameter for which ``frozen(name)`` is true keeps its initial values.
 
-    ``start`` are the parameters to begin with, which are copied; by default they are drawn from the seed.
+    The model begins with a copy of ``start``, in the shapes of ``config``, or is drawn at random. Training minimises
+    ``token_loss``, by default cross-entropy.
+
     ``look_ahead`` allows a router that is not causal, as in ``decoder.init``. ``watch`` is called at each step with the
     sums of the batch, before anything is changed.
     """
     rng = np.random.default_rng(seed)
-    if start is None:
-        params = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead)
-    else:
-        params = tree.map(np.copy, start)
+    drawn = decoder.init(rng, config, recipe.dtype, look_ahead=look_ahead) if start is None else start
+    params = tree.map(np.array, drawn)  # a copy: the steps change it in place
     moments = optimizer.init(params, recipe)
     named = dict(tree.named_leaves(params))
     goal = steps.objective_of(config, recipe)
+    if token_loss is not None:
+        goal = goal._replace(token_loss=token_loss)
     batches = data.batches(recipe.batch, config.context, seed)
     noise, times, active = np.random.default_rng(seed), [], []
     for number in range(recipe.steps):
@@ -74,7 +78,7 @@ def learn(
         moving = {name: d for name, d in tree.named_leaves(gradient) if not frozen(name)}
         clipping.clip(list(moving.values()), recipe.clip)
         optimizer.update_some(named, moving, moments, recipe, number)
-        moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+        moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
         times.append(time.perf_counter() - started)
         active.append(np.mean([layer.assignments.sum() / layer.tokens for layer in totals.stats]))
     result = text_loss.evaluate(params, config, data.validation)

@@ -160,7 +160,7 @@ def train_step(
         if group.rank == 0:  # the totals are the same for all, so one of them writes
             named = dict(tree.named_leaves(params))
             still = {name: named[name].copy() for name in tree.marked(params, "state") if name in frozen}
-            moe.update_state([block.moe for block in params.blocks], totals.stats, config, recipe)
+            moe.update_state(decoder.mixtures(params), totals.stats, config, recipe)
             for name, before in still.items():
                 named[name][...] = before
     group.barrier()

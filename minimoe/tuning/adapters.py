@@ -24,7 +24,6 @@ from minimoe.core import tree
 from minimoe.core.arrays import Array, array_module
 from minimoe.core.errors import UserError
 from minimoe.layers import lora
-from minimoe.layers.attention import Attention
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts import swiglu
 from minimoe.layers.linear import Linear
@@ -95,13 +94,16 @@ def at_each_weight(params: Decoder, change: Callable[[str, str, Any], Any]) -> D
                 return None
             return branch._replace(feed_forward=experts(branch.feed_forward, f"{name}.feed_forward"))
 
-        pairs = zip(block.attention._fields, block.attention, strict=True)
-        attention = [Linear(change(f"{where}.attention.{field}.weight", "attention", p.weight)) for field, p in pairs]
+        projections: dict[str, Any] = {  # norms of queries and keys, if there are any, stay as they are
+            field: Linear(change(f"{where}.attention.{field}.weight", "attention", projection.weight))
+            for field, projection in block.attention._asdict().items()
+            if isinstance(projection, Linear)
+        }
         moe = block.moe._replace(
             experts=experts(block.moe.experts, f"{where}.moe.experts"),
             shared=experts(block.moe.shared, f"{where}.moe.shared"),
         )
-        blocks.append(block._replace(attention=Attention(*attention), moe=moe))
+        blocks.append(block._replace(attention=block.attention._replace(**projections), moe=moe))
     return params._replace(blocks=blocks)
 
 

@@ -15,7 +15,7 @@ from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint
 from minimoe.storage.checkpoint import RunConfig
 from minimoe.text.corpus import Corpus
-from minimoe.training import trainer
+from minimoe.training import distill, trainer
 from minimoe.training.task import Task
 from minimoe.training.trainer import Trained
 from minimoe.tuning import dpo, sft
@@ -23,6 +23,7 @@ from minimoe.tuning import dpo, sft
 TASKS: dict[str, Callable[[Path], Callable[[RunConfig], Task]]] = {
     sft.KIND: lambda folder: sft.task_of,
     dpo.KIND: lambda folder: partial(dpo.task_of, folder=folder),
+    distill.KIND: lambda folder: distill.task_of,
 }
 """What makes the task of a tuned run again, by the kind that its config.json names; called with the run's folder."""
 

@@ -253,10 +253,10 @@ def _task(run: RunConfig, data: Data) -> Task:
     settings, recipe = run.tuning.settings, run.recipe
     documents = [example.ids for example in data.train]
     batches = packing.Batches(documents, run.config.context, recipe.batch, settings["pack"], recipe.seed)
-    pieces = _pieces(data.validation, run.config)
+    pieces = pieces_of(data.validation, run.config)
 
     def validate(params: Decoder, pool: Map) -> Validation:
-        return _validate(params, run.config, pieces, pool)
+        return validate_on(params, run.config, pieces, pool)
 
     def report(folder: Path, model: Model, rows: list[dict[str, Any]]) -> None:
         files.write_atomically(folder / run_report.SAMPLE, _sample(model, data).encode(errors="backslashreplace"))
@@ -298,27 +298,27 @@ def _about(data: Data, batches: packing.Batches) -> str:
     return said
 
 
-class _Piece(NamedTuple):
+class Piece(NamedTuple):
     shard: Shard  # some instructions, a row for each
     kinds: list[str]
 
 
-def _pieces(examples: Sequence[Example], config: ModelConfig) -> list[_Piece]:
+def pieces_of(examples: Sequence[Example], config: ModelConfig) -> list[Piece]:
     """The examples in padded rows, those of similar length together, with a bounded number of logits."""
     ordered = sorted(examples, key=lambda example: len(example.ids.ids))
-    pieces: list[_Piece] = []
+    pieces: list[Piece] = []
     at_once = max(1, text_loss.LOGITS // (config.vocab_size * config.context))
     for start in range(0, len(ordered), min(at_once, text_loss.SEQUENCES)):
         some = ordered[start : start + min(at_once, text_loss.SEQUENCES)]
         shard = packing.shard_of([[example.ids] for example in some], packed=False)
-        pieces.append(_Piece(shard, [example.kind for example in some]))
+        pieces.append(Piece(shard, [example.kind for example in some]))
     return pieces
 
 
-def _validate(params: Decoder, config: ModelConfig, pieces: Sequence[_Piece], pool: Map) -> Validation:
+def validate_on(params: Decoder, config: ModelConfig, pieces: Sequence[Piece], pool: Map) -> Validation:
     """The mean loss of the tokens of all answers, and that of each kind."""
 
-    def losses(piece: _Piece) -> list[tuple[str, float, float]]:
+    def losses(piece: Piece) -> list[tuple[str, float, float]]:
         def move(array: Any) -> Any:
             return like(params.norm.gain, array)
 

@@ -180,6 +180,8 @@ def test_bytes_that_are_half_a_character_are_shown_as_numbers():
     ids = tokenizer.ByteTokenizer().encode("aé").tolist()
     assert token_texts(tokenizer.ByteTokenizer(), ids) == ["a", "⟨C3⟩", "⟨A9⟩"]
     assert token_texts(tokenizer.build("char", "\ufffd"), [0]) == ["\ufffd"]
+    chat = tokenizer.with_chat_tokens(tokenizer.ByteTokenizer())
+    assert token_texts(chat, [*ids, chat.id_of("user"), chat.id_of("end")]) == ["a", "⟨C3⟩", "⟨A9⟩", "⟨user⟩", "⟨end⟩"]
 
 
 def test_pieces_of_words_keep_the_space_in_front_of_them(tmp_path):
@@ -298,3 +300,21 @@ def test_a_token_without_an_expert_has_no_colour_and_says_so() -> None:
     assert 'title="L0: none"' in shown.to_html()
     assert shown.to_terminal().splitlines()[1].startswith("a\x1b[")
     assert shown.to_text().splitlines()[1].split()[2].startswith("-")
+
+
+def test_layers_have_the_numbers_of_the_model_after_dense_ones():
+    shown = coloured("ab\ncd")
+    later = ColouredText(shown.trace._replace(first_layer=3), shown.tokenizer)
+    for layer in (0, 1):
+        key, text = later.to_terminal(3 + layer).split("\n", 1)
+        assert key.startswith(f"layer {3 + layer},")
+        assert text == shown.to_terminal(layer).split("\n", 1)[1]
+    assert later.to_terminal() == later.to_terminal(3)
+    assert re.findall("layer (.)", later.to_text()) == ["3", "4"] * 2
+    page = later.to_html()
+    assert re.findall(">layer (.)</label>", page) == ["3", "4"]
+    assert set(re.findall(r"\bL(\d):", page)) == {"3", "4"}
+    with pytest.raises(UserError, match="Layer 2 is dense; choose one from 3 to 4"):
+        later.to_terminal(2)
+    with pytest.raises(UserError, match="no layer 5; choose one from 3 to 4"):
+        later.to_terminal(5)

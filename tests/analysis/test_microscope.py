@@ -316,3 +316,16 @@ def test_the_command_prints_a_table_or_json_and_writes_a_page(tmp_path, capsys):
     assert capsys.readouterr().out == f"{page} is written: open it in a browser.\n"
     assert main.main(["routing", run, "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "cannot be written" in capsys.readouterr().err
+
+
+def test_the_layers_of_a_table_have_the_numbers_of_the_model_after_dense_ones(small):
+    config = dataclasses.replace(small, layers=3, dense_layers=1, dense_width=4)
+    codec = tokenizer.build("char", "".join(TEXTS.values()))
+    config = dataclasses.replace(config, vocab_size=codec.vocab_size)
+    model = Model(decoder.init(np.random.default_rng(1), config, np.float64), config, codec, None)
+    seen = microscope.look(model, tokens_of(model, TEXTS))
+    assert (len(seen.layers), seen.first_layer) == (2, 1)
+    table = microscope.table(seen)
+    assert table.startswith("2 layers after 1 dense, ")
+    assert re.findall(r"\nLAYER (\d)", table) == ["1", "2"]
+    assert (microscope.to_dict(seen)["layers"], microscope.to_dict(seen)["first_layer"]) == (2, 1)

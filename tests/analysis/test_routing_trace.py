@@ -464,3 +464,15 @@ def test_thousands_of_large_sets_are_compared_in_seconds(rng):
     started = time.process_time()
     routing_trace.repetition(trace, "either", shuffles=1)
     assert time.process_time() - started < 4  # 0.2 s; pair by pair it took a minute
+
+
+def test_a_dense_layer_has_no_place_in_a_trace(small, rng):
+    config = dataclasses.replace(small, layers=3, dense_layers=1, dense_width=4)
+    params = tree.map(lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+    tokens = rng.integers(0, config.vocab_size, 2 * config.context)
+    seen = routing_trace.trace(params, config, tokens)
+    _, _, cache = decoder.forward(params, tokens.reshape(2, -1), config)
+    assert (seen.first_layer, len(seen.experts), len(seen.logits)) == (1, 2, 2)
+    for layer in range(2):
+        logits = cache.blocks[1 + layer].moe.router.gate.x @ params.blocks[1 + layer].moe.router.w_gate
+        assert_allclose(seen.logits[layer], logits, atol=1e-12)

@@ -8,26 +8,30 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_chats
 import small_runs
 from small_runs import finished, metrics, options
 
 import minimoe
 from minimoe.cli import main, parser
 from minimoe.cli import options as cli_options
-from minimoe.compression import quantize
+from minimoe.compression import prune, quantize, vectors
 from minimoe.core import presets, resources
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import printable
 from minimoe.cost import published
 from minimoe.evaluate import text_loss
+from minimoe.inference import conversation
 from minimoe.storage import checkpoint
 from minimoe.text import corpus, shakespeare
+from minimoe.text.chat import Turn
 from minimoe.training import run_report, trainer
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,7 +113,10 @@ def test_every_setting_is_an_option_that_changes_it(monkeypatch: pytest.MonkeyPa
     other["balance_loss"] = 0.5
     other["schedule"] = "linear"
     other["second_expert"] = "all"
+    other["qk_norm"] = "whole"
+    other["dense_width"] = 8
     other["cosine_form"] = "x-moe"
+    other["qk_norm"], other["dense_width"] = "whole", 7
     for kind in (ModelConfig, TrainConfig):
         for field in dataclasses.fields(kind):
             if field.name == "vocab_size":
@@ -326,6 +333,19 @@ def test_generate_shows_control_characters_harmless(tmp_path: Path, capsys: pyte
     assert "\\x07" in said, "among 200 tokens of a model that knows nothing there are some"
 
 
+def test_chat_answers_what_is_piped_in(tmp_path: Path) -> None:
+    folder = small_chats.save(tmp_path / "run", small_chats.tuned())
+    words = [sys.executable, "-m", "minimoe", "chat", folder, "--system", "be.", "--temperature", "0", "--seed", "3"]
+    done = subprocess.run(words, input=b"2 + 2?\n", capture_output=True)
+    model = small_chats.tuned()
+    turns = [Turn("system", "be."), Turn("user", "2 + 2?")]
+    assert (done.returncode, done.stdout.decode()) == (0, conversation.answer(model, turns) + "\n")
+
+
+def test_chat_with_a_model_that_was_not_tuned_is_refused(refused: Callable[..., str]) -> None:
+    assert "tune it to answer with minimoe sft first" in refused("chat", finished())
+
+
 @pytest.mark.parametrize(
     ("shown", "text"),
     [
@@ -408,10 +428,126 @@ def test_quantize_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[.
     assert not (tmp_path / "out").exists()
 
 
+def test_prune_writes_a_folder_that_the_other_commands_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "small")
+    assert main.main(["prune", str(finished()), "--keep", "3", "--out", out]) == 0
+    assert " parameters are left" in capsys.readouterr().out.splitlines()[-1]
+    losses = []
+    for folder in (str(finished()), out):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)
+    for words in (
+        ["generate", out, "--prompt", "ça", "--tokens", "3"],
+        ["routing", out],
+        ["params", out],
+        ["quantize", out, "--scheme", "nf4", "--out", str(tmp_path / "smaller")],
+        ["prune", out, "--keep", "2", "--method", "frequency", "--out", str(tmp_path / "two")],
+    ):
+        assert main.main(words) == 0
+        assert capsys.readouterr().out
+
+
+def test_prune_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str, out: Path = tmp_path / "out") -> str:
+        return refused("prune", folder, *words, "--out", out)
+
+    assert "did you mean 'frequency'" in said(finished(), "--keep", "3", "--method", "frequenzy")
+    assert "choose a number from 2 to 4" in said(finished(), "--keep", "1")
+    assert "is not empty" in said(finished(), "--keep", "3", out=finished())
+    assert "is not a run" in said(tmp_path, "--keep", "3")
+    assert "required: --keep" in said(finished())
+    assert not (tmp_path / "out").exists()
+
+
+def test_merge_and_upcycle_write_runs_that_train_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, dense, out = str(finished()), str(tmp_path / "dense"), [str(tmp_path / str(n)) for n in range(3)]
+    assert main.main(["merge", one, one, "--method", "slerp", "--align", "--out", out[0]]) == 0
+    assert "is the merged model" in capsys.readouterr().out
+    losses = []
+    for folder in (one, out[0]):
+        assert main.main(["evaluate", folder, "--threads", "1"]) == 0
+        losses.append(json.loads(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert main.main(["train", "--dense-twin", one, "--steps", "3", "--out", dense, "--threads", "1"]) == 0
+    words = ["--experts", "4", "--active", "2", "--granularity", "2", "--steps", "2", "--batch", "2"]
+    assert main.main(["upcycle", dense, *words, "--out", out[1]]) == 0
+    assert "8 experts of width 8, 4 per token" in capsys.readouterr().out
+    assert main.main(["train", "--resume", out[1], "--threads", "1"]) == 0
+    assert main.main(["train", "--from", out[1], "--steps", "1", "--out", out[2], "--threads", "1"]) == 0
+
+
+def test_merge_and_upcycle_explain_what_they_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    one, out = finished(), tmp_path / "out"
+    assert "1 models are too few" in refused("merge", one, "--out", out)
+    assert "name that run with --base" in refused("merge", one, one, "--method", "ties", "--out", out)
+    assert "choose one of average, slerp" in refused("merge", one, one, "--method", "mean", "--out", out)
+    assert "required: --out" in refused("merge", one, one)
+    assert "with 4 experts" in refused("upcycle", one, "--out", out)
+    assert "is not empty" in refused("upcycle", one, "--out", one)
+    assert "give one with --out" in refused("train", "--from", one)
+    assert "experts 8 cannot be set here" in refused("train", "--from", one, "--experts", "8", "--out", out)
+    assert not out.exists()
+
+
+def test_distill_trains_a_student(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "student")
+    words = ["--student", "teacher", "--experts", "2", "--steps", "2", "--from-teacher", "--threads", "1"]
+    assert main.main(["distill", str(finished()), *words, "--out", out]) == 0
+    assert "A mixture of 2 experts" in capsys.readouterr().out
+    for command in (["evaluate", out, "--threads", "1"], ["generate", out, "--prompt", "ça", "--tokens", "3"]):
+        assert main.main(command) == 0
+        assert capsys.readouterr().out
+
+
+def test_distill_explains_what_it_cannot_do(tmp_path: Path, refused: Callable[..., str]) -> None:
+    def said(folder: Path, *words: str) -> str:
+        return refused("distill", folder, *words, "--out", tmp_path / "out")
+
+    assert "there is no student 'tinny'" in said(finished(), "--student", "tinny")
+    assert "temperature 0.0 is not possible" in said(finished(), "--temperature", "0")
+    assert "hard_share 2.0 is not a share" in said(finished(), "--hard-share", "2")
+    assert "is not that of the teacher" in said(finished(), "--student", "tiny", "--tokenizer", "byte")
+    assert "is not a run" in said(tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bound_of_memory_changes_no_number_and_no_letter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quantized = str(tmp_path / "small")
+    assert main.main(["quantize", str(finished()), "--scheme", "nf4", "--out", quantized]) == 0
+    capsys.readouterr()
+    for folder in (str(finished()), quantized):
+        for words in (
+            ["evaluate", folder],
+            ["generate", folder, "--prompt", "steps", "--tokens", "9", "--samples", "2"],
+        ):
+            assert main.main([*words, "--threads", "1"]) == 0
+            expected = capsys.readouterr().out
+            assert main.main([*words, "--threads", "1", "--memory", "9MB"]) == 0
+            shown = capsys.readouterr()
+            assert (shown.out, shown.err) == (expected, "")
+            assert main.main([*words, "--threads", "1", "--memory", "9MB", "--report"]) == 0
+            shown = capsys.readouterr()
+            assert shown.out == expected
+            assert re.search("^memory   bound 9.0 MB.*^mixtral-8x7b ", shown.err, re.DOTALL | re.MULTILINE)
+
+
+def test_a_bound_of_memory_explains_what_it_cannot_do(refused: Callable[..., str], tmp_path: Path) -> None:
+    generate = ["generate", finished(), "--prompt", "a"]
+    assert "a bound of 1.0 KB is too small" in refused(*generate, "--memory", "1KB")
+    assert "give at least --memory" in refused("evaluate", finished(), "--memory", "1KB")
+    assert "memory '8' is not a size" in refused(*generate, "--memory", "8")
+    assert "add --memory" in refused(*generate, "--report")
+    assert "cannot go with --device gpu" in refused(*generate, "--memory", "8GB", "--device", "gpu")
+    assert "cannot go with --suite" in refused("evaluate", finished(), "--suite", "--memory", "8GB")
+    assert "is not a run" in refused("evaluate", tmp_path, "--memory", "8GB")
+
+
 COMMANDS = (
-    *("train", "sft", "dpo", "evaluate", "generate", "routing", "gradcheck", "params", "quantize", "bench", "corpus"),
-    "info",
-)
+    "train", "sft", "evaluate", "generate", "chat", "routing", "gradcheck", "params", "quantize", "prune", "merge",
+    "upcycle", "distill", "dpo", "bench", "corpus", "info",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -427,9 +563,11 @@ def test_help_ends_with_examples_that_can_be_run(command: str, capsys: pytest.Ca
         parser.build().parse_args(words)
 
 
-def test_help_names_every_corpus_every_published_model_and_every_scheme() -> None:
+def test_help_names_every_corpus_every_published_model_every_scheme_and_every_method() -> None:
     assert cli_options.CORPORA == corpus.NAMES
     assert [*quantize.SCHEMES, quantize.FLOAT] == list(cli_options.SCHEMES)
+    assert cli_options.PRUNING == prune.METHODS
+    assert cli_options.MERGING == vectors.METHODS
     named = {name.partition("-N")[0] for name in cli_options.PUBLISHED}
     assert named == {re.sub(r"(switch-base)-\d+", r"\1", name) for name in published.PUBLISHED}
 
@@ -490,6 +628,9 @@ def test_help_explains_each_command(command: str, capsys: pytest.CaptureFixture[
         (["train", "--dense-twin", "/nowhere"], "/nowhere is not a run"),
         (["train", "--dense-twin", "x", "--corpus", "data"], "--corpus cannot go with --dense-twin"),
         (["train", "--resume", "x", "--dense-twin", "y"], "--dense-twin cannot go with --resume"),
+        (["train", "--resume", "x", "--from", "y"], "--from cannot go with --resume"),
+        (["train", "--dense-twin", "x", "--from", "y"], "--from cannot go with --dense-twin"),
+        (["train", "--from", "x", "--preset", "tiny"], "--preset cannot go with --from"),
         (["evaluate", "/nowhere"], "/nowhere is not a run"),
         (["evaluate", "/nowhere", "--suite"], "/nowhere is not a run"),
         (["gradcheck", "--seed", "-1"], "seed -1 is not a seed"),
@@ -795,9 +936,16 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     def starve(*_: Any, **__: Any) -> None:
         np.empty(2**60, np.uint8)
 
-    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+    for module in (
+        "storage.open_model.load",
+        "storage.checkpoint.load_model",
+        "training.trainer.train",
+        "timing.bench.run",
+    ):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
+        words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
+
         on_a_folder = {name: ["x"] for name in ("evaluate", "routing", "sft", "dpo")}
         words = ({"generate": ["x", "--prompt", "a"]} | on_a_folder).get(command, [])
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
@@ -957,3 +1105,25 @@ def test_every_room_can_be_reached_from_the_package() -> None:
     assert first.split() == ["minimoe.training.trainer", "False", "False"]
     assert others == [f"minimoe.{room}" for room in rooms]
     assert set(dir(minimoe)) >= set(minimoe.__all__)
+
+
+def test_sft_trains_adapters_of_the_given_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+
+    def tune(folder: str, **settings: Any) -> Any:
+        given.update(settings)
+        return types.SimpleNamespace(finished=True, problem=None)
+
+    monkeypatch.setattr("minimoe.tuning.sft.tune", tune)
+    assert main.main(["sft", "runs/x", "--lora", "8", "--lora-alpha", "4", "--lora-dropout", "0.1", "--qlora"]) == 0
+    assert tuple(given["lora"]) == (8, 4.0, 0.1, False, "nf4")
+    assert main.main(["sft", "runs/x", "--lora", "3"]) == 0
+    assert tuple(given["lora"]) == (3, None, 0.0, False, None)
+    assert main.main(["sft", "runs/x"]) == 0
+    assert given["lora"] is None
+
+
+def test_settings_of_adapters_need_a_rank_and_a_resumed_run_has_its_own(refused: Callable[..., str]) -> None:
+    for words in (["--qlora"], ["--lora-alpha", "2"], ["--lora-dropout", "0.1"]):
+        assert f"{words[0]} is a setting of adapters: give --lora RANK too" in refused("sft", "runs/x", *words)
+    assert "--lora cannot go with --resume" in refused("sft", "--resume", "runs/x", "--lora", "4")

@@ -70,3 +70,12 @@ def test_a_block_holds_at_least_one_weight() -> None:
     assert layout.checked_size(1, "group") == 1
     with pytest.raises(UserError, match="group 0 is too small"):
         layout.checked_size(0, "group")
+
+
+@given(bits=st.sampled_from([2, 3, 4]), count=st.integers(1, 60), seed=st.integers(0, 99), data=st.data())
+def test_a_range_of_blocks_is_unpacked_without_the_others(bits: int, count: int, seed: int, data: Any) -> None:
+    codes = np.random.default_rng(seed).integers(2**bits, size=(count, 5)).astype(np.uint8)
+    packed = layout.pack(codes, bits)
+    start = data.draw(st.integers(0, count - 1))
+    stop = data.draw(st.integers(start + 1, count))
+    np.testing.assert_array_equal(layout.unpack_range(packed, bits, start, stop), codes[start:stop])

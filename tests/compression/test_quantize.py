@@ -124,6 +124,25 @@ def test_the_table_says_what_the_arrays_take(scheme: str) -> None:
     assert next(row.bytes for row in rows if row.part == "experts") == of_experts
 
 
+def test_shared_experts_and_dense_layers_have_the_scheme_of_the_experts() -> None:
+    config = dataclasses.replace(CONFIG, layers=3, shared_experts=2, dense_layers=1, dense_width=9, qk_norm="whole")
+    by, params = Plan("nf4", "int8"), drawn(config)
+    tensors = quantize.compress(params, by)
+    expected = quantize.approximate(params, by._asdict())
+    again = quantize.restore(dict(tensors), shapes(config), by, SOURCE)
+    for (name, leaf), restored in zip(tree.named_leaves(expected), tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(restored, leaf, err_msg=name)
+    quantised = {name.rpartition(".")[0] for name in tensors if name.endswith(".codes")}
+    shared = {f"blocks[{i}].moe.shared.{matrix}" for i in range(3) for matrix in ("w_gate", "w_up", "w_down")}
+    assert shared == {name for name in quantised if ".shared." in name}
+    assert (tensors["blocks[0].moe.shared.w_up.codes"].nbytes - 1) // 4 == (6 * 9 - 1) // 8, "4 bits each"
+    counts = parameters.count(config)
+    rows = {row.part: row for row in quantize.sizes(config, by)}
+    assert rows["experts"].parameters == counts.experts + counts.shared_experts + counts.dense_layers
+    assert rows["attention"].parameters == counts.attention, "the gains of its norms stay as they are"
+    assert sum(row.bytes for row in rows.values()) == sum(values.nbytes for values in tensors.values())
+
+
 @pytest.mark.parametrize(
     ("scheme", "gigabytes", "bits"),
     [("nf4", 24.48, 4.127), ("int8", 47.00, 8.0), ("hqq4", 26.6, 4.5), ("hqq3", 22.0, 3.7), ("hqq2", 18.0, 3.0)],

@@ -91,3 +91,14 @@ def test_numbers_of_numpy_are_numbers() -> None:
     assert type(recipe.learning_rate) is float and type(config.width) is int
     with pytest.raises(UserError, match=r"width array\(.*\) is not a whole number"):
         ModelConfig(width=np.array([32]))
+
+
+def test_dense_layers_leave_a_mixture_and_have_a_width() -> None:
+    config = ModelConfig(layers=3, dense_layers=2, active_experts=3, shared_experts=2, expert_width=10)
+    assert (config.width_of_dense, dataclasses.replace(config, dense_width=7).width_of_dense) == (50, 7)
+    with pytest.raises(UserError, match="dense_layers 3 leave none of the layers 3 for a mixture"):
+        dataclasses.replace(config, dense_layers=3)
+    with pytest.raises(UserError, match=r"are 3,145,728 wide together.*: give a dense_width"):
+        ModelConfig(dense_layers=1, active_experts=3, expert_width=2**20)
+    wide = ModelConfig(dense_layers=1, active_experts=3, expert_width=2**20, dense_width=9)
+    assert (wide.width_of_dense, ModelConfig(active_experts=3, expert_width=2**20).dense_layers) == (9, 0)

@@ -1,5 +1,7 @@
 """What a machine has to work with: cores and memory."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,26 @@ def test_peak_memory_grows_with_what_is_held() -> None:
     assert peak() > before + 5e7
     del held
     assert peak() > before + 5e7, "a peak does not fall"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc has this setting")
+def test_freed_memory_returns_to_the_system() -> None:
+    """In a process of its own: the setting lasts as long as the process. By default, the second array is kept."""
+    code = """
+import numpy as np
+from minimoe.core import resources
+resources.return_freed_memory()
+before = resources.memory_in_use()
+for _ in range(2):
+    array = np.ones(3 * 2**20)
+    held = resources.memory_in_use()
+    del array
+print(held - before, resources.memory_in_use() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    held, left = map(int, done.stdout.split())
+    assert held > 24e6
+    assert left < 2e6
 
 
 @pytest.mark.skipif(not can_fork(), reason="workers are threads on this system")

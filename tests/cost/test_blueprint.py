@@ -17,6 +17,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "a tied table": {"tied_embeddings": True},
     "one expert for a token": {"active_experts": 1, "renormalize": False},
     "a dense model": {"experts": 1, "active_experts": 1},
+    "dense layers, then mixtures": {"layers": 3, "dense_layers": 2, "dense_width": 11, "qk_norm": "whole"},
 }
 
 

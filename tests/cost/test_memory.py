@@ -26,6 +26,7 @@ RECIPES = [
     {"tied_embeddings": True, "active_experts": 4, "experts": 4},
     {"context": 16, "batch": 6, "accumulate": 3},
     {"shared_experts": 2, "router": "sigmoid_bias"},
+    {"layers": 3, "dense_layers": 2, "dense_width": 50, "qk_norm": "per_head"},
 ]
 
 
@@ -135,3 +136,12 @@ def test_the_two_factors_of_every_shared_expert_are_kept_for_every_token() -> No
     tiny = presets.preset("tiny")
     numbers = tiny.recipe.batch * tiny.config.context * tiny.config.layers * 2 * tiny.config.expert_width
     assert [kept(shared) - kept(0) for shared in (1, 3)] == [4 * numbers, 3 * 4 * numbers]
+
+
+def test_the_two_factors_of_a_dense_layer_are_kept_in_the_place_of_what_a_mixture_keeps() -> None:
+    tiny = presets.override(presets.preset("tiny"), {"layers": 4, "shared_experts": 1})
+    config = presets.override(tiny, {"dense_layers": 3, "dense_width": 17}).config
+    mixture = config.active_experts * 2 * (config.width + config.expert_width) + 2 * config.expert_width
+    tokens = tiny.recipe.batch * config.context
+    spared = memory.activation_bytes(tiny.config, tiny.recipe) - memory.activation_bytes(config, tiny.recipe)
+    assert spared == 4 * tokens * 3 * (mixture - 2 * 17)

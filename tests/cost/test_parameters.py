@@ -31,7 +31,9 @@ def test_mixtral_8x22b_has_the_parameters_it_was_published_with() -> None:
 
 
 CONFIGS = st.builds(
-    lambda groups, kv_heads, half_width, experts, share, **sizes: ModelConfig(
+    lambda groups, kv_heads, half_width, experts, share, mixtures, dense_layers, **sizes: ModelConfig(
+        layers=dense_layers + mixtures,
+        dense_layers=dense_layers,
         heads=groups * kv_heads,
         kv_heads=kv_heads,
         head_width=2 * half_width,
@@ -47,9 +49,12 @@ CONFIGS = st.builds(
     share=st.floats(0, 1),
     vocab_size=st.integers(1, 9),
     width=st.integers(1, 9),
-    layers=st.integers(1, 3),
+    mixtures=st.integers(1, 3),
     expert_width=st.integers(1, 9),
     shared_experts=st.integers(0, 3),
+    dense_layers=st.integers(0, 2),
+    dense_width=st.none() | st.integers(1, 9),
+    qk_norm=st.sampled_from(["none", "whole", "per_head"]),
     noisy_gating=st.booleans(),
     tied_embeddings=st.booleans(),
 )
@@ -61,14 +66,24 @@ def test_the_counts_are_those_of_a_real_decoder(config: ModelConfig) -> None:
     counts = parameters.count(config)
     assert counts.total + counts.noise == tree.size(params)
     assert counts.embedding == tree.size(params.embedding)
-    assert counts.attention == sum(tree.size(layer.attention) for layer in params.blocks)
-    assert counts.experts == sum(tree.size(layer.moe.experts) for layer in params.blocks)
-    assert counts.shared_experts == sum(tree.size(layer.moe.shared) for layer in params.blocks)
+    dense, mixtures = params.blocks[: config.dense_layers], params.blocks[config.dense_layers :]
+    assert counts.attention == sum(tree.size(layer.attention[:4]) for layer in params.blocks)
+    assert counts.experts == sum(tree.size(layer.moe.experts) for layer in mixtures)
+    assert counts.shared_experts == sum(tree.size(layer.moe.shared) for layer in mixtures)
+    assert counts.dense_layers == sum(tree.size(layer.moe) for layer in dense)
     assert counts.shared_experts * config.experts == config.shared_experts * counts.experts
-    assert counts.router == sum(layer.moe.router.w_gate.size for layer in params.blocks)
+    assert counts.router == sum(layer.moe.router.w_gate.size for layer in mixtures)
     assert counts.norms == sum(leaf.size for name, leaf in tree.named_leaves(params) if name.endswith("gain"))
     assert counts.head == tree.size(params.head)
-    assert counts.noise == sum(tree.size(layer.moe.router.w_noise) for layer in params.blocks)
+    assert counts.noise == sum(tree.size(layer.moe.router.w_noise) for layer in mixtures)
     idle = counts.experts * (config.experts - config.active_experts) // config.experts
     assert counts.active == counts.total - idle
-    assert parameters.by_muon(config) == counts.attention + counts.experts + counts.shared_experts
+    assert parameters.by_muon(config) == (
+        counts.attention + counts.experts + counts.shared_experts + counts.dense_layers
+    )
+    assert parameters.state(config) == 0
+
+
+def test_only_the_routers_that_there_are_have_a_state() -> None:
+    config = ModelConfig(router="sigmoid_bias", layers=5, dense_layers=2, experts=6)
+    assert parameters.state(config) == 3 * 6

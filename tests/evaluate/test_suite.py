@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_chats
 import small_runs
 
 from minimoe.core import files
@@ -271,6 +272,21 @@ def test_a_twin_can_have_a_recipe_of_its_own_and_refuses_what_makes_no_sense(
     with pytest.raises(UserError, match="has changed"):
         train(runs["prose"], "other")
     assert not (tmp_path / "again").exists() and not (tmp_path / "other").exists()
+
+
+def test_a_tuned_model_is_compared_with_its_base(tmp_path: Path) -> None:
+    """Its tokenizer has more tokens, but the text and its ids are the same."""
+    base = tmp_path / "base"
+    small_runs.train(base, "data", steps=0, context=64)
+    text = checkpoint.load_config(base).tokenizer
+    folder = small_chats.save(tmp_path / "tuned", small_chats.tuned(64, text, base=base))  # type: ignore[arg-type]
+    settings = Settings(samples=1, questions=1, tokens=2)
+    one, other = suite.run(folder, base, settings, device="cpu", threads=1).models
+    assert list(one.marks) == list(other.marks) and list(one.means) == list(other.means) != []
+    assert isinstance(one.marks["held-out instructions, sums"], Marks)
+    assert "minimoe sft" in str(other.marks["held-out instructions, sums"])
+    assert suite.run(base, folder, settings, device="cpu", threads=1).models[1].marks.keys() == one.marks.keys()
+    assert not suite.run(base, None, settings, device="cpu", threads=1).models[0].means
 
 
 # Mistakes

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from minimoe.evaluate import intervals, suite, suite_table
+from minimoe.evaluate import intervals, suite, suite_table, tuned
 from minimoe.evaluate.suite import Losses, Marks, Measured, Results, Settings
+from minimoe.evaluate.tuned import Means
 
 FEW = Settings(samples=6, questions=9, tokens=12)
 
@@ -85,6 +86,48 @@ def test_the_table_shows_every_number_and_cannot_steer_a_terminal() -> None:
         assert shown in table, shown
     alone = suite_table.table(Results(FEW, (of("mixture", 1.9, 30),)))
     assert "difference" not in alone and "60.0%" in alone
+
+
+def test_tuned_models_are_compared_in_pairs_and_their_means_have_units() -> None:
+    one, other = np.arange(50) < 30, np.arange(50) < 25
+    noise = np.linspace(-3, 3, 12)
+
+    def measured(right: np.ndarray, shift: float) -> Measured:
+        marks = {f"{group}, any": Marks(right, 0.5) for group in (tuned.INSTRUCTIONS, tuned.PREFERENCES)}
+        means = {
+            f"{tuned.LENGTH}: mean": Means(noise + 9 + shift, None, 6.5),
+            f"{tuned.BIAS}: he, not she": Means(noise + shift, 0.0, None),
+        }
+        losses = {"fables": Losses(np.arange(40.0) * 10, np.full(40, 100), 4.5)}
+        return Measured("x", 1000, 3000, 5000, losses, marks, means)  # type: ignore[arg-type]
+
+    results = Results(FEW, (measured(one, 0.25), measured(other, 0.0)))
+    _, asked, preferred, length, praise = suite_table.rows(results)
+    assert asked.difference == preferred.difference == intervals.answers_apart(one, other)
+    assert (length.group, length.name, length.unit) == ("length of answers", "mean", "characters")
+    assert (praise.group, praise.name, praise.unit) == ("praise and blame", "he, not she", "nats")
+    assert praise.cells[0] is not None and praise.cells[0].number.low < 0 < praise.cells[0].number.high
+    assert praise.difference is not None and praise.difference == pytest.approx((0.25, 0.25, 0.25)), "it is paired"
+    table = suite_table.table(results)
+    assert "length of answers, characters" in table and "praise and blame, nats" in table
+    (line,) = (line for line in table.splitlines() if line.startswith("  he, not she"))
+    assert line.split()[-2:] == ["0.00", "-"] and "+0.25 [+0.25, +0.25]" in line
+    (line,) = (line for line in table.splitlines() if line.startswith("  mean"))
+    assert line.split()[-2:] == ["-", "6.50"] and "9.25 [" in line
+    row = json.loads(suite_table.to_json(results))["rows"][-1]
+    assert row["unit"] == "nats" and row["models"][0]["of"] == 12 and row["models"][0]["chance"] == 0
+    assert "Preferred answers:" in table
+    assert "Preferred answers:" not in suite_table.table(Results(FEW, (of("mixture", 1.9, 30),)))
+
+
+def test_one_reason_for_several_rows_is_said_once() -> None:
+    base = of("base", 1.9, 30)
+    reason = "not asked: tune it."
+    base = base._replace(marks={f"{tuned.INSTRUCTIONS}, {kind}": reason for kind in ("sums", "words")})
+    base = base._replace(means={f"{tuned.LENGTH}: mean": reason})
+    table = suite_table.table(Results(FEW, (base,)))
+    assert "\nheld-out instructions, sums, words: not asked: tune it.\n" in table
+    assert "\nlength of answers, mean: not asked: tune it.\n" in table
 
 
 def test_json_holds_the_same_and_no_nan() -> None:

@@ -17,6 +17,7 @@ from minimoe.evaluate import text_loss
 from minimoe.inference import reading
 from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
+from minimoe.losses import cross_entropy
 from minimoe.parallel import thread_pool
 from minimoe.text import tokenizer
 
@@ -118,6 +119,17 @@ def test_the_noise_of_training_is_off(params: Decoder, config: ModelConfig) -> N
     documents = [document(50)]
     noisy = text_loss.evaluate(params, config, documents)
     assert text_loss.evaluate(params._replace(blocks=quiet), config, documents).loss == noisy.loss
+
+
+def test_a_mode_reaches_the_layers(params: Decoder, config: ModelConfig) -> None:
+    ids, mode = document(9), reading.READING._replace(skip_below=[0.6, 0.9])
+    found = text_loss.evaluate(params, config, [ids], mode=mode)
+    nats = 0.0
+    for start in (0, 4):
+        logits = decoder.forward(params, ids[None, start : start + 4], config, mode).logits
+        nats += float(cross_entropy.forward(logits, ids[None, start + 1 : start + 5])[0].total)
+    assert found.loss == pytest.approx(nats / 8, rel=1e-12)
+    assert found.loss != text_loss.evaluate(params, config, [ids]).loss
 
 
 def test_a_loss_that_is_no_number_is_refused(params: Decoder, config: ModelConfig) -> None:

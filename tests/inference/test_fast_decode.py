@@ -28,6 +28,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "a single expert": {"experts": 1, "active_experts": 1},
     "no noise": {"noisy_gating": False},
     "shared experts": {"shared_experts": 2},
+    "normalised queries and keys": {"qk_norm": "whole", "norm_eps": 0.1},
+    "normalised heads": {"qk_norm": "per_head", "norm_eps": 0.1, "window": 5},
+    "dense layers before the mixtures": {"dense_layers": 2, "dense_width": 9},
     "another epsilon and other wavelengths": {"norm_eps": 0.1, "rope_theta": 100.0},
 }
 LENGTH = 20
@@ -47,7 +50,7 @@ def by_the_layers(params: Decoder, config: ModelConfig, tokens: np.ndarray, tie:
     """The logits of one full pass (T, V), with the window of generation; no routing may be near a tie."""
     config = dataclasses.replace(config, window=kv_cache.generation_window(config))
     logits, _, cache = decoder.forward(params, tokens[None], config)
-    for block, done in zip(params.blocks, cache.blocks, strict=True):
+    for block, done in zip(params.blocks[config.dense_layers :], cache.blocks[config.dense_layers :], strict=True):
         for scores, k in moe.router_of(config).compared(block.moe.router, done.moe.router):
             ascending = np.sort(scores, axis=1)
             assert k == scores.shape[1] or (ascending[:, -k] - ascending[:, -k - 1]).min() > tie, "choose another seed"
@@ -74,6 +77,19 @@ def test_token_by_token_equals_the_full_pass(changes: dict[str, Any], dtype: str
     np.testing.assert_allclose(logits, expected, TOLERANCE[dtype], TOLERANCE[dtype])
     assert logits.dtype == dtype
     assert all((a == b).all() for a, b in zip(tree.leaves(params), tree.leaves(before), strict=True))
+
+
+@pytest.mark.parametrize("side_by_side", [True, False])
+def test_beyond_the_first_angles_and_with_three_products_the_logits_are_those_of_the_full_pass(
+    monkeypatch: pytest.MonkeyPatch, side_by_side: bool
+) -> None:
+    monkeypatch.setattr(fast_decode, "POSITIONS", 7)
+    monkeypatch.setattr(fast_decode, "SIDE_BY_SIDE", 10**9 if side_by_side else 0)
+    params, tokens = drawn(BASE)
+    logits = token_by_token(params, BASE, tokens)
+    np.testing.assert_allclose(logits, by_the_layers(params, BASE, tokens, TIE["float64"]), 1e-12, 1e-12)
+    products = fast_decode.prepare(params, BASE).layers[0].projections
+    assert len(products) == (1 if side_by_side else 3)
 
 
 def without_decode(module: Any) -> SimpleNamespace:

@@ -20,7 +20,7 @@ from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.inference import generation, kv_cache
 from minimoe.inference.sampling import sample
-from minimoe.layers import decoder
+from minimoe.layers import decoder, lora
 from minimoe.layers.routers import noisy_top_k
 from minimoe.text.tokenizer import ByteTokenizer
 
@@ -154,8 +154,8 @@ def test_a_long_prompt_is_read_in_pieces_as_large_as_memory_and_window_allow(con
     params, tokens = model(config), some_tokens(config, (2, LENGTH))
     expected, _ = full_pass(params, config, tokens)
 
-    read, forward = [], decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda *a, **k: read.append(a[1].shape[1]) or forward(*a, **k))
+    read, hidden = [], decoder.hidden
+    monkeypatch.setattr(decoder, "hidden", lambda *a, **k: read.append(a[1].shape[1]) or hidden(*a, **k))
     logits = read_in_pieces(params, config, tokens, [23, 7])
     assert read == lengths
     assert_equal_up_to(LENGTH, logits, expected, TOLERANCE["float64"])
@@ -325,3 +325,25 @@ def test_a_gpu_writes_what_the_host_writes():
     on_gpu = tree.map(lambda leaf: arrays.to_device(leaf, "gpu"), params)
     expected = list(generation.generate(params, BASE, [3, 1, 4], tokens=LENGTH))
     assert list(generation.generate(on_gpu, BASE, [3, 1, 4], tokens=LENGTH)) == expected
+
+
+def test_a_model_with_adapters_writes_what_the_merged_one_writes(rng: np.random.Generator) -> None:
+    config = ModelConfig(
+        vocab_size=11, width=8, layers=2, heads=2, kv_heads=1, head_width=4, context=12, experts=3, expert_width=6
+    )
+    plain = tree.map(lambda leaf: leaf + 0.5 * rng.standard_normal(leaf.shape), decoder.init(rng, config, np.float64))
+
+    def adapt(leaf: np.ndarray) -> lora.Adapted:
+        weight = lora.init(rng, leaf, 2, 1.0)
+        return weight._replace(b=rng.standard_normal(weight.b.shape))
+
+    block = plain.blocks[0]
+    experts = type(block.moe.experts)(*(adapt(stack) for stack in block.moe.experts))
+    query = block.attention.query._replace(weight=adapt(block.attention.query.weight))
+    block = block._replace(moe=block.moe._replace(experts=experts), attention=block.attention._replace(query=query))
+    adapted = plain._replace(blocks=[block, *plain.blocks[1:]])
+    merged, base = (lora.replace(adapted, change) for change in (lora.merged, lambda weight: weight.base))
+    ours, theirs, others = (
+        list(generation.generate(params, config, [1, 2, 3], tokens=30, seed=1)) for params in (adapted, merged, base)
+    )
+    assert ours == theirs != others

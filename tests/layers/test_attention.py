@@ -122,9 +122,13 @@ def test_scores_of_ten_thousand_stay_finite_and_pick_the_best_key(rng: np.random
     np.testing.assert_array_equal(attention.attend(q, k, v)[0][0, 1, 0], v[0, 1, 0])
 
 
-def layer(rng: np.random.Generator) -> Attention:
-    """D 6, H 4, G 2, C 8: the heads together are wider than the model."""
-    return attention.init(rng, 6, heads=4, kv_heads=2, head_width=8, dtype=np.float64)
+def layer(rng: np.random.Generator, qk_norm: str = "none") -> Attention:
+    """D 6, H 4, G 2, C 8: the heads together are wider than the model; every gain of a norm has a value of its own."""
+    params = attention.init(rng, 6, heads=4, kv_heads=2, head_width=8, dtype=np.float64, qk_norm=qk_norm)
+    for norm in (params.query_norm, params.key_norm):
+        if norm is not None:
+            norm.gain[:] = rng.uniform(0.5, 1.5, norm.gain.shape)
+    return params
 
 
 def rotation_of(start: int, stop: int) -> rope.Rotation:
@@ -142,6 +146,97 @@ def test_gradient_reaches_every_projection(rng: np.random.Generator, window: int
     rows = check("attention", forward, attention.backward, layer(rng), rng.standard_normal((2, 5, 6)))
     assert failed(rows) == []
     assert {row.tensor for row in rows} == {"x", "query.weight", "key.weight", "value.weight", "output.weight"}
+
+
+@pytest.mark.parametrize("qk_norm", ["whole", "per_head"])
+@pytest.mark.parametrize("past", [0, 4])
+def test_gradient_passes_the_norms_of_queries_and_keys(rng: np.random.Generator, qk_norm: str, past: int) -> None:
+    """An epsilon of the size of the numbers, so that another one would be seen."""
+    earlier = KeyValues(*rng.standard_normal((2, 2, past, 2, 8))) if past else None
+    rotation = rotation_of(past, past + 5)
+
+    def forward(params: Attention, x: np.ndarray) -> tuple[Any, Any]:
+        return attention.forward(params, x, rotation, 8, 3, earlier, norm_eps=0.5)
+
+    rows = check("attention", forward, attention.backward, layer(rng, qk_norm), rng.standard_normal((2, 5, 6)))
+    assert failed(rows) == []
+    assert {"query_norm.gain", "key_norm.gain"} <= {row.tensor for row in rows}
+    assert min(row.largest for row in rows) > 1e-3
+
+
+def by_heads(params: Attention, x: np.ndarray, eps: float) -> np.ndarray:
+    """The whole layer, one token's row and one head at a time: the norms before the rotation, one for q, one for k."""
+    B, T, _ = x.shape
+    rotation = rotation_of(0, T)
+
+    def rows(projection: Linear, norm: Any) -> np.ndarray:
+        made = (x @ projection.weight).reshape(B, T, -1, 8)
+        for b, t in np.ndindex(B, T):
+            row = made[b, t]  # (heads, C)
+            if norm is not None and norm.gain.size == row.size:
+                row[:] = row / np.sqrt(np.square(row).sum() / row.size + eps) * norm.gain.reshape(row.shape)
+            elif norm is not None:
+                for head in row:
+                    head[:] = head / np.sqrt(np.square(head).mean() + eps) * norm.gain
+        return made
+
+    q, k = rope.forward(rotation, rows(params.query, params.query_norm)), rows(params.key, params.key_norm)
+    o = attend_by_loops(q, rope.forward(rotation, k), rows(params.value, None), None)
+    return o.reshape(B, T, -1) @ params.output.weight
+
+
+@pytest.mark.parametrize("qk_norm", ["whole", "per_head"])
+def test_norms_of_queries_and_keys_equal_loops_over_tokens_and_heads(rng: np.random.Generator, qk_norm: str) -> None:
+    params, x = layer(rng, qk_norm), rng.standard_normal((2, 5, 6))
+    y, _ = attention.forward(params, x, rotation_of(0, 5), 8, norm_eps=0.3)
+    np.testing.assert_allclose(y, by_heads(params, x, 0.3), atol=1e-13)
+    y, _ = attention.forward(params, x, rotation_of(0, 5), 8)
+    np.testing.assert_allclose(y, by_heads(params, x, 1e-5), atol=1e-13)
+
+
+def test_a_norm_makes_the_scale_of_a_projection_irrelevant(rng: np.random.Generator) -> None:
+    """Of every head by itself if each has a norm; only of all heads together if they share one."""
+    x, rotation = rng.standard_normal((1, 5, 6)), rotation_of(0, 5)
+
+    def change(qk_norm: str, columns: slice) -> float:
+        params = layer(np.random.default_rng(1), qk_norm)
+        before, _ = attention.forward(params, x, rotation, 8, norm_eps=0.0)
+        params.query.weight[:, columns] *= 1e4
+        after, _ = attention.forward(params, x, rotation, 8, norm_eps=0.0)
+        assert np.isfinite(after).all()
+        return float(abs(after - before).max())
+
+    assert change("per_head", slice(8)) < 1e-12
+    assert change("whole", slice(None)) < 1e-12
+    assert change("whole", slice(8)) > 1e-3
+    assert change("none", slice(None)) > 1e-3
+
+
+def test_with_a_single_head_both_norms_are_the_same(rng: np.random.Generator) -> None:
+    x = rng.standard_normal((1, 5, 6))
+    whole, each = (attention.init(np.random.default_rng(0), 6, 1, 1, 8, qk_norm=kind) for kind in ("whole", "per_head"))
+    made = [attention.forward(params, x, rotation_of(0, 5), 8)[0] for params in (whole, each)]
+    np.testing.assert_array_equal(*made)
+
+
+def test_a_norm_survives_queries_and_keys_of_zero(rng: np.random.Generator) -> None:
+    params = layer(rng, "per_head")
+    params.query.weight[:] = params.key.weight[:] = 0
+    y, cache = attention.forward(params, rng.standard_normal((1, 5, 6)), rotation_of(0, 5), 8)
+    dx, _ = attention.backward(params, cache, np.ones_like(y))
+    assert np.isfinite(y).all()
+    assert np.isfinite(dx).all()
+
+
+def test_norms_add_no_randomness_and_start_at_one() -> None:
+    plain, normed = (attention.init(np.random.default_rng(3), 6, 4, 2, 8, qk_norm=kind) for kind in ("none", "whole"))
+    assert (plain.query_norm, plain.key_norm) == (None, None)
+    assert (plain.output.weight == normed.output.weight).all()
+    assert normed.query_norm is not None
+    assert normed.key_norm is not None
+    assert (normed.query_norm.gain == np.ones(32)).all()
+    assert (normed.key_norm.gain == np.ones(16)).all()
+    assert set(tree.marked(normed, "matrices")) == {f"{name}.weight" for name in ("query", "key", "value", "output")}
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -172,14 +267,15 @@ def test_one_token_attends_to_itself(rng: np.random.Generator) -> None:
     cuts=st.sets(st.integers(1, 8)),
     window=st.none() | st.integers(1, 10),
     trim=st.booleans(),
+    qk_norm=st.sampled_from(["none", "whole", "per_head"]),
     seed=st.integers(0, 99),
 )
 def test_a_cache_gives_what_one_pass_gives_at_any_split_and_window(
-    cuts: set[int], window: int | None, trim: bool, seed: int
+    cuts: set[int], window: int | None, trim: bool, qk_norm: str, seed: int
 ) -> None:
     """``trim`` forgets the positions that no later query can see, as a rolling cache does."""
     rng = np.random.default_rng(seed)
-    params, x = layer(rng), rng.standard_normal((2, 9, 6))
+    params, x = layer(rng, qk_norm), rng.standard_normal((2, 9, 6))
     whole, _ = attention.forward(params, x, rotation_of(0, 9), 8, window)
     past, parts = None, []
     for start, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 9], strict=True):
@@ -201,10 +297,12 @@ def test_a_later_token_changes_nothing_earlier(rng: np.random.Generator) -> None
     assert (abs(after[:, 4:] - before[:, 4:]) > 1e-6).any(axis=-1).all(), "but it changes itself and what follows"
 
 
+@pytest.mark.parametrize("qk_norm", ["none", "whole", "per_head"])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_a_blank_has_the_shapes_of_fresh_projections(rng: np.random.Generator, kv_heads: int) -> None:
-    config = ModelConfig(width=6, heads=4, kv_heads=kv_heads, head_width=8)
-    fresh, blank = attention.init(rng, 6, 4, kv_heads, 8), attention.blank(config, np.zeros)
+def test_a_blank_has_the_shapes_of_fresh_projections(rng: np.random.Generator, kv_heads: int, qk_norm: str) -> None:
+    config = ModelConfig(width=6, heads=4, kv_heads=kv_heads, head_width=8, qk_norm=qk_norm)
+    fresh = attention.init(rng, 6, 4, kv_heads, 8, qk_norm=qk_norm)
+    blank = attention.blank(config, np.zeros)
     assert tree.map(np.shape, blank) == tree.map(np.shape, fresh)
 
 
@@ -218,6 +316,16 @@ def test_mixtral_s_names_are_views_of_every_projection(rng: np.random.Generator)
         tensor = named[f"self_attn.{letter}_proj.weight"]
         assert (tensor == projection.weight.T).all()
         assert np.shares_memory(tensor, projection.weight)
+
+
+def test_the_norms_have_names_only_where_there_are_norms(rng: np.random.Generator) -> None:
+    params = layer(rng, "whole")
+    named = dict(attention.mixtral_tensors(params))
+    assert params.query_norm is not None
+    assert params.key_norm is not None
+    assert named.pop("self_attn.q_norm.weight") is params.query_norm.gain
+    assert named.pop("self_attn.k_norm.weight") is params.key_norm.gain
+    assert named.keys() == dict(attention.mixtral_tensors(layer(rng))).keys()
 
 
 # Packed documents

@@ -8,7 +8,7 @@ import pytest
 
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
-from minimoe.layers import attention, block, moe, rmsnorm, rope
+from minimoe.layers import attention, block, dense, moe, rmsnorm, rope
 from minimoe.layers.block import Block
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
@@ -54,6 +54,44 @@ def test_gradient_is_right(
     rows = check("block", forward, backward, drawn(rng, config), x, routing=routing, entries=4, directions=2)
     assert failed(rows) == []
     assert len(rows) == 1 + len(tree.leaves(block.init(rng, config)))
+
+
+def test_gradient_of_a_dense_block_is_right(rng: np.random.Generator, small: ModelConfig) -> None:
+    config = dataclasses.replace(small, dense_layers=1, dense_width=4, qk_norm="per_head", norm_eps=0.1)
+    rotation = rotation_of(config)
+    params = tree.map(
+        lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape),
+        block.init(rng, config, np.float64, is_dense=True),
+    )
+
+    def forward(params: Block, x: np.ndarray) -> tuple[Any, Any]:
+        y, stats, dropped, cache = block.forward(params, x, rotation, config)
+        assert (stats, dropped) == (None, 0)
+        return y, cache
+
+    def backward(params: Block, cache: Any, dy: Any) -> tuple[Any, Any]:
+        return block.backward(params, cache, dy, None)
+
+    rows = check("block", forward, backward, params, rng.standard_normal((2, 7, 6)), entries=4, directions=2)
+    assert failed(rows) == []
+    assert len(rows) == 1 + 2 + 6 + 3, "x, two norms, the attention with its own two, and three matrices"
+
+
+def test_a_dense_block_has_a_dense_layer_in_the_place_of_its_mixture(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    config = dataclasses.replace(small, dense_layers=1, dense_width=4, qk_norm="whole", norm_eps=0.1)
+    params, x = block.init(rng, config, np.float64, is_dense=True), rng.standard_normal((2, 7, 6))
+    rotation = rotation_of(config)
+    normed, _ = rmsnorm.forward(params.attention_norm, x, 0.1)
+    h = x + attention.forward(params.attention, normed, rotation, 8, norm_eps=0.1)[0]
+    normed, _ = rmsnorm.forward(params.moe_norm, h, 0.1)
+    expected = h + dense.forward(params.moe, normed)[0]
+    np.testing.assert_allclose(block.forward(params, x, rotation, config)[0], expected, atol=1e-14)
+    blank = block.blank(config, np.zeros, is_dense=True)
+    assert tree.map(np.shape, blank) == tree.map(np.shape, params)
+    wide = block.init(rng, dataclasses.replace(config, width=64), is_dense=True)
+    assert abs(wide.moe.shared.w_down.std() - (2 * config.layers * 4) ** -0.5) < 0.05
 
 
 def test_it_is_attention_and_experts_each_behind_a_norm_on_a_residual_stream(

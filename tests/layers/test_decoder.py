@@ -14,7 +14,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.presets import PRESETS
-from minimoe.layers import block, decoder, rmsnorm, rope
+from minimoe.layers import block, decoder, dense, rmsnorm, rope
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.linear import Linear
 from minimoe.layers.mode import Mode
@@ -31,8 +31,9 @@ from minimoe.proof.gradcheck import check_decoder, failed
         {"renormalize": False, "active_experts": 1, "kv_heads": 1},
         {"active_experts": 5, "kv_heads": 4, "layers": 1},
         {"noisy_gating": False, "experts": 1, "active_experts": 1},
+        {"layers": 3, "dense_layers": 1, "dense_width": 4, "qk_norm": "whole"},
     ],
-    ids=["plain", "window-tied", "top-1", "all-experts", "one-expert"],
+    ids=["plain", "window-tied", "top-1", "all-experts", "one-expert", "first-dense"],
 )
 def test_gradient_of_the_training_loss_is_right(
     rng: np.random.Generator, small: ModelConfig, change: dict[str, Any], capacity_factor: float | None
@@ -78,6 +79,24 @@ def test_two_evaluations_are_equal_to_the_bit(rng: np.random.Generator, small: M
     second, _, _ = decoder.forward(params, tokens, small)
     assert (first == second).all()
     assert routed.dropped == [0, 0]
+
+
+def test_dense_layers_come_first_and_report_nothing(rng: np.random.Generator, small: ModelConfig) -> None:
+    config = dataclasses.replace(small, layers=4, dense_layers=2, dense_width=4)
+    params, tokens = drawn(rng, config), rng.integers(13, size=(2, 7))
+    assert [dense.is_dense(of.moe) for of in params.blocks] == [True, True, False, False]
+    assert decoder.mixtures(params) == [of.moe for of in params.blocks[2:]]
+    _, routed, cache = decoder.forward(params, tokens, config)
+    assert (len(routed.stats), routed.dropped) == (2, [0, 0])
+    assert [of.moe.router is None for of in decoder.blank(config, np.zeros).blocks] == [True, True, False, False]
+    # What the losses say about a router reaches that router: the sums are those of the last two layers.
+    nothing = [tree.map(np.zeros_like, stats) for stats in routed.stats]
+    for layer in (0, 1):
+        dstats = list(nothing)
+        dstats[layer] = nothing[layer]._replace(squared_lse=np.array(1.0))
+        gradient = decoder.backward(params, cache, np.zeros((2, 7, 13)), dstats)
+        moved = [bool(of.router.w_gate.any()) for of in decoder.mixtures(gradient)]
+        assert moved == [True, layer == 1], "a gradient also reaches the layers before"
 
 
 def test_every_layer_has_noise_of_its_own(rng: np.random.Generator, small: ModelConfig) -> None:

@@ -39,3 +39,10 @@ def test_one_worker_owns_every_expert_and_its_rows_stay() -> None:
     assert exchange.own(experts) is experts
     assert exchange.dispatch(rows) is rows
     assert exchange.return_rows(rows) is rows
+
+
+def test_a_layer_skips_second_experts_by_its_own_ratio() -> None:
+    mode = Mode(noise=np.arange(3.0)[:, None], skip_below=[0.1, 0.2, 0.3])
+    assert [list(mode.at_layer(i).skip_below or []) for i in range(3)] == [[0.1], [0.2], [0.3]]
+    assert [float(mode.at_layer(i).noise[0]) for i in range(3)] == [0, 1, 2]  # type: ignore[index]
+    assert Mode(skip_below=[0.1]).at_layer(0).noise is None

@@ -14,6 +14,7 @@ from minimoe.layers.routing import (
     combine,
     experts_by_token,
     from_choice,
+    skip_second,
     sort_by_expert,
 )
 
@@ -154,3 +155,21 @@ def test_rows_keep_their_dtype(case: Case, dtype: type) -> None:
     weights = by_token(routing.weight, routing.place)
     rows = np.ones((sum(routing.counts), D), dtype)
     assert {routing.weight.dtype, weights.dtype, combine(rows, routing.place, weights).dtype} == {np.dtype(dtype)}
+
+
+def test_a_weak_second_expert_is_skipped_and_the_first_takes_its_weight():
+    experts = np.array([[2, 0], [1, 2], [0, 3]])
+    weights = np.array([[0.75, 0.25], [0.6, 0.4], [0.8, 0.1]])
+    made = skip_second(from_choice(Choice(experts, weights), 4), below=0.5)
+    assert made.counts == [1, 1, 2, 0]
+    np.testing.assert_array_equal(experts_by_token(made), [[2, -1], [1, 2], [0, -1]])
+    np.testing.assert_allclose(by_token(made.weight, made.place), [[1, 0], [0.6, 0.4], [0.9, 0]])
+
+
+def test_a_second_expert_of_just_the_ratio_is_kept_and_a_missing_one_stays_missing():
+    experts, weights = np.array([[0, 1], [1, 2]]), np.array([[0.5, 0.25], [1.0, 0.5]])
+    whole = from_choice(Choice(experts, weights), 3, np.array([True, True, True, False]), dropped=1)
+    made = skip_second(whole, below=0.5)
+    np.testing.assert_array_equal(experts_by_token(made), [[0, 1], [1, -1]])
+    np.testing.assert_allclose(by_token(made.weight, made.place), [[0.5, 0.25], [1, 0]])
+    assert made.dropped == 1

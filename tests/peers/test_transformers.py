@@ -1,4 +1,6 @@
-"""Parity with transformers: a random Mixtral or Mistral is made there, saved, loaded here, and computes the same.
+"""Parity with transformers: a random model of each family is made there, saved, loaded here, and computes the same.
+
+transformers has no DeepSeekMoE, so an independent model in PyTorch, ``deepseek_moe``, takes its place.
 
 Both compute in float32 and add up in different orders, so numbers agree to 1e-5 of the largest. Weights that are only
 moved agree to the bit.
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from deepseek_moe import DeepseekForCausalLM
+from safetensors.torch import load_file, save_file
 from tokenizer_json import mixtral_like
 from torch.nn import functional
 
@@ -25,6 +28,7 @@ from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.layers.routing import RouterStats
 from minimoe.losses import balance, cross_entropy
+from minimoe.losses.balance import Coefficients
 from minimoe.storage import huggingface, huggingface_config
 from minimoe.text import huggingface_tokenizer, tokenizer
 
@@ -62,8 +66,27 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tied embeddings, long wavelengths": {"tie_word_embeddings": True, "rope_theta": 1e6, "rms_norm_eps": 1e-3},
     "a Mistral": {"model_type": "mistral"},
     "a Mistral with a window": {"model_type": "mistral", "sliding_window": 4, "num_key_value_heads": 1},
+    "an OLMoE": {"model_type": "olmoe", "num_key_value_heads": 4, "num_experts_per_tok": 3},
+    "an OLMoE, grouped, renormalising": {"model_type": "olmoe", "norm_topk_prob": True},
+    "an OLMoE with one active expert": {"model_type": "olmoe", "num_experts_per_tok": 1, "rms_norm_eps": 1e-3},
+    "a Qwen3-MoE": {"model_type": "qwen3_moe", "norm_topk_prob": True, "head_dim": 12},
+    "a Qwen3-MoE that does not renormalise": {"model_type": "qwen3_moe", "num_key_value_heads": 1},
+    "a Qwen3-MoE with dense layers": {"model_type": "qwen3_moe", "mlp_only_layers": [0, 1], "norm_topk_prob": True},
+    "a Qwen3-MoE with a window": {"model_type": "qwen3_moe", "use_sliding_window": True, "sliding_window": 4},
+    "a DeepSeekMoE": {"model_type": "deepseek", "n_shared_experts": 2, "num_key_value_heads": 4},
+    "a DeepSeekMoE that renormalises": {"model_type": "deepseek", "norm_topk_prob": True, "n_shared_experts": None},
+    "a DeepSeekMoE without dense layers": {"model_type": "deepseek", "first_k_dense_replace": 0},
+    "a DeepSeekMoE with one active expert": {
+        "model_type": "deepseek",
+        "num_experts_per_tok": 1,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": True,
+    },
 }
-MIXTRALS = [name for name, changes in SHAPES.items() if "model_type" not in changes]
+MIXTURES = [name for name, changes in SHAPES.items() if changes.get("model_type") != "mistral"]
+OF_THE_LIBRARY = [name for name, changes in SHAPES.items() if changes.get("model_type") != "deepseek"]
+MIXTRALS = [name for name in MIXTURES if name in OF_THE_LIBRARY]
+DEEPSEEKS = [name for name in SHAPES if name not in OF_THE_LIBRARY]
 
 
 class Twins(NamedTuple):
@@ -107,13 +130,25 @@ def batch(request: pytest.FixtureRequest) -> Batch:
 
 
 def make(model_type: str = "mixtral", **changes: Any) -> Any:
-    """A random model of the library, in float32, whose gains are not all one."""
+    """A random model of the library, or of ``deepseek_moe``, in float32, whose gains are not all one."""
     kinds = {
         "mixtral": (transformers.MixtralConfig, transformers.MixtralForCausalLM),
         "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
+        "olmoe": (transformers.OlmoeConfig, transformers.OlmoeForCausalLM),
+        "qwen3_moe": (transformers.Qwen3MoeConfig, transformers.Qwen3MoeForCausalLM),
     }
-    config, kind = kinds[model_type]
-    model = kind(config(**SIZES | EAGER | changes)).eval()
+    if model_type == "deepseek":
+        sizes = {name: value for name, value in SIZES.items() if name not in ("num_local_experts", "sliding_window")}
+        model = DeepseekForCausalLM(**sizes | {"n_routed_experts": 6, "moe_intermediate_size": 20} | changes)
+    else:
+        config, kind = kinds[model_type]
+        own = {"moe_intermediate_size": 20} if model_type == "qwen3_moe" else {}
+        sizes = dict(SIZES)
+        if model_type in ("olmoe", "qwen3_moe"):
+            sizes["num_experts"] = sizes.pop("num_local_experts")
+        if model_type == "olmoe":
+            del sizes["sliding_window"]
+        model = kind(config(**sizes | EAGER | own | changes)).eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
             parameter.data.uniform_(0.5, 1.5)
@@ -126,6 +161,9 @@ def twins(request: pytest.FixtureRequest, tmp_path: Path) -> Twins:
 
 
 mixtrals = pytest.mark.parametrize("twins", MIXTRALS, indirect=True)
+mixtures = pytest.mark.parametrize("twins", MIXTURES, indirect=True)
+of_the_library = pytest.mark.parametrize("twins", OF_THE_LIBRARY, indirect=True)
+deepseeks = pytest.mark.parametrize("twins", DEEPSEEKS, indirect=True)
 
 
 def of(theirs: Any, folder: Path, **how: Any) -> Twins:
@@ -159,12 +197,13 @@ def assert_logits_agree(twins: Twins, batch: Batch) -> None:
     assert_close(logits[batch.counted], theirs_of(twins, batch).logits.detach().numpy()[batch.counted])
 
 
-@mixtrals
+@mixtures
 def test_router_logits_agree(twins: Twins, batch: Batch) -> None:
     _, _, cache = decoder.forward(twins.params, batch.tokens, twins.config, Mode(mask=batch.mask))
     theirs = theirs_of(twins, batch, output_router_logits=True).router_logits
     counted = batch.counted.reshape(-1)
-    for block, done, logits in zip(twins.params.blocks, cache.blocks, theirs, strict=True):
+    first = twins.config.dense_layers
+    for block, done, logits in zip(twins.params.blocks[first:], cache.blocks[first:], theirs, strict=True):
         [(ours, _)] = noisy_top_k.compared(block.moe.router, done.moe.router)
         assert_close(ours[counted], logits.detach().numpy()[counted])
 
@@ -192,7 +231,8 @@ def test_every_implementation_of_theirs_agrees(tmp_path: Path, batch: Batch, att
 def their_gradient(twins: Twins, folder: Path) -> Decoder:
     """The gradient that autograd has left, saved as if it were a model and loaded here."""
     for parameter in twins.theirs.parameters():
-        parameter.data = parameter.grad
+        # an expert that got no token has none
+        parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
     return of(twins.theirs, folder).params
 
 
@@ -209,12 +249,13 @@ def assert_gradients_agree(twins: Twins, batch: Batch, folder: Path, auxiliary: 
     assert nats.total / nats.tokens == pytest.approx(loss.item(), rel=1e-6)
     dstats: list[RouterStats] | None = None
     if auxiliary:
-        dstats = [balance.pooled(routed.stats, auxiliary)[1]] * twins.config.layers
+        dstats = [balance.pooled(routed.stats, auxiliary)[1]] * len(routed.stats)
     gradient = decoder.backward(twins.params, cache, cross_entropy.backward(nats_cache, 1 / nats.tokens), dstats)
     for (name, ours), theirs in zip(
         tree.named_leaves(gradient), tree.leaves(their_gradient(twins, folder)), strict=True
     ):
-        always_one = is_dense(twins) or (twins.config.active_experts == 1 and not auxiliary)
+        single = twins.config.active_experts == 1 and twins.config.renormalize
+        always_one = is_dense(twins) or (single and not auxiliary)
         if always_one and name.endswith("router.w_gate"):
             assert not ours.any(), "a router whose only weight is always 1 has nothing to learn"
         else:
@@ -228,6 +269,26 @@ def test_every_gradient_of_the_cross_entropy_agrees(twins: Twins, batch: Batch, 
 @mixtrals
 def test_every_gradient_with_the_pooled_balance_loss_agrees(twins: Twins, batch: Batch, tmp_path: Path) -> None:
     assert_gradients_agree(twins, batch, tmp_path / "gradient", auxiliary=0.5)
+
+
+@deepseeks
+def test_the_loss_of_a_deepseek_is_the_balance_within_sequences(twins: Twins, tmp_path: Path) -> None:
+    """Its gradient too, together with that of the cross-entropy."""
+    tokens = np.random.default_rng(3).integers(0, SIZES["vocab_size"], (2, 17))
+    out = twins.theirs(torch.tensor(tokens))
+    loss = functional.cross_entropy(out.logits[:, :-1].reshape(32, -1), torch.tensor(tokens[:, 1:]).reshape(-1))
+    (loss + 0.5 * out.sequence_loss).backward()
+
+    mask = np.ones_like(tokens)
+    logits, routed, cache = decoder.forward(twins.params, tokens, twins.config, Mode(balance_by_sequence=True))
+    mask[:, -1] = 0
+    nats, nats_cache = cross_entropy.forward(logits, np.roll(tokens, -1, axis=1), mask)
+    losses, dstats = zip(*(balance.loss(layer, Coefficients(sequence=0.5)) for layer in routed.stats), strict=True)
+    assert sum(layer.sequence for layer in losses) == pytest.approx(out.sequence_loss.item(), rel=1e-5)
+    gradient = decoder.backward(twins.params, cache, cross_entropy.backward(nats_cache, 1 / nats.tokens), dstats)
+    theirs = their_gradient(twins, tmp_path / "gradient")
+    for (name, ours), one in zip(tree.named_leaves(gradient), tree.leaves(theirs), strict=True):
+        assert_close(ours, one, name)
 
 
 # Generation
@@ -256,6 +317,19 @@ def test_greedy_text_agrees_token_for_token_with_and_without_a_cache(twins: Twin
 # Files
 
 
+@deepseeks
+def test_the_weights_of_a_deepseek_come_back_to_the_bit(twins: Twins, tmp_path: Path) -> None:
+    huggingface.save(tmp_path / "back", twins.params, twins.config)
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("saved", "back"))
+    assert before.keys() == after.keys()
+    for name, values in before.items():
+        assert torch.equal(values, after[name]), name
+    back = json.loads((tmp_path / "back/config.json").read_text())
+    same = ("n_routed_experts", "n_shared_experts", "first_k_dense_replace", "moe_intermediate_size", "rope_theta")
+    assert {name: back[name] for name in same} == {name: twins.theirs.values[name] for name in same}
+
+
+@of_the_library
 def test_weights_come_back_to_the_library_to_the_bit(twins: Twins, batch: Batch, tmp_path: Path) -> None:
     huggingface.save(tmp_path / "back", twins.params, twins.config)
     back, told = type(twins.theirs).from_pretrained(tmp_path / "back", output_loading_info=True, **EAGER)
@@ -264,8 +338,8 @@ def test_weights_come_back_to_the_library_to_the_bit(twins: Twins, batch: Batch,
     assert before.keys() == after.keys()
     for name, values in before.items():
         assert torch.equal(values, after[name]), name
-    for setting in ("rope_parameters", "sliding_window", "max_position_embeddings", "eos_token_id"):
-        assert getattr(back.config, setting) == getattr(twins.theirs.config, setting)
+    for setting in ("rope_parameters", "sliding_window", "max_position_embeddings", "eos_token_id", "norm_topk_prob"):
+        assert getattr(back.config, setting, None) == getattr(twins.theirs.config, setting, None)
     assert torch.equal(theirs_of(twins, batch).logits, theirs_of(twins._replace(theirs=back), batch).logits)
 
 
@@ -281,8 +355,9 @@ def test_every_type_and_many_shards_are_read_to_the_bit(tmp_path: Path, dtype: t
         assert torch.equal(values.to(torch.float32), back.state_dict()[name]), name
 
 
-def test_names_that_the_library_uses_in_memory_are_read(tmp_path: Path) -> None:
-    twins = of(make(), tmp_path / "saved")
+@pytest.mark.parametrize("model_type", ["mixtral", "olmoe", "qwen3_moe"])
+def test_names_that_the_library_uses_in_memory_are_read(tmp_path: Path, model_type: str) -> None:
+    twins = of(make(model_type), tmp_path / "saved")
     state = twins.theirs.state_dict()
     assert "model.layers.0.mlp.experts.gate_up_proj" in state
     save_file(state, tmp_path / "saved/model.safetensors")
@@ -311,7 +386,7 @@ def test_text_ends_where_the_library_ends_it(tmp_path: Path) -> None:
     assert huggingface.load(tmp_path / "again").end_tokens == tuple(theirs) == (7, 3)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "mistral"])
+@pytest.mark.parametrize("model_type", ["mixtral", "mistral", "olmoe", "qwen3_moe"])
 def test_a_config_of_the_library_has_no_setting_that_is_refused(tmp_path: Path, model_type: str) -> None:
     config = make(model_type).config
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict(), default=str))
@@ -341,15 +416,17 @@ def test_special_tokens_and_the_chat_template_come_back_to_the_library(tmp_path:
     assert transformers.GenerationConfig.from_pretrained(tmp_path / "back").eos_token_id == 2
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "mistral"])
+@pytest.mark.parametrize("model_type", ["mixtral", "mistral", "olmoe", "qwen3_moe"])
 def test_what_a_config_leaves_out_is_what_the_library_fills_in(tmp_path: Path, model_type: str) -> None:
     make(model_type).save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     optional = ("rope_parameters", "rms_norm_eps", "sliding_window", "tie_word_embeddings", "hidden_act", "head_dim")
+    optional += ("norm_topk_prob", "use_sliding_window", "mlp_only_layers", "decoder_sparse_step", "clip_qkv")
     (tmp_path / "config.json").write_text(json.dumps({n: v for n, v in values.items() if n not in optional}))
     theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path), huggingface_config.read(tmp_path).config
     assert theirs.rope_parameters == {"rope_type": "default", "rope_theta": ours.rope_theta}
-    assert (theirs.rms_norm_eps, theirs.sliding_window) == (ours.norm_eps, ours.window)
+    assert (theirs.rms_norm_eps, getattr(theirs, "sliding_window", None)) == (ours.norm_eps, ours.window)
+    assert getattr(theirs, "norm_topk_prob", True) == ours.renormalize
     assert (theirs.tie_word_embeddings, theirs.hidden_act) == (ours.tied_embeddings, "silu")
 
 

@@ -1,8 +1,8 @@
 """Folders in the Hugging Face layout: read what transformers wrote, write what it reads, refuse everything else.
 
 tests/golden holds a tiny Mixtral as transformers saved it, and what PyTorch computed with it; tests/golden/make.py made
-it. So parity is tested here without either. tests/peers/test_transformers.py compares many more shapes with the real
-thing.
+it, and make_families.py the same for the other families. So parity is tested here without either.
+tests/peers/test_transformers.py compares many more shapes with the real thing.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
 from minimoe.losses import balance, cross_entropy
-from minimoe.storage import huggingface
+from minimoe.storage import huggingface, safetensors_file
 from minimoe.text.tokenizer import build
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -43,7 +43,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "every expert": {"active_experts": 5},
     "one active expert, which cannot be trained": {"active_experts": 1},
     "one key head": {"kv_heads": 1, "rope_theta": 123.5, "norm_eps": 0.01},
+    "an OLMoE": {"width": 32, "qk_norm": "whole", "renormalize": False},
+    "an OLMoE with one expert": {"width": 32, "qk_norm": "whole", "experts": 1, "active_experts": 1},
+    "a Qwen3-MoE": {"qk_norm": "per_head", "layers": 3, "dense_layers": 2, "dense_width": 4, "window": 3},
+    "a DeepSeekMoE": {"width": 32, "shared_experts": 2, "layers": 3, "dense_layers": 1, "dense_width": 4},
+    "a DeepSeekMoE without either": {"width": 32, "renormalize": False, "tied_embeddings": True},
 }
+FAMILIES = ("olmoe", "qwen3_moe", "deepseek")
 
 
 def model(small: ModelConfig, **changes: Any) -> tuple[Decoder, ModelConfig]:
@@ -52,7 +58,7 @@ def model(small: ModelConfig, **changes: Any) -> tuple[Decoder, ModelConfig]:
     rng = np.random.default_rng(1)
     params = decoder.init(rng, config)
     params = tree.map(lambda leaf: leaf * rng.uniform(0.5, 2, leaf.shape).astype(np.float32), params)
-    if config.experts == 1:  # a router that has no choice is not saved
+    if config.experts == 1 and config.qk_norm == "none":  # a router that has no choice is not saved
         for block in params.blocks:
             block.moe.router.w_gate[...] = 0
     return params, config
@@ -164,6 +170,74 @@ def test_the_names_and_shapes_on_disk_are_those_that_the_library_writes(tmp_path
     assert ours.keys() == index["weight_map"].keys()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_number_of_another_family_is_that_of_pytorch(family: str) -> None:
+    """Logits, router logits, loss and every gradient: of an OLMoE, a Qwen3-MoE and a DeepSeekMoE."""
+    params, config = huggingface.load_params(GOLDEN / family)
+    expected = load_file(GOLDEN / family / "expected.safetensors")
+    tokens, mask = expected["tokens"], expected["mask"]
+    logits, routed, cache = decoder.forward(params, tokens, config, Mode(mask=mask))
+    counted = mask > 0
+    assert close(logits[counted], expected["logits"][counted])
+    first = config.dense_layers
+    assert len(routed.stats) == len(expected["router_logits"]) == config.layers - first
+    for layer, done, theirs in zip(
+        decoder.mixtures(params), cache.blocks[first:], expected["router_logits"], strict=True
+    ):
+        [(ours, _)] = noisy_top_k.compared(layer.router, done.moe.router)
+        assert close(ours[counted.reshape(-1)], theirs[counted.reshape(-1)])
+
+    predicted = np.zeros_like(mask)
+    predicted[:, :-1] = mask[:, 1:]
+    loss, loss_cache = cross_entropy.forward(logits, np.roll(tokens, -1, axis=1), predicted)
+    assert loss.total / loss.tokens == pytest.approx(expected["cross_entropy"], rel=1e-6)
+    gradient = decoder.backward(params, cache, cross_entropy.backward(loss_cache, 1 / loss.tokens))
+    ours_by_name = dict(huggingface.layout(gradient, config, family))
+    assert {f"gradient.{name}" for name in ours_by_name} == {n for n in expected if n.startswith("gradient.")}
+    wrong = [
+        name
+        for name, ours in ours_by_name.items()
+        if not (expected[f"gradient.{name}"].any() and close(ours, expected[f"gradient.{name}"]))
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_of_another_family_is_that_of_pytorch(family: str) -> None:
+    params, config = huggingface.load_params(GOLDEN / family)
+    theirs = load_file(GOLDEN / family / "expected.safetensors")["greedy"].tolist()
+    assert [*theirs[:3], *generation.generate(params, config, theirs[:3], tokens=9, temperature=0)] == theirs
+    assert len(set(theirs)) > 6, "a text that repeats itself would prove little"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_another_family_is_read_as_what_it_is_and_written_under_the_same_names(tmp_path: Path, family: str) -> None:
+    params, config = huggingface.load_params(GOLDEN / family)
+    own: dict[str, dict[str, Any]] = {
+        "olmoe": {"qk_norm": "whole", "head_width": 4, "layers": 2, "expert_width": 6, "norm_eps": 1e-5},
+        "qwen3_moe": {"qk_norm": "per_head", "head_width": 6, "renormalize": True, "dense_layers": 1, "dense_width": 6},
+        "deepseek": {"head_width": 4, "dense_layers": 1, "dense_width": 6, "shared_experts": 2},
+    }
+    common = {"vocab_size": 13, "width": 8, "layers": 3, "heads": 2, "kv_heads": 1, "context": 32, "experts": 3}
+    usual = {"expert_width": 4, "renormalize": False, "noisy_gating": False, "rope_theta": 100.0, "norm_eps": 1e-6}
+    assert config == ModelConfig(**common | usual | own[family])
+    huggingface.save(tmp_path / "saved", params, config)
+    ours, theirs = load_file(tmp_path / "saved/model.safetensors"), _widened(GOLDEN / family / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_array_equal(ours[name], values, err_msg=name)
+    assert json.loads((tmp_path / "saved/config.json").read_text())["model_type"] == family
+
+
+def _widened(path: Path) -> dict[str, Any]:
+    """The tensors of a file, in float32."""
+    found = {}
+    for name, stored in safetensors_file.describe(path).items():
+        found[name] = np.zeros(stored.shape, np.float32)
+        safetensors_file.copy(stored, found[name])
+    return found
+
+
 # There and back
 
 
@@ -190,7 +264,7 @@ def test_trainable_noise_stays_behind_and_the_logits_are_the_same(tmp_path: Path
 
 def test_the_gate_of_a_mistral_is_its_gate(small: ModelConfig) -> None:
     params, config = model(small, experts=1, active_experts=1)
-    tensors = dict(huggingface.layout(params, config, dense=True))
+    tensors = dict(huggingface.layout(params, config, "mistral"))
     for name, matrix in zip(("gate", "up", "down"), params.blocks[0].moe.experts, strict=True):
         np.testing.assert_array_equal(tensors[f"model.layers.0.mlp.{name}_proj.weight"], matrix[0].T)
 
@@ -230,6 +304,24 @@ def fuse(tensors: dict[str, Any], layer: int, experts: int) -> dict[str, Any]:
         new + "experts.gate_up_proj": np.stack(gate_up),
         new + "experts.down_proj": np.stack(matrix["w2"]),
     }
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_fused_experts_of_another_family_are_read_like_separate_ones(tmp_path: Path, repeated: bool) -> None:
+    """Also where a folder has both forms, which must then agree."""
+    params, config = huggingface.load_params(GOLDEN / "qwen3_moe")
+    huggingface.save(tmp_path / "saved", params, config)
+    tensors = load_file(tmp_path / "saved/model.safetensors")
+    prefix = "model.layers.1.mlp.experts."
+    of = {m: np.stack([tensors[f"{prefix}{e}.{m}_proj.weight"] for e in range(3)]) for m in ("gate", "up", "down")}
+    fused = {f"{prefix}gate_up_proj": np.concatenate([of["gate"], of["up"]], 1), f"{prefix}down_proj": of["down"]}
+    single = {} if repeated else {name: ... for name in tensors if name.startswith(prefix)}
+    retensor(tmp_path / "saved", single | fused)
+    assert_same(huggingface.load_params(tmp_path / "saved")[0], params)
+    if repeated:
+        retensor(tmp_path / "saved", {f"{prefix}down_proj": of["down"] * 1.01})
+        with pytest.raises(UserError, match="down_proj that differs from"):
+            huggingface.load_params(tmp_path / "saved")
 
 
 def test_fused_experts_are_read_like_separate_ones(tmp_path: Path, small: ModelConfig) -> None:
@@ -497,9 +589,9 @@ def test_a_folder_that_was_not_written_to_the_end_is_no_model(
 
 def test_a_model_that_is_no_mixtral_is_not_saved(tmp_path: Path, small: ModelConfig) -> None:
     for changes, sentence in (
-        ({"renormalize": False}, "renormalize"),
-        ({"shared_experts": 2}, "shared_experts 2 cannot be written as a Mixtral"),
         ({"router": "sigmoid_bias"}, "router 'sigmoid_bias' cannot be written as a Mixtral"),
+        ({"shared_experts": 2}, "head_width 8 cannot be written as a DeepSeekMoE"),
+        ({"shared_experts": 2, "qk_norm": "per_head"}, "shared_experts 2 cannot be written as a Qwen3-MoE"),
     ):
         params, config = model(small, **changes)
         with pytest.raises(UserError, match=sentence):

@@ -188,14 +188,16 @@ def test_a_window_in_every_layer_is_no_setting_of_its_own(tmp_path: Path, small:
         reconfigure(folder, **dict.fromkeys(changes, ...))
 
 
+@pytest.mark.parametrize("layers", [0, 2, 28])
+def test_without_a_window_no_layer_has_one(tmp_path: Path, small: ModelConfig, layers: int) -> None:
+    folder = folder_of(tmp_path / "saved", small)
+    reconfigure(folder, use_sliding_window=False, max_window_layers=layers)
+    assert huggingface_config.read(folder).config.window is None
+
+
 @pytest.mark.parametrize("content", ["", "{", "3", "[" * 100_000])
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path, small: ModelConfig, content: str) -> None:
     folder = folder_of(tmp_path / "saved", small)
     (folder / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         huggingface_config.read(folder)
-
-
-def test_shared_experts_have_no_place_in_a_mixtral(small: ModelConfig) -> None:
-    with pytest.raises(UserError, match="shared_experts 2 cannot be written as a Mixtral"):
-        huggingface_config.to_dict(dataclasses.replace(small, noisy_gating=False, shared_experts=2))

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import measured
+import mixtral_folders
 import numpy as np
 import pytest
 from small_runs import finished, resume, train
@@ -174,3 +176,81 @@ def test_tied_embeddings_and_a_single_expert_go_through(tmp_path: Path) -> None:
     before, after = (open_model.load(tmp_path / name).params for name in ("dense", "out"))
     assert after.head is None
     assert same(after, quantize.approximate(before, quantize.plan("nf4")._asdict()))
+
+
+# Tensor by tensor
+
+
+def parts_of(path: Path) -> tuple[Any, list[str], bytes]:
+    """Header, order and data of a file; the safetensors library leaves the order of the metadata to chance."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    return header, [name for name in header if name != "__metadata__"], content[8 + length :]
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "hqq3", "rtn2"])
+@pytest.mark.parametrize("made", ["golden", "fused", "tied"])
+def test_the_files_are_those_of_a_model_that_was_loaded_whole(made: str, scheme: str, tmp_path: Path) -> None:
+    source = MIXTRAL
+    if made != "golden":
+        source = mixtral_folders.write(
+            tmp_path / "m", num_hidden_layers=11, fused=made == "fused", tie_word_embeddings=made == "tied"
+        )
+    quantized.write(source, tmp_path / "ours", scheme, "float" if made == "tied" else None)
+    whole = huggingface.load(source)
+    plan = quantize.plan(scheme, "float" if made == "tied" else None)
+    huggingface.save(tmp_path / "theirs", whole.params, whole.config, whole.tokenizer, whole.end_tokens, plan)
+    names = {path.name for path in (tmp_path / "theirs").iterdir()}
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == names >= {"config.json", "quantized.safetensors"}
+    for name in names - {"quantized.safetensors"}:
+        assert (tmp_path / "ours" / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
+    assert parts_of(tmp_path / "ours" / "quantized.safetensors") == parts_of(
+        tmp_path / "theirs" / "quantized.safetensors"
+    )
+
+
+def test_each_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from minimoe.storage import encoded
+
+    read: list[Any] = []
+    original = encoded.read
+    monkeypatch.setattr(encoded, "read", lambda of: read.append((of.name, of.arrays[""].start)) or original(of))
+    quantized.write(mixtral_folders.write(tmp_path / "m"), tmp_path / "out", "int8")
+    assert len(read) == len(set(read)) == 3 + 3 * (2 + 4 + 1 + 3 * 5)
+
+
+def test_a_weight_that_cannot_be_quantised_leaves_no_folder(tmp_path: Path) -> None:
+    source = mixtral_folders.write(tmp_path / "m", dtype="F32")
+    with (source / "model.safetensors").open("r+b") as file:
+        file.seek(-300 * 32 * 4 - 32 * 4 - 8, 2)  # in the last expert, before the last norm and the output layer
+        file.write(np.array([np.nan], "<f4").tobytes())
+    with pytest.raises(UserError, match=r"blocks\[2\].moe.experts.w_down: a weight is nan"):
+        quantized.write(source, tmp_path / "out", "nf4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_larger_than_the_memory_is_quantised_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minimoe.core.resources.memory_bytes", lambda: 100)
+    quantized.write(MIXTRAL, tmp_path / "out", "int8")
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_quantising_needs_less_memory_than_one_layer(scheme: str, tmp_path: Path) -> None:
+    """Eight layers of 91 MB in float32, 45 MB in the file; the peak of a real process above its beginning."""
+    folder = mixtral_folders.write(
+        tmp_path / "m",
+        hidden_size=512,
+        intermediate_size=1792,
+        num_hidden_layers=8,
+        num_local_experts=8,
+        num_attention_heads=8,
+    )
+    layer = 4 * (8 * 3 * 512 * 1792 + 2 * 512 * 512 + 2 * 512 * 128)
+    work = f"quantized.write({str(folder)!r}, {str(tmp_path / 'out')!r}, {scheme!r})"
+    peak, _ = measured.peak_of("from minimoe.storage import quantized, tensor_stream\nimport tokenizers\n", work)
+    assert peak < 0.8 * layer

@@ -13,18 +13,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import small_runs
 
+from minimoe.compression import prune
 from minimoe.core import tree
 from minimoe.core.arrays import Device, to_device, to_host
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
-from minimoe.layers import attention, block, decoder, embedding, linear, moe, rmsnorm, rope, routing, soft_moe
+from minimoe.layers import attention, block, decoder, embedding, linear, lora, moe, rmsnorm, rope, routing, soft_moe
 from minimoe.layers.attention import KeyValues
 from minimoe.layers.experts import swiglu
 from minimoe.layers.mode import Mode
 from minimoe.layers.routers import noisy_top_k
-from minimoe.losses import balance, cross_entropy, objective
+from minimoe.losses import balance, cross_entropy, distillation, objective
 from minimoe.losses.balance import Coefficients
+from minimoe.losses.distillation import Settings
 from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import clipping, optimizer
 from minimoe.training import trainer
@@ -100,7 +102,16 @@ def cases(on: Move, dtype: Any) -> Iterator[tuple[str, Case]]:
     yield "block", _block(on, rng, dtype)
     yield "cross-entropy", _cross_entropy(on, rng)
     yield "cross-entropy, padding", _cross_entropy(on, rng, mask=rng.integers(2, size=(B, T)))
+    yield "linear, adapted", _plain(on, rng, linear, linear.Linear(_adapted(rng, rng.standard_normal((D, 4)))))
+    yield "swiglu, adapted", _swiglu(on, rng, adapted=True)
+    yield "moe, second experts skipped", _skipping(on, rng)
+    for reverse in (False, True):
+        yield f"distillation, reverse {reverse}", _distillation(on, rng, reverse)
+    yield "pruning", _pruning(on, rng)
 
+
+NOT_IN_A_STEP = ("moe, second experts skipped", "pruning")
+"""Cases that no training step computes, so they may wait for the device more often."""
 
 ROUTERS: dict[str, dict[str, Any]] = {
     "noisy": {},
@@ -147,8 +158,15 @@ def _attention(on: Move, rng: np.random.Generator, dtype: Any, window: int | Non
     return Case(forward, lambda cache: attention.backward(params, cache, dy))
 
 
-def _swiglu(on: Move, rng: np.random.Generator) -> Case:
-    params = on(swiglu.init(rng, ModelConfig(width=D, experts=4, expert_width=3)))
+def _adapted(rng: np.random.Generator, weight: Any) -> Any:
+    """The weight with an adapter that has learned, and with dropout."""
+    keep = (rng.random(weight.shape[:-1]) < 0.7) / 0.7
+    return moved(rng, lora.init(rng, weight, 2, 0.5))._replace(keep=keep)
+
+
+def _swiglu(on: Move, rng: np.random.Generator, adapted: bool = False) -> Case:
+    experts = swiglu.init(rng, ModelConfig(width=D, experts=4, expert_width=3))
+    params = on(swiglu.Experts(*(_adapted(rng, stack) for stack in experts)) if adapted else experts)
     x, dy = on(list(rng.standard_normal((2, 9, D))))
     return Case(lambda: swiglu.forward(params, x, [3, 0, 4, 0]), lambda cache: swiglu.backward(params, cache, dy))
 
@@ -225,6 +243,35 @@ def _block(on: Move, rng: np.random.Generator, dtype: Any) -> Case:
         return (y, stats), (cache, dstats)
 
     return Case(forward, lambda kept: block.backward(params, kept[0], dy, kept[1]))
+
+
+def _skipping(on: Move, rng: np.random.Generator) -> Case:
+    params, x = on(moved(rng, moe.init(rng, CONFIG))), on(rng.standard_normal((B, T, D)))
+    return Case(lambda: (moe.forward(params, x, CONFIG, Mode(skip_below=[0.4])).y, None), lambda cache: ())
+
+
+def _distillation(on: Move, rng: np.random.Generator, reverse: bool) -> Case:
+    z, told = on(list(rng.standard_normal((2, B, T, V))))
+    targets, mask = on(rng.integers(V, size=(B, T))), on(rng.integers(2, size=(B, T)))
+    dloss = on([rng.standard_normal(())])[0]
+    settings = Settings(2.0, 0.3, reverse)
+
+    def forward() -> tuple[Any, Any]:
+        loss, cache = distillation.forward(z, targets, told, settings, mask)
+        return loss.total, cache
+
+    return Case(forward, lambda cache: distillation.backward(cache, dloss))
+
+
+def _pruning(on: Move, rng: np.random.Generator) -> Case:
+    """The parameters that are left, and the ratios by which second experts are skipped."""
+    params, tokens = on(moved(rng, decoder.init(rng, CONFIG))), on(rng.integers(V, size=(B, T)))
+
+    def forward() -> tuple[Any, Any]:
+        done = prune.prune(params, CONFIG, tokens, 3)
+        return (done.params, done.errors, prune.median_ratios(params, CONFIG, tokens)), None
+
+    return Case(forward, lambda cache: ())
 
 
 def _cross_entropy(on: Move, rng: np.random.Generator, mask: Any = None) -> Case:

@@ -51,6 +51,25 @@ def test_a_drawn_sequence_is_consecutive_text_of_one_training_part(rng: np.rando
     assert set(tokens[:, 0].tolist()) == starts, "every place that can begin a sequence is drawn, and no other"
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_document_alone_is_read_as_before(place: int) -> None:
+    texts = numbered(20, 12, 40)
+    alone, span = texts.only(str(place)), texts.spans[place]
+    assert (alone.names, alone.longest) == ([str(place)], texts.longest)
+    assert alone.spans == [slice(0, span.stop - span.start)]
+    np.testing.assert_array_equal(alone.train[alone.starts], texts.train[texts.starts[span]])
+    assert alone.train.tolist() == list(range(alone.train[0], texts.validation[place][0]))
+    assert (alone.validation[0] == texts.validation[place]).all()
+    tokens, targets = next(alone.batches(4, 5))
+    assert (np.diff(tokens, axis=1) == 1).all()
+    assert (targets == tokens + 1).all()
+
+
+def test_a_document_that_is_not_there_is_refused() -> None:
+    with pytest.raises(UserError, match="no document 'sums': choose one of 0, 1"):
+        numbered(20, 12).only("sums")
+
+
 def test_what_is_held_out_is_never_trained_on(rng: np.random.Generator) -> None:
     drawn = numbered(20, 11, 40)
     tokens, targets = drawn.draw(rng, 2000, 5)

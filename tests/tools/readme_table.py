@@ -22,8 +22,8 @@ def components() -> list[str]:
         *(f"layers/{name}" for name in ("embedding", "linear", "rmsnorm", "rope", "attention")),
         *(f"layers/routers/{name}" for name in moe.ROUTERS),
         *(f"layers/experts/{name}" for name in moe.EXPERTS),
-        *(f"layers/{name}" for name in ("moe", "soft_moe", "block", "decoder")),
-        *(f"losses/{name}" for name in ("cross_entropy", "balance")),
+        *(f"layers/{name}" for name in ("moe", "dense", "soft_moe", "block", "decoder")),
+        *(f"losses/{name}" for name in ("cross_entropy", "balance", "distillation")),
     ]
 
 

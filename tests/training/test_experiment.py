@@ -12,6 +12,7 @@ from minimoe.core import tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
+from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Totals
 from minimoe.optim import clipping
 from minimoe.text import batches
@@ -45,6 +46,30 @@ def test_what_is_frozen_stays_and_the_rest_moves(prepared: tuple[ModelConfig, Te
     fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
     for (name, before), after in zip(tree.named_leaves(fresh), tree.leaves(learned.params), strict=True):
         assert (before == after).all() == (".router." in name), name
+
+
+def test_it_starts_from_a_copy_of_given_parameters(prepared: tuple[ModelConfig, Texts]) -> None:
+    """A start that is what the seed would draw changes nothing, and is not changed; another one gives another run."""
+    config, data = prepared
+    short = dataclasses.replace(RECIPE, steps=3)
+    fresh = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    kept = tree.map(np.array, fresh)
+    losses = [experiment.learn(config, short, data, 1, start=start).loss for start in (None, fresh, fresh)]
+    assert losses[0] == losses[1] == losses[2]
+    assert all((a == b).all() for a, b in zip(tree.leaves(fresh), tree.leaves(kept), strict=True))
+    other = decoder.init(np.random.default_rng(2), config, RECIPE.dtype)
+    assert experiment.learn(config, short, data, 1, start=other).loss != losses[0]
+
+
+def test_a_run_may_have_another_loss(prepared: tuple[ModelConfig, Texts]) -> None:
+    config, data = prepared
+    teacher = decoder.init(np.random.default_rng(7), config, RECIPE.dtype)
+    hard, soft = (
+        experiment.learn(config, RECIPE, data, 1, token_loss=Distillation(teacher, config, Settings(1.0, share)))
+        for share in (1.0, 0.0)
+    )
+    assert hard.loss == experiment.learn(config, RECIPE, data, 1).loss
+    assert hard.loss != soft.loss
 
 
 def test_each_step_can_be_watched(prepared: tuple[ModelConfig, Texts]) -> None:
@@ -92,3 +117,34 @@ def test_a_name_that_no_router_has_is_refused(prepared: tuple[ModelConfig, Texts
     config, data = prepared
     with pytest.raises(UserError, match="there is no router"):
         experiment.learn(dataclasses.replace(config, router="nobody"), TrainConfig(), data, 0)
+
+
+def test_a_run_can_begin_with_given_parameters_and_leaves_them_as_they_are(
+    prepared: tuple[ModelConfig, Texts],
+) -> None:
+    config, data = prepared
+    start = decoder.init(np.random.default_rng(1), config, RECIPE.dtype)
+    before = tree.map(np.copy, start)
+    fresh, begun = experiment.learn(config, RECIPE, data, 1), experiment.learn(config, RECIPE, data, 1, start=start)
+    assert fresh.loss == begun.loss
+    other = experiment.learn(config, RECIPE, data, 1, start=begun.params)
+    assert other.loss != begun.loss
+    for now, then in zip(tree.leaves(start), tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_the_chosen_documents_alone_are_read_in_the_chosen_order(prepared: tuple[ModelConfig, Texts]) -> None:
+    _, data = prepared
+    assert data.names == ["pyramid", "seasons"]
+    one, both = experiment.only(data, "seasons"), experiment.only(data, "seasons", "pyramid")
+    assert one.names == ["seasons"] and both.names == ["seasons", "pyramid"]
+    np.testing.assert_array_equal(one.starts, data.starts[data.spans[1]])
+    np.testing.assert_array_equal(one.validation[0], data.validation[1])
+    for number, name in enumerate(both.names):
+        own = data.starts[data.spans[data.names.index(name)]]
+        np.testing.assert_array_equal(both.starts[both.spans[number]], own)
+    tokens, _ = next(one.batches(4, 8))
+    seasons = data.train[data.starts[data.spans[1]][0] :]
+    assert all(bytes(row.astype("u1")) in bytes(seasons.astype("u1")) for row in tokens)
+    with pytest.raises(KeyError):
+        experiment.only(data, "weather")

@@ -17,6 +17,8 @@ from minimoe.layers.decoder import Decoder
 from minimoe.losses import objective
 from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import optimizer
+from minimoe.parallel import exchange, launch
+from minimoe.training import step
 from minimoe.tuning import adapters
 
 CONFIG = ModelConfig(
@@ -147,12 +149,13 @@ def test_training_lowers_the_loss_and_changes_only_the_adapters(rng: np.random.G
     recipe = TrainConfig(learning_rate=0.05, warmup=0, steps=30, weight_decay=0.1)
     chosen = adapters.trainable(params)
     shard = Shard(TOKENS, np.roll(TOKENS, -1, axis=1))
-    state = {name: m for name, m in optimizer.init(params, recipe).items() if name in chosen}
+    state = optimizer.init(params, recipe, adapters.frozen_leaves(params))
+    assert state.keys() == chosen
     losses = []
-    for step in range(30):
+    for number in range(30):
         totals, grads = objective.loss_and_gradient(params, [shard], CONFIG, Objective())
         losses.append(float(totals.loss))
-        optimizer.update(params, grads, state, recipe, step)
+        optimizer.update(params, grads, state, recipe, number)
     assert losses[-1] < 0.7 * losses[0]
     for (name, now), then in zip(tree.named_leaves(params), tree.leaves(before), strict=True):
         assert (now != then).any() == (name in chosen), name
@@ -308,3 +311,37 @@ def test_adapters_that_do_not_belong_together_are_not_added_up(rng: np.random.Ge
     for models in ([one, other], [params, params]):
         with pytest.raises(UserError, match="do not have adapters on the same weights"):
             adapters.concatenate(models)
+
+
+# Workers
+
+
+@pytest.mark.parametrize("scheme", [None, "nf4"])
+@pytest.mark.parametrize("owners", [False, True])
+def test_several_workers_take_the_step_of_one(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, owners: bool, scheme: str | None
+) -> None:
+    """With ``owners``, each worker has the adapters of its own experts, and rows are sent between them."""
+    monkeypatch.setattr(exchange, "exchange_is_faster", lambda *_: owners)
+    monkeypatch.setattr(launch, "can_fork", lambda: False)  # threads
+    recipe = TrainConfig(batch=6, warmup=0, dtype="float64", clip=1e-3)
+    start = trained(rng, adapters.add(model(rng), 2, rng=rng))
+    start = start if scheme is None else adapters.quantize(start, scheme)
+    fixed = adapters.frozen_leaves(start)
+    masks = adapters.draw_dropout(start, 0.3, rng)
+    tokens, targets = rng.integers(0, 11, (2, 6, 6))
+
+    def stepped(count: int) -> tuple[Decoder, list[Any]]:
+        params, drawn = tree.map(np.copy, start), np.random.default_rng(2)
+        moments = optimizer.init(params, recipe, fixed)
+        with step.open_workers(params, moments, CONFIG, recipe, count, frozen=fixed) as opened:
+            for number in range(2):
+                batch = Shard(tokens, targets, dropout=masks)
+                opened.step(step.cut(drawn, opened.params, batch, CONFIG, recipe, count), number)
+        return opened.params, [moment.mean for moment in opened.moments.values()]
+
+    assert exchange.worth_exchanging(CONFIG, recipe, 2) == owners
+    for one, other in zip(tree.leaves(stepped(1)), tree.leaves(stepped(2)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-9)
+    for (name, now), before in zip(tree.named_leaves(stepped(2)[0]), tree.leaves(start), strict=True):
+        assert np.array_equal(now, before) == (name in fixed), name

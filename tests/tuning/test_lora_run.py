@@ -15,10 +15,12 @@ from minimoe.core.errors import UserError
 from minimoe.inference import generation
 from minimoe.layers import lora
 from minimoe.losses.objective import Shard
-from minimoe.storage import checkpoint, open_model
+from minimoe.storage import checkpoint, huggingface, open_model
+from minimoe.text import chat
+from minimoe.text.tokenizer import ChatTokenizer
 from minimoe.training import step
 from minimoe.training.trainer import Trained
-from minimoe.tuning import adapter_files, adapters, lora_run, resume, sft
+from minimoe.tuning import adapter_files, adapters, grow, lora_run, resume, sft
 from minimoe.tuning.lora_run import Lora
 
 
@@ -47,7 +49,7 @@ QUICK: dict[str, Any] = {"steps": 6, "batch": 2, "evaluate_every": 3, "save_ever
 def tune(out: Path, lines: Path, settings: Lora = THREE, threads: int = 1, **given: Any) -> Trained:
     changes = QUICK | given.pop("changes", {})
     return sft.tune(
-        finished(),
+        given.pop("folder", finished()),
         data=lines,
         out=out,
         lora=settings,
@@ -159,6 +161,20 @@ def test_the_adapter_of_a_run_can_be_written_for_peft(tmp_path: Path, lines: Pat
     again = adapter_files.load(tmp_path / "adapter", plain, config)
     for mine, theirs in zip(tree.leaves(params), tree.leaves(again), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_in_a_mixtral_folder_that_has_its_tokens_the_adapters_alone_learn(tmp_path: Path, lines: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = checkpoint.load_model(finished())
+    codec = ChatTokenizer(model.tokenizer)  # type: ignore[arg-type]
+    params, config = grow.vocabulary(model.params, model.config, codec.vocab_size, np.random.default_rng(0))
+    huggingface.save(tmp_path / "base", params, config, codec, chat.end_ids(codec))
+    tune(tmp_path / "run", lines, folder=tmp_path / "base")
+    learned = lora_run.of_run(tmp_path / "run")
+    run = checkpoint.load_config(tmp_path / "run")
+    assert {name for name, _ in tree.named_leaves(learned)} - set(run.frozen) == adapters.trainable(learned)
+    np.testing.assert_array_equal(learned.embedding.table, params.embedding.table)
+    assert all(weight.b.any() for weight in adapters.adapted_weights(learned).values())
 
 
 def test_the_settings_reach_every_adapter(tmp_path: Path, lines: Path) -> None:

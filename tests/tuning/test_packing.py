@@ -1,17 +1,26 @@
 """Packing: every pair of a token and its target once, both masks at the right place, no pair across a border."""
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
 
+from minimoe.core import tree
 from minimoe.core.errors import UserError
-from minimoe.losses.objective import Shard
+from minimoe.layers import decoder
+from minimoe.layers.mode import Mode
+from minimoe.losses import objective
+from minimoe.losses.objective import Objective, Shard
+from minimoe.storage import huggingface
 from minimoe.text.chat import Encoded
 from minimoe.tuning import packing
 from minimoe.tuning.packing import Batches
+
+GOLDEN = Path(__file__).parent.parent / "golden"
 
 
 def document(ids: list[int], answer: list[int]) -> Encoded:
@@ -100,3 +109,18 @@ def test_what_does_not_fit_or_predicts_nothing_is_refused() -> None:
         packing.rows_of([3, 11], 10, True)
     with pytest.raises(UserError, match="1 token has nothing to predict"):
         packing.shard_of([[document([7], [0])]], packed=True)
+
+
+def test_packed_rows_give_what_transformers_computes() -> None:
+    """Logits, loss and the embedding's gradient of the golden Mixtral; the positions there begin again, ours do not."""
+    golden = load_file(GOLDEN / "packed.safetensors")
+    params, config = huggingface.load_params(GOLDEN / "mixtral")
+    params = tree.map(lambda leaf: leaf.astype(np.float64), params)
+    shard = Shard(golden["tokens"], golden["targets"], loss_mask=golden["loss_mask"], starts=golden["starts"])
+    logits = decoder.forward(params, shard.tokens, config, Mode(starts=shard.starts)).logits
+    np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-6)  # RoPE's angles are float32 there
+    totals, gradient = objective.loss_and_gradient(params, [shard], config, Objective())
+    assert float(totals.loss) == pytest.approx(float(golden["loss"]), abs=1e-6)
+    np.testing.assert_allclose(gradient.embedding.table, golden["gradient"], rtol=0, atol=1e-6)
+    leaking, _ = objective.loss_and_gradient(params, [shard._replace(starts=None)], config, Objective())
+    assert abs(float(leaking.loss) - float(golden["loss"])) > 1e-4

@@ -111,7 +111,7 @@ function describe(token) {
     return make(
       "tr",
       layer === state.layer ? { class: "now" } : {},
-      make("th", { scope: "row" }, String(layer)),
+      make("th", { scope: "row" }, layerName(layer)),
       make("td", {}, ...(cells.length ? cells : ["none"])),
     );
   });

@@ -84,7 +84,8 @@ function drawLoad(chosen) {
   fill("divergence", table);
 }
 
-const layerNames = () => Array.from({ length: data.layers }, (_, layer) => String(layer));
+const layerName = (layer) => String(layer + data.first_layer); // the layers before the first with a router are dense
+const layerNames = () => Array.from({ length: data.layers }, (_, layer) => layerName(layer));
 
 function drawFavourites(chosen) {
   const rows = chosen.favourites.map((favourites, expert) => {
@@ -126,7 +127,7 @@ function drawRepetition(chosen) {
   }
   const every = Math.ceil(data.layers / 16);
   for (let layer = 0; layer < data.layers; layer += every) {
-    svg.append(make("text", { x: x(layer), y: height - bottom + 18, "text-anchor": "middle" }, String(layer)));
+    svg.append(make("text", { x: x(layer), y: height - bottom + 18, "text-anchor": "middle" }, layerName(layer)));
   }
   svg.append(make("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, "layer"));
   const ends = spread(
@@ -144,7 +145,7 @@ function drawRepetition(chosen) {
     });
   lines[0].forEach((rate, layer) => {
     const dot = make("circle", { class: "dot", cx: x(layer), cy: y(rate), r: layer === state.layer ? 6 : 3.5 });
-    dot.append(make("title", {}, `layer ${layer}: ${percent(rate)}`));
+    dot.append(make("title", {}, `layer ${layerName(layer)}: ${percent(rate)}`));
     svg.append(dot);
   });
   fill("repetition-figure", svg);

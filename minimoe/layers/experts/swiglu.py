@@ -137,13 +137,16 @@ def decode(params: Experts, x: Array, chosen: list[int], weights: list[float]) -
     w_gate, w_up, w_down = params
     a, b = xp.empty((2, len(chosen), w_gate.shape[2]), x.dtype)  # (K, F)
     for k, e in enumerate(chosen):
-        xp.matmul(x, w_gate[e], out=a[k])
-        xp.matmul(x, w_up[e], out=b[k])
-    a *= sigmoid(a)
-    a *= b
-    y = xp.zeros(len(x), x.dtype)
+        x.dot(w_gate[e], a[k])  # for one row, dot takes half the time of matmul
+        x.dot(w_up[e], b[k])
+    h = xp.tanh(0.5 * a)  # sigmoid(a) = (1 + tanh(a/2))/2; the factor 1/2 is taken together with the weight
+    h += 1
+    h *= a
+    h *= b
+    y = xp.zeros_like(x)
     for k, e in enumerate(chosen):
-        y += weights[k] * (a[k] @ w_down[e])
+        h[k] *= 0.5 * weights[k]
+        y += h[k].dot(w_down[e])
     return y
 
 

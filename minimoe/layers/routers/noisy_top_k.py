@@ -150,12 +150,13 @@ def decode(params: Router, x: Array, config: ModelConfig) -> tuple[list[int], li
 
     This is a faster form of ``gate``: for so few numbers, plain Python is fastest.
     """
-    logits = to_host(x @ params.w_gate).tolist()
+    logits = to_host(x.dot(params.w_gate)).tolist()
     # sorted is stable, so the lowest index wins a tie, as in the gate.
-    chosen = sorted(range(len(logits)), key=lambda e: -logits[e])[: config.active_experts]
-    exp = [math.exp(z - logits[chosen[0]]) for z in logits]
-    total = sum(exp[e] for e in chosen) if config.renormalize else sum(exp)
-    return chosen, [exp[e] / total for e in chosen]
+    chosen = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[: config.active_experts]
+    largest = logits[chosen[0]]
+    exp = [math.exp(logits[e] - largest) for e in chosen]
+    total = sum(exp) if config.renormalize else sum([math.exp(z - largest) for z in logits])
+    return chosen, [z / total for z in exp]
 
 
 def mixtral_tensors(params: Router) -> list[tuple[str, Array]]:

@@ -38,6 +38,9 @@ from minimoe.layers.routing import Choice, RouterStats, Routing
 BALANCE_LOSS = 0.0
 """No loss can change the load of a fixed table."""
 
+BY_TABLE = True
+"""The table names all E experts, so none of them can be removed."""
+
 
 class TokenHash(NamedTuple):
     w_gate: Array | None  # (D, E), or None if all K weights are 1/K

@@ -13,7 +13,7 @@ from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.cost import blueprint, memory, parameters
 from minimoe.inference import generation, kv_cache
-from minimoe.layers import decoder, moe
+from minimoe.layers import decoder, lora, moe
 from minimoe.layers.experts import swiglu, zero_computation
 from minimoe.layers.experts.zero_computation import ZeroComputation
 from minimoe.layers.mode import Mode
@@ -284,3 +284,13 @@ def test_a_text_is_written_as_the_whole_model_would(rng: np.random.Generator) ->
     for position in range(9):
         logits = generation.extend(params, cache, tokens[:, position : position + 1])[0]
         np.testing.assert_allclose(logits, whole.logits[0, position], atol=1e-12)
+
+
+def test_the_experts_are_counted_with_adapters_too(rng: np.random.Generator) -> None:
+    config = ModelConfig(experts=9, zero_experts=1, copy_experts=2, width=4, expert_width=3)
+    params = zero_computation.init(rng, config, dtype=np.float64)
+    stacks = (lora.init(rng, stack, 2, 1.0) for stack in params.feed_forward)
+    adapted = params._replace(feed_forward=type(params.feed_forward)(*stacks))
+    x, counts = rng.standard_normal((12, 4)), [2, 0, 3, 0, 0, 1, 2, 3, 1]
+    ours, theirs = (zero_computation.forward(one, x, counts)[0] for one in (adapted, params))
+    np.testing.assert_array_equal(ours, theirs)
