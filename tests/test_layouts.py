@@ -17,10 +17,11 @@ from small_runs import CORPUS, lasting, metrics
 
 from minimoe.analysis import coloured_text, microscope, microscope_page, routing_trace
 from minimoe.cli.main import main
+from minimoe.compression import alignment, binding, prune, upcycle
 from minimoe.core import presets, tree
 from minimoe.core.config import ModelConfig, TrainConfig
 from minimoe.core.errors import UserError
-from minimoe.cost import parameters
+from minimoe.cost import offloading, parameters
 from minimoe.draw import plots
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
@@ -29,7 +30,7 @@ from minimoe.losses import objective
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.objective import Objective, Shard
 from minimoe.optim import optimizer
-from minimoe.storage import checkpoint
+from minimoe.storage import bounded, checkpoint, open_model, pruned, quantized
 from minimoe.training import run_report, step
 
 DENSE: dict[str, Any] = {"layers": 3, "dense_layers": 1, "dense_width": 6}
@@ -115,7 +116,7 @@ def test_the_auxiliary_losses_are_those_of_the_mixtures_alone(rng: np.random.Gen
         if pooled:
             p, f = (sum(getattr(layer, of) for layer in routed.stats) / 28 for of in ("probability", "assignments"))
             added = [5 * p @ f]
-        assert abs(totals.total - totals.cross_entropy - 0.5 * sum(added)) < 1e-12
+        assert abs(totals.total - totals.loss - 0.5 * sum(added)) < 1e-12
 
 
 def test_gains_are_adamw_s_and_the_matrices_of_a_dense_layer_muon_s(rng: np.random.Generator) -> None:
@@ -251,3 +252,79 @@ def test_noise_and_state_belong_to_the_layers_that_they_had_before(rng: np.rando
     for was, layer, stats in zip(before, decoder.mixtures(params), totals.stats, strict=True):
         below = stats.assignments < stats.assignments.mean()
         assert ((layer.router.bias > was) == below).all()
+
+
+# The other commands
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe", "deepseek"])
+def test_a_folder_runs_with_its_experts_on_the_disk(family: str) -> None:
+    """The same logits to the bit, and the same text."""
+    whole, opened = open_model.load(GOLDEN / family), bounded.open_folder(GOLDEN / family)
+    model = opened.load(10**7)
+    tokens = np.arange(12)[None] % 13
+    logits, _, _ = decoder.forward(whole.params, tokens, whole.config)
+    np.testing.assert_array_equal(decoder.forward(model.params, tokens, model.config).logits, logits)
+    texts = [
+        list(generation.generate(one.params, one.config, [3, 1], tokens=8, temperature=0)) for one in (whole, model)
+    ]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "int8", "hqq2"])
+def test_a_quantised_run_runs_with_its_experts_on_the_disk(trained: Path, tmp_path: Path, scheme: str) -> None:
+    quantized.write(trained, tmp_path / "small", scheme)
+    whole, model = open_model.load(tmp_path / "small"), bounded.open_folder(tmp_path / "small").load(10**7)
+    tokens = np.arange(8)[None] % 20
+    logits, _, _ = decoder.forward(whole.params, tokens, whole.config)
+    np.testing.assert_array_equal(decoder.forward(model.params, tokens, model.config).logits, logits)
+    texts = [
+        list(generation.generate(one.params, one.config, [3, 1], tokens=8, temperature=0)) for one in (whole, model)
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_experts_are_removed_from_mixtures_only(trained: Path) -> None:
+    model = checkpoint.load_model(trained)
+    tokens = np.arange(32).reshape(2, 16) % 20
+    done = prune.prune(model.params, model.config, tokens, 3)
+    assert (len(done.kept), len(done.errors), done.config.experts) == (2, 2, 3)
+    assert [of.moe.experts is None for of in done.params.blocks] == [True, True, False, False]
+    np.testing.assert_array_equal(done.params.blocks[1].moe.shared.w_up, model.params.blocks[1].moe.shared.w_up)
+    assert [len(of.experts.w_up) for of in decoder.mixtures(done.params)] == [3, 3]
+    every = prune.remove(model.params, model.config, [[0, 1, 2, 3]] * 2)[0]
+    for ours, same in zip(tree.leaves(model.params), tree.leaves(every), strict=True):
+        np.testing.assert_array_equal(ours, same)
+    ratios = prune.median_ratios(model.params, model.config, tokens)
+    assert ratios[:2] == [0.0, 0.0]
+    assert min(ratios[2:]) > 0
+    assert pruned.table(pruned.Report("random", [[0], [1]], [0.5, 0.25], 9, (8, 4), 2)).splitlines()[1].startswith("2 ")
+
+
+def test_models_with_dense_layers_are_aligned_and_bound(trained: Path) -> None:
+    model = checkpoint.load_model(trained)
+    rng = np.random.default_rng(0)
+    blocks = [of._replace(moe=alignment.shuffled(rng, of.moe)) for of in model.params.blocks]
+    other = model.params._replace(blocks=blocks)
+    again = alignment.decoder(model.params, other, model.config)
+    tokens = np.arange(32).reshape(2, 16) % 20
+    for (name, ours), back in zip(tree.named_leaves(model.params), tree.leaves(again), strict=True):
+        np.testing.assert_allclose(back, ours, rtol=1e-4, atol=1e-5, err_msg=name)
+    bound = binding.merge_experts(model.params, model.config, tokens, 2)
+    assert [len(np.unique(of.experts.w_up[:, 0, 0])) for of in decoder.mixtures(bound)] == [2, 2]
+    np.testing.assert_array_equal(bound.blocks[0].moe.shared.w_up, model.params.blocks[0].moe.shared.w_up)
+
+
+def test_a_dense_model_with_layers_of_another_width_is_not_copied() -> None:
+    config = dataclasses.replace(BASE, experts=1, active_experts=1, dense_layers=1)
+    with pytest.raises(UserError, match="the first 1 layers of the model have a width of their own"):
+        upcycle.config_of(config)
+
+
+def test_what_a_token_reads_from_the_disk_is_what_mixtures_have() -> None:
+    config = dataclasses.replace(BASE, dense_layers=1, dense_width=500)
+    assert offloading.bytes_per_token(config, 16) == 2 * 2 * (3 * 6 * 3) * 2
+    assert offloading.pass_bytes(config, 1, 1) > offloading.pass_bytes(BASE, 1, 1)

@@ -27,6 +27,7 @@ from minimoe.compression.assignment import assign
 from minimoe.core import tree
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
+from minimoe.layers import dense
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts.swiglu import Experts
 from minimoe.layers.moe import MoE
@@ -81,7 +82,15 @@ def neurons(to: Experts, other: Experts, order: NDArray[np.int64] | None = None)
 
 
 def mixture(to: MoE, other: MoE) -> MoE:
-    """``other`` with its experts, their neurons and the columns of its router in the order that fits best to ``to``."""
+    """``other`` with its experts, their neurons and the columns of its router in the order that fits best to ``to``.
+
+    A dense layer has only its neurons to put in order.
+    """
+    shared = other.shared
+    if shared is not None:
+        shared = stack([neurons(expert(to.shared, 0), expert(shared, 0))])
+    if dense.is_dense(to):
+        return MoE(None, None, shared)
     count = len(to.experts.w_up)
     ours, theirs = _columns(to), _columns(other)
     matches = [[match(expert(to.experts, i), expert(other.experts, j)) for j in range(count)] for i in range(count)]
@@ -92,9 +101,6 @@ def mixture(to: MoE, other: MoE) -> MoE:
         for i, j in enumerate(chosen.tolist())
     ]
     router = tree.map(lambda leaf: leaf[:, chosen], other.router)
-    shared = other.shared
-    if shared is not None:
-        shared = stack([neurons(expert(to.shared, 0), expert(shared, 0))])
     return MoE(router, stack(found), shared)
 
 
@@ -106,8 +112,7 @@ def decoder(to: Decoder, other: Decoder, config: ModelConfig) -> Decoder:
     """
     check(config)
     blocks = [
-        theirs._replace(moe=mixture(ours.moe, theirs.moe))
-        for ours, theirs in zip(to.blocks, other.blocks, strict=True)
+        theirs._replace(moe=mixture(ours.moe, theirs.moe)) for ours, theirs in zip(to.blocks, other.blocks, strict=True)
     ]
     return other._replace(blocks=blocks)
 
@@ -115,8 +120,10 @@ def decoder(to: Decoder, other: Decoder, config: ModelConfig) -> Decoder:
 def shuffled(rng: np.random.Generator, moe: MoE) -> MoE:
     """Another form of the same function, drawn at random: order of experts and neurons, scales from ½ to 2, signs.
 
-    Lessons and tests merge it with the original. The shared experts stay as they are.
+    Lessons and tests merge it with the original. The shared experts and dense layers stay as they are.
     """
+    if dense.is_dense(moe):
+        return moe
     E, _, F = moe.experts.w_up.shape
     order = rng.permutation(E)
     found = []

@@ -27,6 +27,7 @@ from minimoe.compression.vectors import average
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder as decoders
+from minimoe.layers import dense
 from minimoe.layers import moe as mixtures
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.experts.swiglu import Experts
@@ -48,12 +49,13 @@ class Seen(NamedTuple):
 
 
 def look(params: Decoder, tokens: NDArray[Any], config: ModelConfig) -> list[Seen]:
-    """tokens (B, T) → what each layer does with them."""
+    """tokens (B, T) → what each mixture does with them."""
     found = decoders.hidden(params, tokens, config, keep=lambda cache: cache.moe)
     router = mixtures.router_of(config)
     return [
         Seen(router.compared(block.moe.router, cache.router)[0][0], np.array(cache.routing.counts))
         for block, cache in zip(params.blocks, found.blocks, strict=True)
+        if not dense.is_dense(block.moe)
     ]
 
 
@@ -101,8 +103,9 @@ def merge_experts(params: Decoder, config: ModelConfig, tokens: NDArray[Any], co
         UserError: the experts are not SwiGLUs, or there are fewer than ``count``.
     """
     alignment.check(config)
-    blocks = []
-    for block, seen in zip(params.blocks, look(params, tokens, config), strict=True):
+    first = config.dense_layers
+    blocks = list(params.blocks[:first])
+    for block, seen in zip(params.blocks[first:], look(params, tokens, config), strict=True):
         bound = bind(block.moe, seen, groups(seen, count))
         blocks.append(block._replace(moe=block.moe._replace(experts=unbound(bound))))
     return params._replace(blocks=blocks)

@@ -34,7 +34,7 @@ from minimoe.core.errors import UserError, suggestion
 from minimoe.core.ids import checked
 from minimoe.core.summary import brief
 from minimoe.inference import reading
-from minimoe.layers import moe, routing
+from minimoe.layers import dense, moe, routing
 from minimoe.layers.decoder import Decoder
 from minimoe.layers.mode import Mode
 from minimoe.layers.moe import MoE
@@ -62,8 +62,8 @@ class Pruned(NamedTuple):
 
     params: Decoder
     config: ModelConfig
-    kept: list[list[int]]  # L: the experts that stayed, by their number in the model before
-    errors: list[float]  # L: ‖F'(x) − F(x)‖ / ‖F(x)‖ on the sample; 0 if the layer answers 0
+    kept: list[list[int]]  # L, less the dense layers: the experts that stayed, by their number in the model before
+    errors: list[float]  # as many: ‖F'(x) − F(x)‖ / ‖F(x)‖ on the sample; 0 if the layer answers 0
 
 
 def prune(
@@ -88,6 +88,8 @@ def prune(
     rng = np.random.default_rng(seed)
     kept, errors = [], []
     for i, (block, x) in enumerate(zip(params.blocks, inputs(params, config, tokens), strict=True)):
+        if dense.is_dense(block.moe):
+            continue
         layer = run(block.moe, x, tokens, config)
         best = choose(block.moe, layer, config, keep, method, rng)
         kept.append(best)
@@ -182,9 +184,10 @@ def error(params: MoE, layer: Layer, config: ModelConfig, kept: Sequence[int]) -
 
 
 def remove(params: Decoder, config: ModelConfig, kept: Sequence[Sequence[int]]) -> tuple[Decoder, ModelConfig]:
-    """The model with only the experts ``kept[i]`` in layer i, and its config; the router loses the same columns."""
-    blocks = []
-    for block, of_layer in zip(params.blocks, kept, strict=True):
+    """The model with only the experts ``kept[i]`` in mixture i, and its config; the router loses the same columns."""
+    first = config.dense_layers
+    blocks = list(params.blocks[:first])
+    for block, of_layer in zip(params.blocks[first:], kept, strict=True):
         experts = tree.map(lambda leaf, which=of_layer: _take(leaf, which, 0), block.moe.experts)
         router = _router(block.moe.router, config, of_layer)
         blocks.append(block._replace(moe=block.moe._replace(router=router, experts=experts)))
@@ -207,6 +210,9 @@ def median_ratios(params: Decoder, config: ModelConfig, tokens: Array) -> list[f
     _check_sample(tokens, config)
     found = []
     for block, x in zip(params.blocks, inputs(params, config, tokens), strict=True):
+        if dense.is_dense(block.moe):  # which has no second expert
+            found.append(0.0)
+            continue
         made = moe.router_of(config).forward(block.moe.router, x, config, _mode(tokens))[0]
         weights = routing.by_token(made.weight, made.place)  # (N, 2)
         found.append(float(np.median(to_host(weights[:, 1] / weights[:, 0]))))

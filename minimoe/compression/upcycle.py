@@ -59,6 +59,11 @@ def config_of(
             f"a model with {dense.experts} experts of kind {dense.expert_kind!r} and {dense.shared_experts} shared "
             "experts is not dense: give a model with one SwiGLU, such as `minimoe train --dense-twin` makes."
         )
+    if dense.dense_layers:
+        raise UserError(
+            f"the first {dense.dense_layers} layers of the model have a width of their own and no expert to copy: give "
+            "a model with dense_layers 0."
+        )
     if experts < 1 or active < 1 or active > experts:
         raise UserError(
             f"active {active} of experts {experts} is not possible: choose experts of at least 1, and active from 1 to "

@@ -132,6 +132,11 @@ class ModelConfig:
             )
 
     @property
+    def mixture_layers(self) -> int:
+        """The number of layers with a router and experts: all but the dense ones."""
+        return self.layers - self.dense_layers
+
+    @property
     def width_of_dense(self) -> int:
         """The hidden width of a dense layer: ``dense_width``, or that of all experts that a token uses, (K + S)·F."""
         wide = (self.active_experts + self.shared_experts) * self.expert_width

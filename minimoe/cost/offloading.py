@@ -52,7 +52,7 @@ def expert_weights(config: ModelConfig) -> int:
 
 def bytes_per_token(config: ModelConfig, bits: float, hit_rate: float = 0.0) -> float:
     """Bytes that must be read for one token, with ``bits`` for each weight of an expert."""
-    used = config.layers * config.active_experts * expert_weights(config)
+    used = config.mixture_layers * config.active_experts * expert_weights(config)
     return used * (1 - hit_rate) * bits / 8
 
 
@@ -73,7 +73,9 @@ def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
     """
     D, F, K = config.width, config.expert_width, config.active_experts
     heads = config.heads * config.head_width + config.kv_heads * config.head_width
-    row = D * (9 + 3 * K) + 5 * heads + F * (2 * K + 2) + 4 * config.experts
+    hidden = max(F * (2 * K + 2), 4 * config.width_of_dense if config.dense_layers else 0)
+    normed = 0 if config.qk_norm == "none" else 4 * heads
+    row = D * (9 + 3 * K) + 5 * heads + normed + hidden + 4 * config.experts
     scores = 3 * config.heads * min(attention.ROWS, tokens) * max(length, tokens)
     logits = 4 * min(tokens * config.vocab_size, max(LOGITS, 256 * config.vocab_size)) + 16 * config.vocab_size
     return 4 * (tokens * row + scores + logits)

@@ -77,6 +77,7 @@ class Measured(NamedTuple):
     losses: dict[str, Losses]  # by document
     marks: dict[str, Marks | str]  # by task
     means: dict[str, Means | str] = {}  # of a model that was tuned to answer, by task
+    tuned: bool = False  # then ``trained_tokens`` are those of tuning, after the training of another run
 
 
 @brief
@@ -190,6 +191,7 @@ def measure(
             **(answered.marks if answered else {}),
         },
         answered.means if answered else {},
+        model.run.tuning is not None,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from minimoe.core.errors import printable
 from minimoe.evaluate import intervals, tuned
 from minimoe.evaluate.intervals import Interval
-from minimoe.evaluate.suite import SUMS, Losses, Results
+from minimoe.evaluate.suite import SUMS, Losses, Measured, Results
 from minimoe.evaluate.tuned import Marks, Means
 
 LOSS = "held-out text"
@@ -58,9 +58,15 @@ def notes(results: Results) -> list[str]:
         return []
     one, other = results.models
     found = []
-    if one.trained_tokens != other.trained_tokens:
+    if one.tuned != other.tuned:
+        tuned_one, untuned = (one, other) if one.tuned else (other, one)
         found.append(
-            f"Unequal training: {one.name} was trained on {one.trained_tokens:,} tokens, {other.name} on "
+            f"Unequal training: {tuned_one.name} was tuned on {tuned_one.trained_tokens:,} tokens after its training, "
+            f"{untuned.name} was not tuned."
+        )
+    elif one.trained_tokens != other.trained_tokens:
+        found.append(
+            f"Unequal training: {one.name} was {_learned(one)} on {one.trained_tokens:,} tokens, {other.name} on "
             f"{other.trained_tokens:,}."
         )
     if abs(one.active / other.active - 1) > 0.01:
@@ -68,6 +74,10 @@ def notes(results: Results) -> list[str]:
             f"Unequal models: {one.name} uses {one.active:,} parameters per token, {other.name} uses {other.active:,}."
         )
     return found
+
+
+def _learned(model: Measured) -> str:
+    return "tuned" if model.tuned else "trained"
 
 
 def to_json(results: Results) -> str:
@@ -117,7 +127,7 @@ def table(results: Results) -> str:
         real = None if row.reachable is None else shown(row.reachable, "")
         lines.append(["  " + row.name, *(text or "-" for text in (*cells, *apart, chance, real))])
     about = [
-        f"{model.name}: uses {model.active:,} of {model.total:,} parameters per token; trained on "
+        f"{model.name}: uses {model.active:,} of {model.total:,} parameters per token; {_learned(model)} on "
         f"{model.trained_tokens:,} tokens."
         for model in results.models
     ]

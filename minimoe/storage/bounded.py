@@ -157,7 +157,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
     expert = max(places[-1].stop for places in _places(located).values())
     work, keys = OBJECTS + offloading.pass_bytes(config, tokens, length), offloading.cache_bytes(config, length)
     keys += fast_decode.prepared_bytes(config, arrays=not any("attention.query" in name for name in on_demand))
-    total = config.layers * config.experts
+    total = config.mixture_layers * config.experts
     budget = Budget(memory, resident, largest, work, keys, expert, 0, total)
     least = budget.least + config.active_experts * expert
     if memory < least:
@@ -178,7 +178,7 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
         for stack, place in zip(stacks[layer].values(), places[key], strict=True):
             reader.read(stack[e], content[place])
 
-    cache = ExpertCache(budget.expert, budget.slots, read, located.config.layers, located.config.active_experts)
+    cache = ExpertCache(budget.expert, budget.slots, read, located.config.mixture_layers, located.config.active_experts)
     packed, leaves = _used_packed(located), list[Any]()
     for name, blank in tree.named_leaves(located.shapes):
         found = located.leaves.get(name)
@@ -228,10 +228,11 @@ def _places(located: Located) -> dict[Key, list[slice]]:
 
 
 def _stack_names(located: Located) -> dict[str, tuple[int, str]]:
-    """The names of the stacks of experts, each with its layer and its field."""
+    """The names of the stacks of experts, each with its layer, counted without the dense ones, and its field."""
+    first = located.config.dense_layers
     return {
-        f"blocks[{layer}].moe.experts.{field}": (layer, field)
-        for layer, block in enumerate(located.shapes.blocks)
+        f"blocks[{first + layer}].moe.experts.{field}": (layer, field)
+        for layer, block in enumerate(located.shapes.blocks[first:])
         for field in block.moe.experts._fields
     }
 

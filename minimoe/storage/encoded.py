@@ -96,9 +96,11 @@ def locate(folder: Path) -> Located:
     for name, place in huggingface.layout(tree.rebuild(shapes, named), config, described.model_type):  # type: ignore[arg-type]
         where: Any = place
         in_layout.setdefault(where.name, {})[where.index or 0] = where.encoded(found[name])
+    shape_of = {name: leaf.shape for name, leaf in tree.named_leaves(shapes)}
     whole = {
-        name: [of_leaf[e] for e in range(len(of_leaf))] if name in by_expert else of_leaf[0]
-        for name, of_leaf in in_layout.items()
+        # shared experts and dense layers are stacks of one, which are not read one by one
+        name: [of[e] for e in range(len(of))] if name in by_expert else of[0]._replace(shape=shape_of[name])
+        for name, of in in_layout.items()
     }
     return Located(folder, config, shapes, whole)
 
@@ -113,6 +115,7 @@ def _in_one_file(path: Path, shapes: Decoder, plan: Plan | None) -> dict[str, En
         lead, one = (leaf.shape[:1], leaf.shape[1:]) if name in by_expert else ((), leaf.shape)
         empty, expected = None, {"": placeholder(one)}
         if name in schemes:
+            lead, one = leaf.shape[:-2], leaf.shape[-2:]  # one matrix, or a stack
             empty = schemes[name].module.blank(one, **schemes[name].settings)
             expected = quantize.arrays_of(empty)
         arrays = {
@@ -121,6 +124,10 @@ def _in_one_file(path: Path, shapes: Decoder, plan: Plan | None) -> dict[str, En
         }
         if not lead:
             leaves[name] = Encoded(name, one, arrays, empty=empty)
+            continue
+        if name not in by_expert:  # shared experts and dense layers: a stack of one, which is not read one by one
+            whole = {field: _element(of, 0) for field, of in arrays.items()}
+            leaves[name] = Encoded(name, leaf.shape, whole, empty=empty)
             continue
         leaves[name] = [
             Encoded(name, one, {field: _element(of, e) for field, of in arrays.items()}, empty=empty)
@@ -183,10 +190,11 @@ def decode(encoded: Encoded, content: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The tensor in float32, in rows, as a new array: what ``huggingface.load_params`` gives for it, to the bit."""
     arrays = views(encoded, content)
     out = np.empty(encoded.shape, np.float32)
+    matrix = out.reshape(out.shape[-2:])  # the only one of a stack of one
     if encoded.empty is not None:
-        portions.dequantize_into(encoded.empty._replace(**arrays), out)
+        portions.dequantize_into(encoded.empty._replace(**arrays), matrix)
         return out
-    place = out.T if encoded.transposed else out
+    place = matrix.T if encoded.transposed else out
     for start in range(0, len(place), ROWS):  # transposing few rows at a time keeps them in the processor's cache
         place[start : start + ROWS] = widened(encoded, arrays[""][start : start + ROWS])
     return out

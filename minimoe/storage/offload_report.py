@@ -75,7 +75,8 @@ def bits_of_expert(model: Bounded) -> float:
 def example_lines(phase: Statistics, bits: float, slots: int, model: Bounded) -> list[str]:
     """By calculation: a Mixtral 8x7B with these bits, this hit rate and this bandwidth."""
     config = PRESETS[EXAMPLE].config
-    uses = phase.uses / max(phase.tokens, 1) / model.config.layers / model.config.active_experts  # 1 token by token
+    per_token = model.config.mixture_layers * model.config.active_experts
+    uses = phase.uses / max(phase.tokens, 1) / per_token  # 1 token by token
     size = offloading.bytes_per_token(config, bits, phase.hit_rate) * uses
     every = offloading.bytes_per_token(config, bits)
     if not phase.reading:

@@ -40,6 +40,7 @@ class Report(NamedTuple):
     errors: list[float]  # L: the change of the layer's output, as a share of its norm
     tokens: int  # of the sample
     parameters: tuple[int, int]  # of the model, before and after
+    first_layer: int = 0  # the number of the first of these layers; those before it are dense
 
 
 def write(
@@ -74,7 +75,7 @@ def write(
     else:
         huggingface.save(out, done.params, done.config, model.tokenizer, model.end_tokens)
     before, after = (parameters.count(config).total for config in (model.config, done.config))
-    return Report(method, done.kept, done.errors, ids.size, (before, after))
+    return Report(method, done.kept, done.errors, ids.size, (before, after), model.config.dense_layers)
 
 
 def sample(
@@ -119,7 +120,7 @@ def table(report: Report) -> str:
     """The experts that are left in each layer, and how far the answer of the layer moved on the sample."""
     before, after = report.parameters
     lines = [f"{'layer':<7}{'error':>8}   experts left, by their old number"]
-    for i, (kept, error) in enumerate(zip(report.kept, report.errors, strict=True)):
+    for i, (kept, error) in enumerate(zip(report.kept, report.errors, strict=True), report.first_layer):
         lines.append(f"{i:<7}{error:>8.1%}   {' '.join(map(str, kept))}")
     lines.append(
         f"\n{after:,} of {before:,} parameters are left ({after / before:.0%}). The error is the change of a layer's "

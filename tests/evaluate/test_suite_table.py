@@ -75,6 +75,11 @@ def test_a_comparison_that_is_less_than_fair_says_so() -> None:
     ours = of("ours", 1.9, 3)
     assert notes(ours) == notes(ours, of("other", 2.0, 3)) == notes(ours, of("other", 2.0, 3, active=1005)) == []
     assert "ours was trained on 5,000 tokens, other on 6,000" in notes(ours, of("other", 2.0, 3, tokens=6000))[0]
+    tuned_one, later = ours._replace(tuned=True), ours._replace(name="later", tuned=True, trained_tokens=7)
+    for pair in ((tuned_one, of("other", 2.0, 3)), (of("other", 2.0, 3), tuned_one)):
+        assert "ours was tuned on 5,000 tokens after its training, other was not tuned" in notes(*pair)[0]
+    assert "ours was tuned on 5,000 tokens, later on 7" in notes(tuned_one, later)[0]
+    assert "tuned on 5,000 tokens." in suite_table.table(Results(FEW, (tuned_one,)))
     assert "ours uses 1,000 parameters per token, other uses 1,500" in notes(ours, of("other", 2, 3, active=1500))[0]
 
 
