@@ -368,6 +368,11 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     path = folder / RESUME
     if not path.exists():
         if (folder / MODEL).exists() and (steps := files.read_tensors(folder / MODEL)[1].get("step", "0")) != "0":
+            if not (folder / metrics.FILE).exists():
+                raise UserError(
+                    f"{folder} holds a model that was made from another one, and no run to resume: begin a new run "
+                    f"with its weights, `minimoe train --from {folder}`."
+                )
             raise UserError(
                 f"{path} is missing, although {MODEL} has taken {steps} steps: restore it to continue, or start a new "
                 "run with another --out."
