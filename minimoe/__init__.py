@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from minimoe.inference.generation import write as generate
     from minimoe.proof import gradcheck as gradcheck
     from minimoe.storage.open_model import load
-    from minimoe.training.trainer import resume, train
+    from minimoe.training.trainer import train
+    from minimoe.tuning.resume import resume
 
 __all__ = [
     "ModelConfig",
@@ -45,7 +46,7 @@ _ELSEWHERE = {
     "generate": "inference.generation.write",
     "gradcheck": "proof.gradcheck",
     "load": "storage.open_model.load",
-    "resume": "training.trainer.resume",
+    "resume": "tuning.resume.resume",
     "train": "training.trainer.train",
 }
 

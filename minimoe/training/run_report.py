@@ -17,6 +17,7 @@ from minimoe.cost import parameters
 from minimoe.draw import plots
 from minimoe.inference import generation
 from minimoe.storage.checkpoint import Model, RunConfig
+from minimoe.text import chat
 from minimoe.text.batches import Texts
 
 LOSS, EXPERTS, SAMPLE, PAGE = "loss.png", "experts.png", "sample.txt", "routing.html"
@@ -49,10 +50,13 @@ def about_texts(data: Texts) -> str:
     return f"It reads {', '.join(data.names)}: {len(data.train):,} tokens for training, {held_out:,} for validation."
 
 
-def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]], step: int | None = None) -> str:
+def closing(
+    folder: Path, finished: bool, metrics: list[dict[str, Any]], step: int | None = None, model: Model | None = None
+) -> str:
     """The sample, the validation loss and the paths of the files; for an interrupted run, how to resume it.
 
-    ``step`` is the number of steps that the run has taken; by default, it is read from the metrics.
+    ``step`` is the number of steps that the run has taken; by default, it is read from the metrics. ``model`` is what
+    the run keeps, which may be the model of an earlier step; if it can answer, the closing says how to talk with it.
     """
     if step is None:
         step = metrics[-1]["step"] if metrics else 0
@@ -60,14 +64,20 @@ def closing(folder: Path, finished: bool, metrics: list[dict[str, Any]], step: i
         resume = f"{command()} train --resume {shlex.quote(str(folder))}"
         return f"\nInterrupted at step {step}; everything is saved. Continue with:\n  {resume}"
     paths = "\n".join(f"  {folder / name}" for name in (LOSS, EXPERTS, SAMPLE, PAGE) if (folder / name).exists())
-    validation = next((f"{row['val_loss']:.3f}" for row in reversed(metrics) if "val_loss" in row), "none")
+    kept = step if model is None else model.step
+    measured = (row for row in reversed(metrics) if "val_loss" in row and row["step"] <= kept)
+    validation = next((f"{row['val_loss']:.3f}" for row in measured), "none")
+    best = "" if kept == step else f", the lowest of {step:,}; the model of that step is kept"
     written = ""
     with contextlib.suppress(OSError, ValueError):  # there is no sample if it could not be written
         written = f"\n{files.read_text(folder / SAMPLE)}\n"
+    place = shlex.quote(str(folder))
+    talk = f"Talk with it:\n  {command()} chat {place}"
+    generate = f"Generate text with:\n  {command()} generate {place} --prompt 'Once upon a time'"
     return (
         f"{written}"
-        f"Validation loss {validation} nats per token after {step:,} steps. Look at:\n{paths}\n"
-        f"Generate text with:\n  {command()} generate {shlex.quote(str(folder))} --prompt 'Once upon a time'"
+        f"Validation loss {validation} nats per token after {kept:,} steps{best}. Look at:\n{paths}\n"
+        f"{talk if model is not None and chat.can_chat(model.tokenizer) else generate}"
     )
 
 

@@ -312,7 +312,7 @@ def _loop(
         reason = error if isinstance(error, UserError) else f"{type(error).__name__}: {error}".rstrip(": ")
         problem = f"the run is saved, but not everything about it could be read or drawn: {reason}"
     if progress:
-        console.show(run_report.closing(folder, finished, rows, done))
+        console.show(run_report.closing(folder, finished, rows, done, model))
         if problem:
             console.show(f"minimoe: {problem}", sys.stderr)
     return Trained(model, folder, rows, finished, problem)

@@ -13,6 +13,7 @@ from minimoe.storage.checkpoint import Model
 from minimoe.text import batches
 from minimoe.text.batches import Texts
 from minimoe.text.corpus import Corpus
+from minimoe.text.tokenizer import with_chat_tokens
 from minimoe.training import run_report, trainer
 
 
@@ -116,3 +117,15 @@ def test_figures_are_drawn_again_when_a_finished_run_is_resumed(
     resume(tmp_path / "run")
     for name in ("loss.png", "experts.png", "sample.txt"):
         assert (tmp_path / "run" / name).exists()
+
+
+def test_a_run_that_stopped_early_tells_of_the_model_that_it_keeps(tmp_path: Path, model: Model) -> None:
+    rows = [{"step": 1}, {"step": 2, "val_loss": 1.5}, {"step": 3}, {"step": 4, "val_loss": 1.75}]
+    said = run_report.closing(tmp_path, True, rows, 4, model._replace(step=2))
+    assert "Validation loss 1.500 nats per token after 2 steps, the lowest of 4; the model of that step is kept" in said
+    assert "generate" in said and "chat" not in said
+    assert "Validation loss 1.750 nats per token after 4 steps. Look" in run_report.closing(tmp_path, True, rows, 4)
+    tuned = model._replace(step=4, tokenizer=with_chat_tokens(model.tokenizer))  # type: ignore[arg-type]
+    said = run_report.closing(tmp_path, True, rows, 4, tuned)
+    assert "Validation loss 1.750 nats per token after 4 steps. Look" in said
+    assert f"minimoe chat {tmp_path}" in said and "generate" not in said

@@ -238,7 +238,9 @@ def test_an_adapter_of_another_model_or_of_none_is_refused(rng: np.random.Genera
         adapter_files.load(tmp_path / "a", params, CONFIG)
 
 
-def test_nothing_is_written_where_it_cannot_be_right(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_nothing_is_written_where_it_cannot_be_right(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = plain(rng)
     adapted = trained(rng, params)
     with pytest.raises(UserError, match="has no adapters, so there is nothing to write"):
@@ -249,6 +251,11 @@ def test_nothing_is_written_where_it_cannot_be_right(rng: np.random.Generator, t
     with pytest.raises(UserError, match="differ in rank or scale between layers"):
         adapter_files.save(tmp_path / "a", other, CONFIG)
     assert not (tmp_path / "a").exists()
+    shared = config_of(shared_experts=1)
+    with monkeypatch.context() as patched:  # a family with shared experts
+        patched.setattr("minimoe.storage.huggingface_config.to_dict", lambda *_: {})
+        with pytest.raises(UserError, match=r"such as blocks\[0\].moe.shared.w_gate, have no place"):
+            adapter_files.save(tmp_path / "a", trained(rng, plain(rng, shared)), shared)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("x")
     with pytest.raises(UserError):
