@@ -208,7 +208,7 @@ def test_no_matrix_of_attention_or_experts_is_float32_between_products(tmp_path:
     arrays = [leaf for leaf in tree.leaves(model.params) if isinstance(leaf, np.ndarray)]
     assert max(leaf.size for leaf in arrays) == 300 * 256  # the output layer
     assert all(content.dtype == np.uint8 for content in model.cache.held.values())
-    kinds = {type(part.weight) for block in model.params.blocks for part in block.attention}
+    kinds = {type(part.weight) for block in model.params.blocks for part in block.attention[:4]}
     assert kinds == {Matrix}
 
 
