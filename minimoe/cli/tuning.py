@@ -84,6 +84,8 @@ def sft(chosen: argparse.Namespace) -> int:
     machine = {"device": chosen.device, "threads": chosen.threads}
     if chosen.resume:
         commands.leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
+        if hasattr(chosen, "patience"):  # None is a value of its own
+            raise UserError("--patience cannot go with --resume: the folder determines it; leave --patience out.")
         return commands.outcome(resume.resume(chosen.resume, changes=settings, **machine))
     if chosen.folder is None:
         raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")

@@ -285,8 +285,9 @@ def _export(folder: Path, model: Model) -> None:
 def _about(data: Data, batches: packing.Batches) -> str:
     learned = sum(int(example.ids.answer.sum()) for example in data.train)
     tokens = sum(len(example.ids.ids) - 1 for example in data.train)
+    kinds = len({example.kind for example in data.train})
     said = (
-        f"It reads {len(data.train):,} instructions of {len({one.kind for one in data.train})} kinds: {tokens:,} "
+        f"It reads {len(data.train):,} instructions of {kinds} kind{'s' * (kinds != 1)}: {tokens:,} "
         f"tokens, of which it learns the {learned:,} of the answers; {len(data.validation):,} are held out. "
         f"{'Packed' if batches.pack else 'Padded'}, an epoch is {batches.per_epoch():.1f} batches."
     )

@@ -1099,6 +1099,33 @@ def test_every_room_can_be_reached_from_the_package() -> None:
     assert set(dir(minimoe)) >= set(minimoe.__all__)
 
 
+def test_sft_tunes_a_run_that_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    monkeypatch.setattr("minimoe.draw.plots.save", lambda figure, path: None)
+    lines = [{"kind": "copy", "document": f"{n}", "turns": [["user", "ad"], ["assistant", "ad"]]} for n in range(40)]
+    told = tmp_path / "told.jsonl"
+    told.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["sft", str(finished()), "--instructions", str(told), "--out", str(tmp_path / "tuned"), "--threads", "1"]
+    short = ["--steps", "4", "--batch", "2", "--capacity-factor", "none", "--evaluate-every", "2"]
+    assert main.main([*words, *short, "--freeze", "router", "experts", "--pad", "--patience", "none"]) == 0
+    tuning = checkpoint.load_config(tmp_path / "tuned").tuning
+    assert tuning is not None and (tuning.settings["pack"], tuning.settings["patience"]) == (False, None)
+    assert tuning.frozen and all(".moe." in name for name in tuning.frozen)
+    assert [row["step"] for row in metrics(tmp_path / "tuned")] == [1, 2, 3, 4]
+    assert f"minimoe chat {tmp_path / 'tuned'}" in capsys.readouterr().out
+    for command in ("sft", "train"):
+        steps = 5 if command == "sft" else 6
+        assert main.main([command, "--resume", str(tmp_path / "tuned"), "--steps", f"{steps}"]) == 0
+        assert metrics(tmp_path / "tuned")[-1]["step"] == steps
+    capsys.readouterr()
+    assert "there is no model to tune" in refused("sft")
+    assert "--freeze cannot go with --resume" in refused("sft", "--resume", tmp_path / "tuned", "--freeze", "router")
+    assert "--patience cannot go with" in refused("sft", "--resume", tmp_path / "tuned", "--patience", "none")
+    assert "already holds a run" in refused(*words)
+    assert "not allowed with argument" in refused("sft", finished(), "--pack", "--pad")
+
+
 def test_sft_trains_adapters_of_the_given_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
 
