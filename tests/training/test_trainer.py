@@ -15,6 +15,7 @@ import pytest
 import small_runs
 from small_models import gradient_in_a_group
 from small_runs import CORPUS, SMALL, lasting, metrics, resume, train
+from small_tasks import begun, copying, start
 
 from minimoe.analysis import microscope
 from minimoe.core import presets, resources, tree
@@ -737,3 +738,27 @@ def test_a_resumed_run_that_cannot_have_its_memory_says_so(tmp_path: Path, monke
     with pytest.raises(UserError, match="but this machine has 0 MB"):
         resume(tmp_path / "run", steps=2)
     assert lasting(tmp_path / "run") == before
+
+
+# Tasks: see test_task.py
+
+
+def test_a_run_begins_with_a_copy_of_the_parameters_that_it_is_given(tmp_path: Path) -> None:
+    given, params = begun()
+    before = tree.map(np.copy, params)
+    done = trainer.start(given, copying(given), params, out=tmp_path / "run", device="cpu", threads=1, progress=False)
+    for mine, other in zip(tree.leaves(params), tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    first = start(tmp_path / "still", steps=0).model
+    for mine, other in zip(tree.leaves(first.params), tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(mine, other)
+    assert [row["tokens"] for row in done.metrics[:2]] == [22, 44], "padding is no token"
+
+
+def test_a_run_with_patience_keeps_its_best_model_on_the_disk(tmp_path: Path) -> None:
+    given, params = begun(steps=8)
+    made = copying(given, (3.0, 2.0, 2.5, 2.6), patience=4)
+    done = trainer.start(given, made, params, out=tmp_path / "run", device="cpu", threads=1, progress=False)
+    assert done.finished and done.model.step == checkpoint.load_model(tmp_path / "run").step == 4
+    progress = lasting(tmp_path / "run")["progress"]
+    assert progress["step"] == 8, "what a resumed run needs is that of the last step"
