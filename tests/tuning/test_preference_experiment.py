@@ -59,3 +59,10 @@ def test_another_loss_reads_the_same_pairs(base: Base) -> None:
     one, other = (preference_experiment.prefer(base, loss, steps=4, learning_rate=0.0) for loss in losses)
     assert [row.training.logp_chosen for row in one] == [row.training.logp_chosen for row in other]
     assert len({row.training.logp_chosen for row in one}) == 4
+
+
+def test_each_loss_takes_its_own_steps(base: Base) -> None:
+    one, other = (
+        preference_experiment.prefer(base, Preference(kind), steps=2, learning_rate=1e-2) for kind in ("dpo", "ipo")
+    )
+    assert abs(one[1].training.logp_rejected - other[1].training.logp_rejected) > 1e-3
