@@ -122,7 +122,9 @@ def run(seed: int = 0) -> Rows:
         *of_tuning.rows(rng),
         *of_compression.rows(rng),
         *_attention(packing, "attention, packed documents", starts=PACKED),
-        *check_decoder("decoder, packed, only answers learned", CONFIG, packing, shards=2, padding=1, packed=True),
+        *check_decoder(
+            "decoder, packed, padding, only answers learned", CONFIG, packing, shards=2, padding=1, packed=True
+        ),
     ]
     return Rows(rows)
 
