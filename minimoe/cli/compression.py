@@ -62,6 +62,7 @@ def of_upcycling(sub: argparse.ArgumentParser) -> None:
         default=True,
         help="weights that add up to 1: the function stays the same exactly (default), rather than nearly",
     )
+    sub.add_argument("--noisy-gating", dest="noisy", action="store_true", help="add trainable noise to the new router")
     sub.add_argument(
         "--noise", type=number, default=0.0, metavar="X", help="noise on the copies, as a fraction of their weights (0)"
     )
@@ -162,6 +163,7 @@ def upcycle(chosen: argparse.Namespace) -> int:
         active=chosen.active,
         granularity=chosen.granularity,
         renormalize=chosen.renormalize,
+        noisy_gating=chosen.noisy,
         noise=chosen.noise,
         corpus=corpus.read_files(chosen.text) if chosen.text else chosen.corpus,
         changes=options.settings(argparse.Namespace(**{k: v for k, v in vars(chosen).items() if k != "renormalize"})),

@@ -67,6 +67,7 @@ MEMORY_ADVICE = {
     "sft": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
     "dpo": "choose a smaller --batch or model, a larger --accumulate, or --threads 1",
     "distill": "choose a smaller --batch or student, a larger --accumulate, or --threads 1",
+    "prune": "give fewer --tokens or a smaller model",
     "bench": "choose a smaller --batch, --context or model, or --threads 1",
     "evaluate": "give --threads 1, a shorter --text, a smaller model, or a bound with --memory",
     "generate": "give a shorter --prompt, a smaller model, or a bound with --memory",

@@ -44,12 +44,13 @@ def config_of(
     granularity: int = 1,
     *,
     renormalize: bool = True,
-    noisy_gating: bool | None = None,
+    noisy_gating: bool = False,
 ) -> ModelConfig:
     """The config of the mixture: ``experts`` copies of a dense layer, of which each token uses ``active``.
 
     With a granularity G there are G times as many experts and active experts, each a G-th as wide. ``noisy_gating``
-    is on by default, but off with a granularity: noise would separate the slices of a copy.
+    is off by default: the noise is larger than the logits of a fresh router, so tokens would go to copies by chance,
+    and copies that see the same tokens do not part. With a granularity, it would also separate the slices of a copy.
 
     Raises:
         UserError: the model is not dense, or the numbers do not fit.
@@ -84,7 +85,7 @@ def config_of(
         active_experts=active * granularity,
         expert_width=dense.expert_width // granularity,
         renormalize=renormalize,
-        noisy_gating=granularity == 1 if noisy_gating is None else noisy_gating,
+        noisy_gating=noisy_gating,
     )
     noisy_top_k.check(made)
     return made

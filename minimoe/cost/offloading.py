@@ -68,12 +68,12 @@ def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
     """Bytes that a pass of ``tokens`` needs at once, the last of a text of ``length``, in float32.
 
     They are an upper bound of what a block holds while its experts work: rows of width D, queries, keys and values, the
-    two factors of SwiGLU for all K experts, and once more for the largest expert, which may get all tokens; the scores
+    two factors of SwiGLU for all K experts, and three times more for experts that get all tokens; the scores
     of a tile of attention; and the logits. The tokens may be several texts, each shorter than ``length``.
     """
     D, F, K = config.width, config.expert_width, config.active_experts
     heads = config.heads * config.head_width + config.kv_heads * config.head_width
-    hidden = max(F * (2 * K + 2), 4 * config.width_of_dense if config.dense_layers else 0)
+    hidden = max(F * (2 * K + 3), 4 * config.width_of_dense if config.dense_layers else 0)
     normed = 0 if config.qk_norm == "none" else 4 * heads
     row = D * (9 + 3 * K) + 5 * heads + normed + hidden + 4 * config.experts
     scores = 3 * config.heads * min(attention.ROWS, tokens) * max(length, tokens)

@@ -191,7 +191,8 @@ def measure(
             **(answered.marks if answered else {}),
         },
         answered.means if answered else {},
-        model.run.tuning is not None,
+        # a student of a teacher learns another loss too, but from the start: no run is its base
+        model.run.tuning is not None and "base" in model.run.tuning.settings,
     )
 
 

@@ -185,6 +185,7 @@ def hidden(
             routed.stats.append(stats)
             routed.dropped.append(dropped)
         caches.append(None if keep is None else keep(cache))
+        del cache  # or it would live until the next block has made its own
     x, normed = rmsnorm.forward(params.norm, x, config.norm_eps)
     return Hidden(x, routed, embedded, caches, normed)
 

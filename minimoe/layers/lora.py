@@ -58,7 +58,7 @@ def init(rng: np.random.Generator, base: Array, rank: int, scale: float) -> Adap
     first step, and that of B is not.
 
     Raises:
-        UserError: the rank is not positive, or it is larger than the matrix allows, so that nothing would be saved.
+        UserError: the rank is not positive, or larger than that of any matrix of this shape.
     """
     *stack, inputs, outputs = base.shape
     if not 1 <= rank <= min(inputs, outputs):

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from minimoe.core.arrays import Array, array_module, to_host
+from minimoe.core.errors import UserError
 
 
 class Choice(NamedTuple):
@@ -82,12 +83,19 @@ def from_choice(choice: Choice, experts: int, kept: Array | None = None, dropped
 
 
 def skip_second(routing: Routing, below: float) -> Routing:
-    """A routing with at most two entries per token, without the second if its weight is less than ``below`` times the
-    first.
+    """A routing with two places per token, without a second entry whose weight is less than ``below`` times the first.
 
     The first expert then gets the weight of both, so the weights of a token add up to the same as before. This is a
     measure for evaluation: the router's backward pass knows nothing of it (Lu et al. 2024, arXiv 2402.14800).
+
+    Raises:
+        UserError: a token has another number of places for experts than two.
     """
+    if routing.place.shape[1] != 2:
+        raise UserError(
+            f"a token has {routing.place.shape[1]} experts here, and only the second of two can be skipped: leave "
+            "skip_below out, or use a model with active_experts 2."
+        )
     xp = array_module(routing.weight)
     weights = by_token(routing.weight, routing.place)  # (N, 2)
     experts = experts_by_token(routing)

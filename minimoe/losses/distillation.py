@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from minimoe.core.arrays import Array, array_module, underflow_is_right
+from minimoe.core import tree
+from minimoe.core.arrays import Array, array_module, like, underflow_is_right
 from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
@@ -58,7 +59,8 @@ class Distillation(NamedTuple):
 
     def forward(self, logits: Array, shard: Labelled) -> tuple[LossSum, Cache]:
         mode = Mode(estimate_load=False, mask=shard.mask, starts=shard.starts)
-        told = decoder.forward(self.teacher, shard.tokens, self.config, mode).logits.astype(logits.dtype, copy=False)
+        teacher = tree.map(lambda leaf: like(logits, leaf), self.teacher)  # it may still be on the host
+        told = decoder.forward(teacher, shard.tokens, self.config, mode).logits.astype(logits.dtype, copy=False)
         return forward(logits, shard.targets, told, self.settings, weights(shard))
 
     def value(self, sums: LossSum) -> tuple[Any, Any]:

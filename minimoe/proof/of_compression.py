@@ -15,6 +15,7 @@ from minimoe.layers import decoder, linear, lora, moe
 from minimoe.layers.experts import swiglu
 from minimoe.layers.experts.swiglu import Experts
 from minimoe.losses import distillation, objective
+from minimoe.losses.balance import Coefficients
 from minimoe.losses.distillation import Distillation, Settings
 from minimoe.losses.objective import Objective, Shard
 from minimoe.proof.finite_differences import Ranked, check
@@ -60,15 +61,16 @@ def _distillation(rng: np.random.Generator, name: str, settings: Settings) -> li
 
 
 def _distilled_decoder(rng: np.random.Generator) -> list[Row]:
-    """A student with noise and every parameter, and a teacher of another width, with other experts."""
+    """A student with noise and every auxiliary loss, and a teacher of another width, with other experts."""
     tokens, targets = rng.integers(STUDENT.vocab_size, size=(2, 2, STUDENT.context))
     shard = Shard(tokens, targets, decoder.draw_noise(rng, STUDENT, 2, STUDENT.context, np.float64))
     teacher = _moved(rng, decoder.init(rng, TEACHER, np.float64))
-    goal = Objective(token_loss=Distillation(teacher, TEACHER, Settings(2.0, 0.3)))
+    every_loss = Coefficients(balance=0.5, importance=0.3, load=0.4, z=0.2, sequence=0.6)
+    goal = Objective(every_loss, token_loss=Distillation(teacher, TEACHER, Settings(2.0, 0.3)))
 
     def forward(params: Any, x: None) -> tuple[Array, Any]:
         done = objective.forward(params, shard, STUDENT, goal)
-        return objective.add_up(params, [done], STUDENT, goal).loss, done
+        return objective.add_up(params, [done], STUDENT, goal).total, done
 
     def backward(params: Any, done: Any, dy: Array) -> tuple[None, Any]:
         totals = objective.add_up(params, [done], STUDENT, goal)

@@ -111,6 +111,8 @@ class Opened(NamedTuple):
         _warm_up()
         before = resources.memory_in_use()
         params, cache = _fill(self.located, budget, FileReader(forget))
+        if self.run is not None:
+            checkpoint.refuse_broken_state(params, self.located.folder / checkpoint.MODEL)
         return Bounded(params, self.config, self.tokenizer, self.end_tokens, self.run, cache, budget, before)
 
 

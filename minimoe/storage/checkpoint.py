@@ -337,7 +337,7 @@ def load_model(folder: str | Path) -> Model:
         _refuse_surplus(tensors, path)
     else:
         params = quantize.restore(tensors, decoder.blank(run.config, placeholder), run.quantization, path)
-    _refuse_broken_state(params, path)
+    refuse_broken_state(params, path)
     _refuse_other_settings(metadata, run, path)
     step = metadata.get("step", "")
     if not (step.isdecimal() and step.isascii() and len(step) <= 10):
@@ -368,6 +368,11 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
     path = folder / RESUME
     if not path.exists():
         if (folder / MODEL).exists() and (steps := files.read_tensors(folder / MODEL)[1].get("step", "0")) != "0":
+            if not (folder / metrics.FILE).exists():
+                raise UserError(
+                    f"{folder} holds a model that was made from another one, and no run to resume: begin a new run "
+                    f"with its weights, `minimoe train --from {folder}`."
+                )
             raise UserError(
                 f"{path} is missing, although {MODEL} has taken {steps} steps: restore it to continue, or start a new "
                 "run with another --out."
@@ -375,7 +380,7 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
         return None
     tensors, metadata = files.read_tensors(path)
     params = _fill(_blank(run, tensors, path), tensors, path)
-    _refuse_broken_state(params, path)
+    refuse_broken_state(params, path)
     state = optimizer.init(params, run.recipe, run.frozen)
     for name, moments in state.items():
         state[name] = _fill(moments, tensors, path, f"optimizer.{name}.")
@@ -506,7 +511,7 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
     return tree.rebuild(blank, filled)
 
 
-def _refuse_broken_state(params: Decoder, path: Path) -> None:
+def refuse_broken_state(params: Decoder, path: Path) -> None:
     """Raises ``UserError`` if what a router compares with is no number: a loss would not show it, as it shows a weight.
 
     Against a threshold of NaN, for example, no token is good enough, and the layer is silently left out.

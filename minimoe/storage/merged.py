@@ -82,6 +82,7 @@ def upcycled(
     active: int = 2,
     granularity: int = 1,
     renormalize: bool = True,
+    noisy_gating: bool = False,
     noise: float = 0.0,
     corpus: str | Corpus | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -106,7 +107,9 @@ def upcycled(
         if noise:
             raise UserError(f"noise {noise} is for copies of one run, which are equal: leave --noise out.")
     count = len(models) if len(models) > 1 else 8 if experts is None else experts
-    config = upcycle.config_of(first.config, count, active, granularity, renormalize=renormalize)
+    config = upcycle.config_of(
+        first.config, count, active, granularity, renormalize=renormalize, noisy_gating=noisy_gating
+    )
     settings = {"balance_loss": None, "z_loss": TrainConfig.z_loss, **(changes or {})}
     recipe = dataclasses.replace(first.run.recipe, **settings)
     rng = np.random.default_rng(recipe.seed)

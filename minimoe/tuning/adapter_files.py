@@ -66,10 +66,15 @@ def save(folder: str | Path, params: Decoder, config: ModelConfig, base: str | N
 
     Raises:
         UserError: the folder is not empty or cannot be written, there are no adapters, their ranks differ from layer to
-            layer, or the model cannot be written as a Mixtral.
+            layer, shared experts or dense layers have adapters, or the model is of no family of transformers.
     """
     huggingface_config.to_dict(config, ())  # raises if transformers has no such model
     weights = adapters.adapted_weights(tree.map(to_host, params))
+    if placeless := [name for name in weights if ".moe.shared." in name]:
+        raise UserError(
+            f"the adapters of shared experts and dense layers, such as {placeless[0]}, have no place in these files: "
+            "merge the adapters into the weights."
+        )
     settings: dict[str, tuple[int, float]] = {}  # rank and s by the name of a matrix in a layer
     tensors: dict[str, NDArray[Any]] = {}
     for layer in range(config.layers):

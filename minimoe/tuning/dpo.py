@@ -41,6 +41,7 @@ from minimoe.storage import open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat
 from minimoe.text.corpus import Source
+from minimoe.text.huggingface_tokenizer import MissingTokenizer
 from minimoe.text.instructions import Pair
 from minimoe.training import run_report, trainer
 from minimoe.training import step as steps
@@ -88,7 +89,7 @@ def tune(
     """
     preference.check(loss)
     base = open_model.load(folder)
-    if not chat.can_chat(base.tokenizer):
+    if not (chat.can_chat(base.tokenizer) or isinstance(base.tokenizer, MissingTokenizer)):
         raise UserError(
             f"{folder} has no tokens for a chat, so it cannot prefer answers: tune it with `minimoe sft` first."
         )

@@ -60,9 +60,7 @@ def read(tokenizer: AnyTokenizer, config: ModelConfig, path: str | Path | None =
     digest = hashlib.sha256()
     for part, items in zip(parts, instructions.split(instructions.read_pairs(path)), strict=True):
         for item in items:
-            example = Example(
-                item.kind, *(_encode(tokenizer, item.prompt, text) for text in (item.chosen, item.rejected))
-            )
+            (example,) = encoded(tokenizer, [item])
             if max(len(one.ids) for one in (example.chosen, example.rejected)) > config.context + 1:
                 lost += 1
                 continue
@@ -77,6 +75,14 @@ def read(tokenizer: AnyTokenizer, config: ModelConfig, path: str | Path | None =
             "tune a model with a longer context."
         )
     return Data(parts[0], parts[1], kept, lost, digest.hexdigest())
+
+
+def encoded(tokenizer: AnyTokenizer, items: Sequence[Pair]) -> list[Example]:
+    """Pairs as ids, however long they are; raises ``UserError`` as ``chat.encode``."""
+    return [
+        Example(item.kind, *(_encode(tokenizer, item.prompt, text) for text in (item.chosen, item.rejected)))
+        for item in items
+    ]
 
 
 def _encode(tokenizer: AnyTokenizer, prompt: Sequence[Turn], answer: str) -> Encoded:

@@ -295,6 +295,25 @@ def test_a_layer_that_answers_nothing_has_no_error() -> None:
     assert prune.prune(params, CONFIG, sample(), 3).errors == [0, 0]
 
 
+def test_a_dense_layer_stays_as_it_is() -> None:
+    config = dataclasses.replace(CONFIG, layers=3, dense_layers=1)
+    params = drawn(config)
+    layers: list[int] = []
+    done = prune.prune(params, config, sample(), 3, report=layers.append)
+    assert layers == [1, 2]
+    assert len(done.kept) == len(done.errors) == 2
+    for before, after in zip(tree.leaves(params.blocks[0]), tree.leaves(done.params.blocks[0]), strict=True):
+        np.testing.assert_array_equal(after, before)
+    for i, kept in enumerate(done.kept, 1):
+        own = params.blocks[i].moe.experts.w_up[kept]
+        np.testing.assert_array_equal(done.params.blocks[i].moe.experts.w_up, own)
+    assert np.isfinite(logits(done.params, done.config, sample())).all()
+    betas = prune.median_ratios(params, config, sample())
+    assert betas[0] == 0 < min(betas[1:])
+    skipped = logits(params, config, sample(), Mode(skip_below=betas))
+    assert np.abs(skipped - logits(params, config, sample())).max() > 1e-6
+
+
 def test_progress_is_reported_by_layer() -> None:
     seen: list[int] = []
     prune.prune(drawn(CONFIG), CONFIG, sample(), 3, report=seen.append)

@@ -66,7 +66,7 @@ def test_an_upcycled_model_computes_what_the_dense_one_did(
 
 def test_the_noise_of_training_changes_nothing_either(rng: np.random.Generator) -> None:
     dense, tokens = drawn(rng, DENSE), rng.integers(7, size=(2, 5))
-    config = upcycle.config_of(DENSE, 4, 2)
+    config = upcycle.config_of(DENSE, 4, 2, noisy_gating=True)
     params = upcycle.upcycle(rng, dense, config)
     noise = decoder.draw_noise(rng, config, 2, 5, np.float64)
     assert noise is not None
@@ -110,12 +110,12 @@ def largest(grads: Decoder) -> float:
     return max(abs(leaf).max() for block in grads.blocks for leaf in tree.leaves(block.moe.router))
 
 
-@pytest.mark.parametrize("granularity", [1, 2])
+@pytest.mark.parametrize("noisy", [True, False])
 def test_the_router_of_equal_experts_gets_no_gradient_from_the_language_model_loss(
-    rng: np.random.Generator, granularity: int
+    rng: np.random.Generator, noisy: bool
 ) -> None:
     dense = drawn(rng, DENSE)
-    config = upcycle.config_of(DENSE, 4, 2)
+    config = upcycle.config_of(DENSE, 4, 2, noisy_gating=noisy)
     params = upcycle.upcycle(rng, dense, config)
     found = gradient(params, config, rng)
     assert largest(found) < 1e-15, "renormalised: exactly zero, but for rounding"
@@ -217,6 +217,8 @@ def test_other_bad_arguments_are_refused(rng: np.random.Generator) -> None:
 
 
 def test_the_noisy_router_is_the_one_of_init(rng: np.random.Generator) -> None:
-    params = upcycle.upcycle(np.random.default_rng(3), drawn(rng, DENSE), upcycle.config_of(DENSE, 4, 2))
-    expected = noisy_top_k.init(np.random.default_rng(3), upcycle.config_of(DENSE, 4, 2), np.float64)
+    config = upcycle.config_of(DENSE, 4, 2, noisy_gating=True)
+    params = upcycle.upcycle(np.random.default_rng(3), drawn(rng, DENSE), config)
+    expected = noisy_top_k.init(np.random.default_rng(3), config, np.float64)
+    assert expected.w_noise is not None
     assert_close(params.blocks[0].moe.router, expected, 0)

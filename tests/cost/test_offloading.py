@@ -65,13 +65,14 @@ def test_room_for_keys_and_values(window: int | None, lengths: list[int]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("tokens", "changes"), [(64, {}), (256, {}), (256, {"experts": 2}), (200, {"expert_width": 9})]
+    ("tokens", "changes"),
+    [(64, {}), (256, {"experts": 2, "expert_width": 600}), (200, {"expert_width": 9}), (99, {"vocab_size": 3000})],
 )
 def test_a_pass_needs_no_more_than_is_counted(tokens: int, changes: dict[str, int]) -> None:
     """What NumPy takes for a pass at its peak; all tokens may choose the same experts, as they do with 2 of 2."""
-    config = dataclasses.replace(SMALL, **changes)
+    config = dataclasses.replace(SMALL, **({"vocab_size": 20} | changes))
     params = decoder.init(np.random.default_rng(0), config)
-    text = np.random.default_rng(1).integers(500, size=(1, tokens))
+    text = np.random.default_rng(1).integers(20, size=(1, tokens))
     generation.extend(params, kv_cache.init(params, config), text)  # what is taken once
     cache = kv_cache.init(params, config)
     tracemalloc.start()
@@ -81,4 +82,4 @@ def test_a_pass_needs_no_more_than_is_counted(tokens: int, changes: dict[str, in
     finally:
         tracemalloc.stop()
     counted = offloading.pass_bytes(config, tokens, tokens) + offloading.cache_bytes(config, tokens)
-    assert 0.3 * counted < peak <= counted
+    assert 0.2 * counted < peak <= counted

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from minimoe.core.errors import UserError
 from minimoe.layers.routing import (
     Choice,
     Routing,
@@ -173,3 +174,10 @@ def test_a_second_expert_of_just_the_ratio_is_kept_and_a_missing_one_stays_missi
     np.testing.assert_array_equal(experts_by_token(made), [[0, 1], [1, -1]])
     np.testing.assert_allclose(by_token(made.weight, made.place), [[0.5, 0.25], [1, 0]])
     assert made.dropped == 1
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_only_the_second_of_two_experts_can_be_skipped(K: int):
+    whole = from_choice(Choice(np.zeros((2, K), int), np.full((2, K), 0.5)), 4)
+    with pytest.raises(UserError, match=f"a token has {K} experts here"):
+        skip_second(whole, below=0.5)

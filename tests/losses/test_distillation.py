@@ -5,7 +5,9 @@ import math
 from typing import Any
 
 import numpy as np
+import on_devices
 import pytest
+import strict_cupy
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import EVERY_LOSS, assert_close, batch_of, drawn, split
@@ -266,6 +268,21 @@ def test_the_logits_of_a_teacher_in_float64_do_not_change_the_dtype_of_the_gradi
     logits = rng.standard_normal((*batch.tokens.shape, small.vocab_size)).astype(np.float32)
     _, cache = loss.forward(logits, batch)
     assert loss.backward(cache, np.float32(1)).dtype == np.float32
+
+
+def test_a_teacher_on_the_host_teaches_a_student_on_the_gpu(
+    rng: np.random.Generator, small: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run opens its teacher on the host."""
+    loss: Any = soft(rng, small).token_loss
+    batch = batch_of(rng, small, noisy=False)
+    logits = rng.standard_normal((*batch.tokens.shape, small.vocab_size))
+    expected, cache = loss.forward(logits, batch)
+    strict_cupy.install(monkeypatch)
+    on = on_devices.mover("gpu", np.float64)
+    found, on_gpu = loss.forward(on([logits])[0], on(batch))
+    on_devices.assert_equal(expected, found, 1e-12)
+    on_devices.assert_equal(loss.backward(cache, 0.5), loss.backward(on_gpu, 0.5), 1e-12)
 
 
 def test_the_teacher_does_not_change(rng: np.random.Generator, small: ModelConfig) -> None:

@@ -190,7 +190,7 @@ def test_gradients_of_every_adapter_agree(tmp_path: Path) -> None:
     nats, nats_cache = cross_entropy.forward(logits, targets, None)
     gradient = decoder.backward(ours, cache, cross_entropy.backward(nats_cache, 1 / nats.tokens), None)
     for block, other in zip(gradient.blocks, expected.blocks, strict=True):
-        for name, mine, theirs_ in zip("qkvo", block.attention, other.attention, strict=True):
+        for name, mine, theirs_ in zip("qkvo", block.attention[:4], other.attention[:4], strict=True):
             assert_close(mine.weight.a, theirs_.weight.a, f"{name} A")  # type: ignore[attr-defined]
             assert_close(mine.weight.b, theirs_.weight.b, f"{name} B")  # type: ignore[attr-defined]
         gate, up, down = swiglu.Experts(*block.moe.experts)

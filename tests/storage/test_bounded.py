@@ -10,15 +10,16 @@ import measured
 import mixtral_folders
 import numpy as np
 import pytest
-from small_runs import finished
+from small_runs import finished, train
 
-from minimoe.core import tree
+from minimoe.core import files, tree
 from minimoe.core.errors import UserError
 from minimoe.evaluate import text_loss
 from minimoe.inference import generation
 from minimoe.layers import decoder
 from minimoe.storage import bounded, encoded, huggingface, open_model, quantized
 from minimoe.storage.bounded import Bounded
+from minimoe.storage.packed_weights import Matrix
 from minimoe.training import run_report
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "mixtral"
@@ -160,6 +161,18 @@ def test_what_the_bound_is_spent_on_is_what_is_held(tmp_path: Path) -> None:
     assert all(content.nbytes == budget.expert for content in model.cache.held.values())
 
 
+def test_a_slot_holds_the_largest_expert(tmp_path: Path) -> None:
+    located = bounded.open_folder(mixtral_folders.write(tmp_path / "m", "mixed")).located
+    stacks = [of for of in located.leaves.values() if isinstance(of, list)]
+    sizes = {(i // 3, e): 0 for i in range(len(stacks)) for e in range(5)}
+    for i, stack in enumerate(stacks):
+        for e, one in enumerate(stack):
+            sizes[i // 3, e] += one.size
+    assert len(set(sizes.values())) > 1
+    assert sizes[0, 0] < max(sizes.values())
+    assert bounded.plan(located, 10**9, 8, 64).expert == max(sizes.values())
+
+
 def test_attention_is_never_read_again(tmp_path: Path) -> None:
     """Only experts leave: all reads after loading are theirs, each of the size of one."""
     folder = mixtral_folders.write(tmp_path / "m")
@@ -195,6 +208,8 @@ def test_no_matrix_of_attention_or_experts_is_float32_between_products(tmp_path:
     arrays = [leaf for leaf in tree.leaves(model.params) if isinstance(leaf, np.ndarray)]
     assert max(leaf.size for leaf in arrays) == 300 * 256  # the output layer
     assert all(content.dtype == np.uint8 for content in model.cache.held.values())
+    kinds = {type(part.weight) for block in model.params.blocks for part in block.attention[:4]}
+    assert kinds == {Matrix}
 
 
 @pytest.mark.parametrize("what", ["cut", "touched", "cut before"])
@@ -237,6 +252,25 @@ def test_other_kinds_of_experts_and_a_gpu_are_refused(tmp_path: Path) -> None:
     (run / "config.json").write_text(json.dumps(values))
     with pytest.raises(UserError):
         bounded.open_folder(run)
+
+
+@pytest.mark.parametrize("settings", [{"shared_experts": 1}, {"router": "remoe", "noisy_gating": False}], ids=str)
+def test_runs_with_shared_experts_and_with_any_number_of_experts_per_token(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    train(tmp_path / "run", **settings)
+    model = within(tmp_path / "run", least(tmp_path / "run"))
+    assert written(model) == written(open_model.load(tmp_path / "run"))
+
+
+def test_a_router_that_compares_with_no_number_is_refused(tmp_path: Path) -> None:
+    train(tmp_path / "run", router="sigmoid_bias", steps=1)
+    path = tmp_path / "run" / "model.safetensors"
+    tensors, metadata = files.read_tensors(path)
+    tensors["blocks[1].moe.router.bias"][0] = np.nan
+    files.write_tensors(path, tensors, metadata)
+    with pytest.raises(UserError, match=r"holds blocks\[1\].moe.router.bias with nan"):
+        within(tmp_path / "run", 10**8)
 
 
 def test_from_python(tmp_path: Path) -> None:

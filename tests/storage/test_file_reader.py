@@ -46,7 +46,7 @@ def test_a_short_read_is_followed_by_another(tensor: Encoded, monkeypatch: pytes
 
     class Hesitant:
         closed = False
-        fileno, seek = file.fileno, file.seek
+        fileno, seek, close = file.fileno, file.seek, file.close
 
         def readinto(self, place: Any) -> Any:
             return file.readinto(place[:1000])  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def test_a_file_that_changes_during_a_read_is_noticed(tensor: Encoded) -> None:
 
     class Meddling:
         closed = False
-        fileno, seek = file.fileno, file.seek
+        fileno, seek, close = file.fileno, file.seek, file.close
 
         def readinto(self, place: Any) -> Any:
             os.utime(path_of(tensor), ns=(1, 1))

@@ -132,9 +132,10 @@ def test_an_upcycled_folder_computes_the_same_and_trains_on(dense: list[Path], t
 
 def test_the_seed_draws_the_router_and_settings_are_kept(dense: list[Path], tmp_path: Path) -> None:
     changes = {"seed": 9, "balance_loss": 0.5}
-    made = merged.upcycled(dense[:1], tmp_path / "out", active=1, renormalize=False, noise=0.1, changes=changes)
+    settings = {"active": 1, "renormalize": False, "noisy_gating": True, "noise": 0.1}
+    made = merged.upcycled(dense[:1], tmp_path / "out", changes=changes, **settings)
     source = checkpoint.load_model(dense[0])
-    config = upcycle.config_of(source.config, 8, 1, renormalize=False)
+    config = upcycle.config_of(source.config, 8, 1, renormalize=False, noisy_gating=True)
     same(made.params, upcycle.upcycle(np.random.default_rng(9), source.params, config, noise=0.1))
     assert made.run.recipe.balance_loss == 0.5
 

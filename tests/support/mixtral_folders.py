@@ -84,7 +84,8 @@ def _write_file(
     path: Path, shapes: dict[str, tuple[int, ...]], dtype: str, pool: np.ndarray, rng: np.random.Generator
 ) -> None:
     header, end = {}, 0
-    types = {name: list(FILE)[i % 3] if dtype == "mixed" else dtype for i, name in enumerate(shapes)}
+    cycle = ["F32", "F16", "BF16", "F16", "BF16", "F16", "BF16"]  # so that experts have different sizes
+    types = {name: cycle[i % 7] if dtype == "mixed" else dtype for i, name in enumerate(shapes)}
     for name, shape in shapes.items():
         start, end = end, end + math.prod(shape) * FILE[types[name]].itemsize
         header[name] = {"dtype": types[name], "shape": shape, "data_offsets": [start, end]}

@@ -12,7 +12,7 @@ from small_runs import CONFIG, CORPUS, PYRAMID, RECIPE, finished, lasting, train
 from minimoe.core import presets, tree
 from minimoe.core.errors import UserError
 from minimoe.core.presets import Preset
-from minimoe.evaluate import text_loss
+from minimoe.evaluate import suite, suite_table, text_loss
 from minimoe.layers import decoder
 from minimoe.layers.mode import Mode
 from minimoe.losses.distillation import Settings
@@ -198,3 +198,11 @@ def test_a_teacher_whose_text_has_changed_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has changed since this run began"):
         distill.distill(run.folder, "teacher", out=tmp_path / "out", device="cpu", threads=1, progress=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_student_is_compared_as_a_model_that_was_trained_from_the_start(tmp_path: Path) -> None:
+    done = student(tmp_path / "student")
+    settings = suite.Settings(samples=1, questions=1, tokens=4)
+    results = suite.run(done.folder, finished(), settings, device="cpu", threads=1)
+    assert not results.models[0].tuned
+    assert not any("tuned" in note for note in suite_table.notes(results))

@@ -238,7 +238,9 @@ def test_an_adapter_of_another_model_or_of_none_is_refused(rng: np.random.Genera
         adapter_files.load(tmp_path / "a", params, CONFIG)
 
 
-def test_nothing_is_written_where_it_cannot_be_right(rng: np.random.Generator, tmp_path: Path) -> None:
+def test_nothing_is_written_where_it_cannot_be_right(
+    rng: np.random.Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = plain(rng)
     adapted = trained(rng, params)
     with pytest.raises(UserError, match="has no adapters, so there is nothing to write"):
@@ -249,7 +251,39 @@ def test_nothing_is_written_where_it_cannot_be_right(rng: np.random.Generator, t
     with pytest.raises(UserError, match="differ in rank or scale between layers"):
         adapter_files.save(tmp_path / "a", other, CONFIG)
     assert not (tmp_path / "a").exists()
+    shared = config_of(shared_experts=1)
+    with monkeypatch.context() as patched:  # a family with shared experts
+        patched.setattr("minimoe.storage.huggingface_config.to_dict", lambda *_: {})
+        with pytest.raises(UserError, match=r"such as blocks\[0\].moe.shared.w_gate, have no place"):
+            adapter_files.save(tmp_path / "a", trained(rng, plain(rng, shared)), shared)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").write_text("x")
     with pytest.raises(UserError):
         adapter_files.save(tmp_path / "b", adapted, CONFIG)
+
+
+def test_adapters_without_a_place_are_refused_and_others_of_such_models_are_written(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """Those of shared experts and of dense layers; the attention of such a model has its usual names."""
+    for changes in ({"shared_experts": 1}, {"dense_layers": 1, "dense_width": 5}):
+        config = config_of(head_width=2, **changes)
+        params = plain(rng, config)
+        with pytest.raises(UserError, match=r"such as blocks\[0\]\.moe\.shared\.w_gate, have no place"):
+            adapter_files.save(tmp_path / "refused", trained(rng, params), config)
+        assert not (tmp_path / "refused").exists()
+        adapted = trained(rng, params, parts=("attention",))
+        folder = tmp_path / next(iter(changes))
+        adapter_files.save(folder, adapted, config)
+        assert_identical(adapter_files.load(folder, params, config), adapted)
+
+
+@pytest.mark.parametrize("changes", [{"head_width": 2, "qk_norm": "whole"}, {"qk_norm": "per_head"}])
+def test_models_with_normalised_queries_and_keys_have_the_usual_adapters(
+    rng: np.random.Generator, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = config_of(**changes)
+    params = plain(rng, config)
+    adapted = trained(rng, params)
+    adapter_files.save(tmp_path / "adapter", adapted, config)
+    assert_identical(adapter_files.load(tmp_path / "adapter", params, config), adapted)

@@ -1,5 +1,6 @@
 """Runs that learn preferences: where they begin, what their reference is, what is measured, and how they go on."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_runs import finished, lasting
+from tokenizer_json import mixtral_like
 
 from minimoe.cli import main
 from minimoe.cli import options as cli_options
@@ -19,7 +21,7 @@ from minimoe.layers import decoder
 from minimoe.losses import preference
 from minimoe.losses.balance import Coefficients
 from minimoe.losses.preference import Preference
-from minimoe.storage import checkpoint, open_model, quantized
+from minimoe.storage import checkpoint, huggingface, open_model, quantized
 from minimoe.text import instructions
 from minimoe.training.trainer import Trained
 from minimoe.tuning import dpo, pairs, resume, sft
@@ -189,6 +191,23 @@ def test_a_model_that_has_not_learned_to_answer_is_refused(tmp_path: Path, lines
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mixtral_is_tuned_with_its_own_tokens_or_says_why_it_cannot_be(tmp_path: Path) -> None:
+    config = dataclasses.replace(presets.preset("tiny").config, vocab_size=275, width=8, context=32)
+    folder = tmp_path / "mixtral"
+    huggingface.save(folder, decoder.init(np.random.default_rng(0), config), config)
+    rows = [
+        {"kind": "k", "document": f"{n}", "prompt": [["user", "the bread"]], "chosen": "the", "rejected": "bread"}
+        for n in range(40)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match="tokenizer"):
+        tune(tmp_path / "none", tmp_path / "pairs.jsonl", folder)
+    (folder / "tokenizer.json").write_text(json.dumps(mixtral_like()))
+    done = tune(tmp_path / "run", tmp_path / "pairs.jsonl", folder, changes={"steps": 20})
+    assert done.finished and done.metrics[-1]["val_margin"] > done.metrics[0]["margin"]
+    assert resumed(tmp_path / "run", steps=21).finished
+
+
 def test_a_quantised_model_is_refused(tmp_path: Path, lines: Path, base: Path) -> None:
     quantized.write(base, tmp_path / "small", "int8")
     with pytest.raises(UserError, match="quantised and cannot be tuned"):
@@ -241,6 +260,16 @@ def test_a_run_that_was_cut_short_ends_as_if_it_had_not(tmp_path: Path, lines: P
     assert resumed(moved, steps=6).finished
     whole, again = lasting(tmp_path / "whole"), lasting(moved)
     assert again["model"] == whole["model"] and again["state"] == whole["state"]
+
+
+def test_two_workers_take_the_steps_of_one(tmp_path: Path, lines: Path, base: Path) -> None:
+    """With an odd number of sequences for one of them, so that a pair is divided between the two."""
+    changes = QUICK | {"steps": 3, "batch": 6, "evaluate_every": 0, "optimizer": "adamw", "learning_rate": 1e-4}
+    given: dict[str, Any] = {"data": lines, "changes": changes, "device": "cpu", "progress": False}
+    one, two = (dpo.tune(base, out=tmp_path / f"{n}", threads=n, **given) for n in (1, 2))
+    for mine, other in zip(one.metrics, two.metrics, strict=True):
+        for name in ("loss", "margin", "logp_chosen", "logp_rejected", "gradient_norm"):
+            assert other[name] == pytest.approx(mine[name], rel=2e-3, abs=1e-4), name
 
 
 def test_a_run_whose_pairs_or_reference_are_others_is_not_resumed(tmp_path: Path, lines: Path, base: Path) -> None:
