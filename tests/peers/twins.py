@@ -190,7 +190,8 @@ def beside(twin: Twin, ours: Decoder) -> Iterator[tuple[str, nn.Parameter, Any]]
     yield "embedding", twin.embedding.weight, ours.embedding.table
     for i, (theirs, block) in enumerate(zip(twin.blocks, ours.blocks, strict=True)):
         yield f"{i}.attention_norm", theirs.attention_norm.weight, block.attention_norm.gain
-        for name, projection in block.attention._asdict().items():
+        for name in ("query", "key", "value", "output"):
+            projection = getattr(block.attention, name)
             yield f"{i}.{name}", getattr(theirs.attention, name).weight, projection.weight.T
         yield f"{i}.moe_norm", theirs.moe_norm.weight, block.moe_norm.gain
         yield f"{i}.router.gate", theirs.moe.router.gate.weight, block.moe.router.w_gate.T
