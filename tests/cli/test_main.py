@@ -936,7 +936,7 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     def starve(*_: Any, **__: Any) -> None:
         np.empty(2**60, np.uint8)
 
-    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+    for module in ("storage.open_model.load", "storage.pruned.write", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
         more = {"generate": ["--prompt", "a"], "prune": ["--keep", "2", "--out", "y"]}
