@@ -61,9 +61,7 @@ def test_nf4(kind: str, shape: tuple[int, int], block: int) -> None:
 def test_what_nf4_becomes_again(double: bool, block: int) -> None:
     """Their kernel for the CPU needs blocks that lie in one output: where they do not, it takes the wrong maximum."""
     w = drawn("normal", (256, 24))
-    codes, state = theirs.quantize_4bit(
-        outputs_first(w), blocksize=block, quant_type="nf4", compress_statistics=double
-    )
+    codes, state = theirs.quantize_4bit(outputs_first(w), blocksize=block, quant_type="nf4", compress_statistics=double)
     again = nf4.dequantize(nf4.quantize(w, block, double))
     np.testing.assert_allclose(again.T, theirs.dequantize_4bit(codes, state).numpy(), atol=1e-6 * abs(w).max())
 
