@@ -239,10 +239,10 @@ def span(values: Iterable[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def write(name: str, block: str) -> None:
-    """Puts a block between its two marks in the README."""
+def write(name: str, block: str, by: str = "readme_numbers.py") -> None:
+    """Puts a block between its two marks in the README; ``by`` is the tool that the first mark names."""
     path = ROOT / "README.md"
-    begin, end = f"<!-- {name}: written by tests/tools/readme_numbers.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: written by tests/tools/{by} -->", f"<!-- end of {name} -->"
     text = path.read_text(encoding="utf-8")
     if not re.search(f"{re.escape(begin)}.*{re.escape(end)}", text, re.DOTALL):
         raise SystemExit(f"README.md has no marks for {name}: {begin} … {end}")
