@@ -31,7 +31,10 @@ def dequantize_into(q: Quantized, place: NDArray[np.float32]) -> None:
 
 
 def outputs_at_once(q: Quantized, inputs: int) -> int:
-    """The largest number of outputs that has at most ``WEIGHTS`` weights and ends with a block, or else the least."""
+    """The largest number of outputs that fill whole blocks and have at most ``WEIGHTS`` weights.
+
+    If there is none, the smallest number of outputs that fill whole blocks.
+    """
     unit = 1
     if isinstance(q, nf4.Quantized):
         unit = math.lcm(q.block, 2) * (1 if q.nested_absmax is None else nf4.NESTED_BLOCK)

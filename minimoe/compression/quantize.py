@@ -12,8 +12,8 @@ have different schemes, because attention is a small part of the weights and suf
     rtn2, hqq2          2 bits, groups of 32                                     3
     float               as they are
 
-Every matrix is quantised by itself, each expert too. In a file, the name of an array is that of its matrix followed by
-its own, such as ``blocks[0].moe.experts.w_up.codes``; the arrays of all experts are stacked.
+Every matrix is quantised by itself, each expert too. In a file, the name of an array is the name of its matrix followed
+by the name of its field, such as ``blocks[0].moe.experts.w_up.codes``; the arrays of all experts are stacked.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
 def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
     """``params`` after quantising and dequantising the parts that ``schemes`` names; the router may be one of them.
 
-    No folder has a quantised router; this function shows the effect that one would have.
+    A router is never saved in quantised form; this function shows the effect that quantising it would have.
     """
     chosen = schemes_of(params, schemes)
     leaves = []

@@ -157,7 +157,7 @@ def _of_text(model: Model) -> Tokenizer | PretrainedTokenizer:
 
 
 def _trained_tokens(model: Model) -> int:
-    """By the step in the model's own file: the run may have gone on since, and lost what it had not saved."""
+    """From the step in the file of the model, because the run may have taken more steps that this model lacks."""
     return model.step * model.run.recipe.batch * model.config.context
 
 

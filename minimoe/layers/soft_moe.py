@@ -80,7 +80,7 @@ def blank(config: ModelConfig, slots_per_expert: int, array: Callable[[tuple[int
 
 @underflow_is_right
 def forward(params: SoftMoE, x: Array, config: ModelConfig) -> tuple[Array, Cache]:
-    """x (B, T, D) → y (B, T, D). The sequences of a batch do not touch each other; within one, every token sees all.
+    """x (B, T, D) → y (B, T, D). The sequences of a batch are independent; within a sequence, every token sees all.
 
     Raises:
         UserError: a sequence has no tokens, or the number of slots is not a multiple of the number of experts.

@@ -75,7 +75,7 @@ CHANGEABLE = ("steps", "evaluate_every", "save_every")
 
 @brief
 class Tuning(NamedTuple):
-    """What a run learns instead of the next token of its text: all that its task can be made from again."""
+    """What a run learns if not the next token of its text: the values from which its task can be made again."""
 
     kind: str  # the module of ``minimoe/tuning/`` that made the task: "sft", …
     settings: dict[str, Any]  # plain values that JSON can write, for that module alone
@@ -115,9 +115,9 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: that of the end of an answer, if the model was tuned to answer.
+        """Ids that end a text: the id that ends an answer if the model was tuned to answer, none otherwise.
 
-        The others learn from one endless text.
+        A model that was not tuned has learned from texts without a token for their end.
         """
         return chat.end_ids(self.tokenizer) if chat.can_chat(self.tokenizer) else ()
 
@@ -262,7 +262,8 @@ def save(
 ) -> None:
     """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written.
 
-    Without ``model``, only resume.safetensors: a run that keeps its best model calls ``save_model`` for the other.
+    Without ``model``, only resume.safetensors is written: a run that keeps its best model writes model.safetensors with
+    ``save_model``.
     """
     metrics.sync(folder)  # first, so that resume.safetensors is never ahead of the metrics on the disk
     everything = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
@@ -349,7 +350,7 @@ def describe(folder: str | Path) -> tuple[RunConfig, Path]:
     """A run and the file of its model, whose settings are compared but whose tensors are not read.
 
     Raises:
-        UserError: as for ``load_model``, but for what only the tensors show.
+        UserError: as for ``load_model``, except for errors that only the tensors show.
     """
     folder = files.user_path(folder)
     run, path = load_config(folder), folder / MODEL
@@ -512,9 +513,10 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
 
 
 def refuse_broken_state(params: Decoder, path: Path) -> None:
-    """Raises ``UserError`` if what a router compares with is no number: a loss would not show it, as it shows a weight.
+    """Raises ``UserError`` if the state of a router is not finite, or is negative where that is not allowed.
 
-    Against a threshold of NaN, for example, no token is good enough, and the layer is silently left out.
+    A NaN in a weight makes the loss NaN, but one in this state need not. If a threshold is NaN, for example, no token
+    reaches the threshold, and the layer is silently left out.
     """
     named = dict(tree.named_leaves(params))
     not_negative = set(tree.marked(params, "not_negative"))

@@ -132,7 +132,7 @@ def take_over(student: Decoder, teacher: Decoder) -> Decoder:
     """The student with every weight of the teacher outside the mixtures: all but routers and experts. They are copied.
 
     Raises:
-        UserError: a weight of the student has another shape than that of the teacher, or there is none.
+        UserError: a weight of the student has another shape than that of the teacher, or the teacher lacks it.
     """
     if len(student.blocks) != len(teacher.blocks):
         raise UserError(
@@ -156,7 +156,7 @@ def take_over(student: Decoder, teacher: Decoder) -> Decoder:
 
 
 def checksum(params: Decoder) -> str:
-    """SHA-256 of all weights, by which a resumed run knows its teacher."""
+    """SHA-256 of all weights, by which a resumed run recognises its teacher."""
     digest = hashlib.sha256()
     for name, leaf in tree.named_leaves(params):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())

@@ -124,7 +124,7 @@ def task_of(run: RunConfig, folder: Path) -> Task:
     """The task of a run that ``tune`` began.
 
     Raises:
-        UserError: its pairs have changed or are gone, or its reference is.
+        UserError: its pairs or its reference have changed or are gone.
     """
     assert run.tuning is not None
     settings = run.tuning.settings
@@ -249,7 +249,7 @@ def by_kind(
 
 
 def _sample(model: Model, found: Data, loss: Preference, reference: NDArray[Any] | None) -> str:
-    """How many of the held-out pairs are told apart, and the model's answers to some of their prompts."""
+    """The share of held-out pairs whose chosen answer has the larger reward, and answers to some of their prompts."""
     lines = ["Held-out pairs whose chosen answer has the larger reward:"]
     for kind, value in by_kind(model.params, model.config, found.validation, loss, reference).items():
         lines.append(f"  {kind}: {value.accuracy:.0%}, margin {value.margin:.3f}")

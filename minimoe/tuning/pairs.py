@@ -110,7 +110,7 @@ class Batches(NamedTuple):
     seed: int = 0
 
     def read(self, first: int = 0) -> Iterator[Shard]:
-        """Yields batches without end, without the first ``first`` of them; always the same ones for one seed.
+        """Yields batches without end, beginning after the first ``first``. A seed always gives the same batches.
 
         A batch may hold the end of one epoch and the beginning of the next.
         """

@@ -4,8 +4,8 @@
     answers.score(tuned.model, validation)
 
 The loss is the cross-entropy of the answers and of their ends. The questions are read, routed and balanced, but not
-learned: L = Σ_t m_t · nll_t / Σ_t m_t with m_t = 1 where the target of position t is part of an answer. The sums of all
-shards are divided once, so that a long answer counts as much in a batch that is cut as in one that is not.
+learned: L = Σ_t m_t · nll_t / Σ_t m_t with m_t = 1 where the target of position t is part of an answer. Both sums are
+taken over all shards before the division, so the loss of a batch does not depend on how it is cut into shards.
 
 A model that is tuned on few examples soon begins to learn them by heart. So the run validates on instructions about
 documents that it never sees, stops when that loss has not fallen for some time, and keeps the best model.
@@ -110,8 +110,8 @@ def tune(
     see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
     default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
 
-    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
-    folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
+    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; its run folder is an ordinary one
+    too, and at the end of the run also holds the result in Hugging Face's layout, in ``mixtral/``.
 
     Raises:
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
