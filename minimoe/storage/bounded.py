@@ -1,5 +1,4 @@
-"""Runs a model that does not fit into memory: the experts stay on the disk, and a memory bound limits how many are
-held.
+"""Runs a model that does not fit into memory: experts stay on the disk, and a memory bound limits how many are held.
 
     always in memory    embedding, attention, norms, routers, output layer
     in memory in turn   experts: read when a router asks for them, the last used ones are held (``expert_cache``)
