@@ -3,7 +3,7 @@
     o_i = x U_i + b_i,    p = softmax(x V + c)
 
     cooperative    ‖d − Σ p_i o_i‖²                 the experts share one residual: each fills what the others leave
-    competitive    Σ p_i ‖d − o_i‖²                 each expert is asked for the whole answer, as often as p_i says
+    competitive    Σ p_i ‖d − o_i‖²                 each expert learns the whole answer, with the weight p_i
     mixture        −log Σ p_i exp(−½ ‖d − o_i‖²)    one expert made the answer; which of them is not known
 
 The mixture error weights the gradient of an expert by the posterior h_i ∝ p_i exp(−½ ‖d − o_i‖²), the probability that

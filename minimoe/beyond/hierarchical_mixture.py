@@ -113,7 +113,7 @@ def prior(params: HierarchicalMixture, x: Array) -> Beliefs:
 
 
 def means(params: HierarchicalMixture, x: Array) -> Array:
-    """x (N, D) → μ (N, I, J, M), what each leaf would say."""
+    """x (N, D) → μ (N, I, J, M), the mean that each leaf predicts."""
     return array_module(x).moveaxis(x @ params.u_leaf, 2, 0)
 
 

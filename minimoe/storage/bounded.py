@@ -206,7 +206,7 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
 
 
 def _rounded_up(size: int) -> str:
-    """A number of bytes in whole MB, or in whole kB if it is small; never less than it is."""
+    """A number of bytes, rounded up to whole MB, or to whole kB if it is small."""
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
 
 
