@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def of_sft(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
+    """Adds what to tune, with what, and the settings of the recipe, which by default are those of the run."""
     sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
     sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")

@@ -1,5 +1,4 @@
-"""Runs a model that does not fit into memory: the experts stay on the disk, and a memory bound limits how many are
-held.
+"""Runs a model that does not fit into memory: experts stay on the disk, and a memory bound limits how many are held.
 
     always in memory    embedding, attention, norms, routers, output layer
     in memory in turn   experts: read when a router asks for them, the last used ones are held (``expert_cache``)
@@ -207,7 +206,7 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
 
 
 def _rounded_up(size: int) -> str:
-    """A number of bytes in whole MB, or in whole kB if it is small; never less than it is."""
+    """A number of bytes, rounded up to whole MB, or to whole kB if it is small."""
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
 
 

@@ -75,7 +75,7 @@ CHANGEABLE = ("steps", "evaluate_every", "save_every")
 
 @brief
 class Tuning(NamedTuple):
-    """What a run learns if not the next token of its text: the values from which its task can be made again."""
+    """What a run learns other than the next token of its text: the values from which its task can be made again."""
 
     kind: str  # the module of ``minimoe/tuning/`` that made the task: "sft", …
     settings: dict[str, Any]  # plain values that JSON can write, for that module alone

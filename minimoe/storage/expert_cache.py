@@ -140,7 +140,7 @@ class ExpertCache:
         self.phase, self.since = "", now
 
     def unpacked(self, seconds: float) -> None:
-        """Adds the time in which numbers of files became float32."""
+        """Adds the time that it took to convert numbers of files to float32."""
         self._add(unpacking=seconds)
 
     def _add(self, **more: float) -> None:

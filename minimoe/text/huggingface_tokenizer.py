@@ -370,7 +370,7 @@ def _steps(rule: Any) -> list[dict[str, Any]]:
 
 
 def _growth(rule: Mapping[str, Any]) -> int:
-    """By which factor a rule can make a text longer, or more; too large rather than too small."""
+    """An upper bound of the factor by which a rule can make a text longer."""
     kind = rule.get("type")
     if kind == "Replace":
         content, pattern = len(str(rule.get("content", ""))), rule.get("pattern")
