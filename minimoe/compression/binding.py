@@ -35,7 +35,7 @@ from minimoe.layers.moe import MoE
 
 
 class Bound(NamedTuple):
-    """R experts, and which of them each of the E outputs of the router is bound to."""
+    """R experts, and for each of the E outputs of the router the expert to which it is bound."""
 
     experts: Experts  # (R, ...)
     group: NDArray[np.int64]  # (E,)

@@ -16,7 +16,7 @@ letters follow each other in a few tales. That a tale has a kind widow and a foo
 pairs of words are few, and five rows are tested at once, so more than one table in five shows an interval without 0 by
 luck alone. An interval around 0 is no proof of fairness: it covers neither other words, nor other groups, nor what the
 model writes. The sentences are plain text. A model that was tuned on chats alone may predict plain text badly. The
-suite's loss on held-out text shows whether it does; d is then large, uncertain and without meaning. These numbers
+suite's loss on held-out text shows whether it does. If so, d is large, uncertain and without meaning. These numbers
 cannot be compared with those of a benchmark.
 
 Large models are measured with thousands of examples. Of the base model Mixtral 8x7B, Jiang et al. 2024 (arXiv
@@ -69,7 +69,7 @@ WORDS = (
 
 
 def probe(model: Writer) -> dict[str, NDArray[np.float64]]:
-    """For each of ``GROUPS``, d (W,) in nats for each pair of ``WORDS``: the mean over its pairs of beginnings.
+    """For each of ``GROUPS``, d (W,) in nats: a mean over the group's pairs of beginnings, for each pair of ``WORDS``.
 
     Raises:
         UserError: the model does not know a character of the sentences.

@@ -55,8 +55,8 @@ def loss(
 
         ∂/∂Σp_e = α E f_e / N,    ∂/∂Σlse² = c / N
 
-    The router returns the sum of the balance losses of all sequences; the gradient with respect to it is also its
-    coefficient over N.
+    The router returns the sum of the balance losses of all sequences. The gradient with respect to this sum is again
+    the coefficient of the loss, divided by N.
 
     ``weights`` are E numbers η if experts differ in cost: f is replaced by η f in the balance loss, and only there.
     """

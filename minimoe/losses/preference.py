@@ -131,7 +131,7 @@ class Preference(NamedTuple):
 
 
 def places(count: int) -> NDArray[np.float32]:
-    """(2P, 2P) for ``count`` pairs P: the rows of ``Answers.place``, chosen and rejected answers in turn."""
+    """(2P, 2P) for P = ``count`` pairs: the rows of ``Answers.place``, chosen and rejected answers in turn."""
     return np.eye(2 * count, dtype=np.float32)
 
 

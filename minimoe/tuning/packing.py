@@ -83,7 +83,7 @@ class Batches(NamedTuple):
     seed: int = 0
 
     def read(self, first: int = 0) -> Iterator[Shard]:
-        """Yields batches without end, beginning after the first ``first``. A seed always gives the same batches.
+        """Yields batches without end, without the ``first`` batches. A seed always gives the same batches.
 
         Rows that are left over at the end of an epoch begin the first batch of the next epoch.
         """
