@@ -82,7 +82,7 @@ class Preference(NamedTuple):
     def value(self, sums: Sums) -> tuple[Any, Sums]:
         """The sums of all shards → the loss (), and its gradient with respect to ℓ; the other sums have none.
 
-        With g = ∂/∂h of a pair's loss, the two scores get g/P and −g/P, and ℓ gets that over |y| where s is a mean:
+        With g = ∂/∂h of a pair's loss, the two scores get g/P and −g/P; ℓ gets the same, divided by |y| if s is a mean:
 
             dpo    g = β (σ(βh) − 1 + ε)        ipo    g = 2 (h − 1/2β)        simpo    g = β (σ(βh − γ) − 1 + ε)
         """
@@ -105,8 +105,8 @@ class Preference(NamedTuple):
     def backward(self, cache: Cache, dsums: Sums) -> Array:
         """dsums, of which only the gradient with respect to ℓ counts → dlogits (N, V).
 
-        ℓ = −Σ_t m_t nll_t, so with c the gradient with respect to ℓ of a token's answer, the way back is that of
-        cross-entropy with a mask of real numbers, which are negative where a token should become likelier:
+        ℓ = −Σ_t m_t nll_t. If c is the gradient with respect to the ℓ of a token's answer, the way back is that of
+        cross-entropy with the mask −c m of real numbers, positive where a token should become likelier:
 
             dz = −c m ⊙ (softmax(z) − onehot(target))
         """

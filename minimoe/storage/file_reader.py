@@ -2,7 +2,7 @@
 
 Each file is opened once, and every read is checked: whether the file still has the size and the time of change that it
 had at first, and whether all bytes came. Files are read into allocated memory and not mapped, which keeps the memory of
-the process bounded: the system decides how much of a mapped file is in memory and counts for the process.
+the process bounded: of a mapped file, the system decides how much is in memory and is counted as the process's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minimoe.storage.encoded import Encoded
 
 
 class FileReader:
-    """The open files of a model. ``forget`` asks the system not to keep what was read in its file cache."""
+    """The open files of a model. ``forget`` asks the system to drop from its file cache what was read."""
 
     def __init__(self, forget: bool = False) -> None:
         self.files: dict[Path, tuple[BinaryIO, tuple[int, int]]] = {}

@@ -4,8 +4,8 @@
 
 The student may be dense, a smaller mixture, or any other model with the vocabulary of its teacher: both have the same
 tokenizer. The loop is that of every run (``trainer``), with ``losses.distillation`` in place of the cross-entropy; the
-validation loss stays the cross-entropy, so that it can be compared with that of other runs. The run's config.json says
-which teacher it has, and a checksum of its weights, so the run can be resumed.
+validation loss stays the cross-entropy, so that it can be compared with that of other runs. The run's config.json names
+the teacher and holds a checksum of the teacher's weights, so the run can be resumed.
 
 Lesson: lessons/51_distillation_and_pruning.ipynb
 """
