@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 theirs = pytest.importorskip("bitsandbytes.functional")
 Quantizer = pytest.importorskip("hqq.core.quantize").Quantizer
 
-from minimoe.compression import hqq, int8, layout, nf4, rtn  # noqa: E402
+from minimoe.compression import hqq, hqq_meta, int8, layout, nf4, rtn  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -116,3 +116,20 @@ def test_hqq_and_plain_rounding(kind: str, optimize: bool, bits: int, group: int
     again = Quantizer.dequantize(packed, meta | {"compute_dtype": torch.float32}).numpy()
     apart = abs(rtn.dequantize(ours).T - again).reshape(-1, group)
     assert apart[same].max() < tolerance
+
+
+@pytest.mark.parametrize(("bits", "group"), [(2, 16), (3, 64), (4, 64)])
+@pytest.mark.parametrize("kind", ["normal", "heavy", "shifted"])
+def test_steps_and_offsets_in_8_bits_lose_at_most_one_percent_against_theirs(kind: str, bits: int, group: int) -> None:
+    """Their codes belong to the steps before these are rounded, and zero points are rounded, not offsets."""
+    w = drawn(kind, (128, 256))
+    packed, meta = Quantizer.quantize(
+        outputs_first(w), nbits=bits, group_size=group, axis=1, round_zero=bits == 4, device="cpu"
+    )
+    for name in ("scale", "zero"):
+        codes, of_it = Quantizer.quantize(meta[name], nbits=8, group_size=128, optimize=False, device="cpu")
+        meta[name] = Quantizer.dequantize(codes, of_it | {"compute_dtype": torch.float32})
+    theirs_again = Quantizer.dequantize(packed, meta | {"compute_dtype": torch.float32}).numpy().T
+    ours_again = hqq_meta.dequantize(hqq_meta.quantize(w, bits, group))
+    ours, other = (np.linalg.norm(again - w) for again in (ours_again, theirs_again))
+    assert ours < 1.01 * other
