@@ -81,7 +81,8 @@ def tune(
 
     ``data`` is a file of pairs, by default the one of ``data/``. The parts named by ``freeze`` (``sft.GROUPS``) stay as
     they are. ``changes`` sets fields of the recipe; its ``batch`` counts sequences, two for each pair. Without
-    ``patience``, the run takes all its steps and keeps the last model.
+    ``patience``, the run takes all its steps and keeps the last model. A Mixtral is written in Hugging Face's layout
+    besides, as by ``sft.tune``.
 
     Raises:
         UserError: the folder holds no model, a quantised one, or one without tokens for a chat; or a setting, the file
@@ -211,6 +212,7 @@ def _task(run: RunConfig, found: Data, reference: Reference | None) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, text.encode(errors="backslashreplace"))
         if rows:
             plots.save(preference_plot.curves(rows), folder / run_report.LOSS)
+        sft.export(folder, model)
 
     return Task(
         _about(found, recipe),

@@ -14,7 +14,7 @@ from tokenizer_json import mixtral_like
 
 from minimoe.cli import main
 from minimoe.cli import options as cli_options
-from minimoe.core import files, presets
+from minimoe.core import files, presets, tree
 from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
@@ -205,7 +205,10 @@ def test_a_mixtral_is_tuned_with_its_own_tokens_or_says_why_it_cannot_be(tmp_pat
     (folder / "tokenizer.json").write_text(json.dumps(mixtral_like()))
     done = tune(tmp_path / "run", tmp_path / "pairs.jsonl", folder, changes={"steps": 20})
     assert done.finished and done.metrics[-1]["val_margin"] > done.metrics[0]["margin"]
-    assert resumed(tmp_path / "run", steps=21).finished
+    assert resumed(tmp_path / "run", steps=21).problem is None
+    here, there = open_model.load(tmp_path / "run"), open_model.load(tmp_path / "run" / sft.MIXTRAL)
+    for mine, theirs in zip(tree.leaves(here.params), tree.leaves(there.params), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_quantised_model_is_refused(tmp_path: Path, lines: Path, base: Path) -> None:
