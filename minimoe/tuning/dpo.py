@@ -40,7 +40,7 @@ from minimoe.parallel.thread_pool import Map
 from minimoe.storage import open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat
-from minimoe.text.corpus import Source
+from minimoe.text.corpus import UNKNOWN
 from minimoe.text.huggingface_tokenizer import MissingTokenizer
 from minimoe.text.instructions import Pair
 from minimoe.training import run_report, trainer
@@ -106,7 +106,7 @@ def tune(
         "sha256": found.sha256,
         "patience": sft.checked_patience(patience),
     }
-    source = base.run.source if base.run else Source("preferences", [], found.sha256)
+    source = base.run.source if base.run else UNKNOWN
     codec: Any = base.tokenizer
     run = RunConfig(base.config, recipe, codec, source, tuning=Tuning(KIND, settings, sft.leaves_of(params, freeze)))
     here = trainer.new_folder(out, f"{files.user_path(folder).resolve().name}-dpo")

@@ -42,7 +42,7 @@ from minimoe.storage import huggingface, open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat, instructions
 from minimoe.text.chat import AnyTokenizer, Encoded
-from minimoe.text.corpus import Source
+from minimoe.text.corpus import UNKNOWN
 from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.text.instructions import Instruction
 from minimoe.text.tokenizer import with_chat_tokens
@@ -135,7 +135,7 @@ def tune(
         "pack": _packs(config, recipe, pack),
         "patience": checked_patience(patience),
     }
-    source = base.run.source if base.run else Source("instructions", [], found.sha256)
+    source = base.run.source if base.run else UNKNOWN
     frozen = leaves_of(params, freeze)
     if lora is not None:
         grown = size > base.config.vocab_size and "embedding" not in freeze
