@@ -96,8 +96,10 @@ def test_prompt_and_answer_fill_the_context_and_no_more() -> None:
         model = small_chats.tuned(context=length + room)
         lengths = [len(list(conversation.reply(model, QUESTION, temperature=1.0, seed=seed))) for seed in range(9)]
         assert max(lengths) == room
-    with pytest.raises(UserError, match=f"has {length} tokens, which leaves no room .* of {length}: begin a new one"):
+    with pytest.raises(UserError, match=f"has {length} tokens, which leaves no room .* of {length}: shorten it"):
         conversation.reply(small_chats.tuned(context=length), QUESTION)
+    with pytest.raises(UserError, match="leaves no room .*: begin a new one"):
+        conversation.reply(small_chats.tuned(context=length), [*QUESTION, Turn("assistant", "4"), *QUESTION])
 
 
 def test_a_model_that_was_not_tuned_says_so() -> None:

@@ -290,6 +290,9 @@ def test_a_run_whose_pairs_or_reference_are_others_is_not_resumed(tmp_path: Path
         files.write_tensors(run / dpo.REFERENCE, wrong, metadata)
         with pytest.raises(UserError, match="is that of other pairs"):
             resumed(run, steps=4)
+    files.write_tensors(run / dpo.REFERENCE, {name: part - 1 for name, part in tensors.items()}, about)
+    with pytest.raises(UserError, match="is that of another model"):
+        resumed(run, steps=4)
     (run / dpo.REFERENCE).unlink()
     with pytest.raises(UserError, match=r"reference.safetensors is missing.*tune again"):
         resumed(run, steps=4)
@@ -324,6 +327,10 @@ def test_the_command_tunes_and_goes_on(
         (["dpo", str(finished())], "minimoe sft"),
         (["dpo", str(base), "--loss", "kto"], "no preference loss 'kto'"),
         (["dpo", "--resume", str(tmp_path / "run"), "--beta", "1"], "--beta cannot go with --resume"),
+        (["dpo", "--resume", str(tmp_path / "run"), "--patience", "3"], "--patience cannot go with --resume"),
+        (["dpo", "x", "--resume", str(tmp_path / "run")], "are two models: leave one of the two out"),
+        (["dpo", "--resume", str(base)], f"resume it with `minimoe sft --resume {base}`"),
+        (["sft", "--resume", str(finished())], f"resume it with `minimoe train --resume {finished()}`"),
     ):
         assert main.main(words) == 2
         assert sentence in capsys.readouterr().err
