@@ -115,7 +115,9 @@ def run(
     models = [checkpoint.load_model(path) for path in folders]
     _check_alike(folders, models)
     first = models[0]
-    data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
+    data = None  # of a model that was trained elsewhere; what it answers can be measured all the same
+    if corpus is not None or first.run.source.is_known:
+        data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
     asked = next((tuned.questions_for(model.run) for model in models if tuned.is_tuned(model)), None)
     where = select_device(device)
     with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
@@ -164,7 +166,7 @@ def _trained_tokens(model: Model) -> int:
 def measure(
     name: str,
     model: Model,
-    data: Texts,
+    data: Texts | None,
     trained_tokens: int,
     settings: Settings | None = None,
     pool: Map = map,
@@ -172,7 +174,8 @@ def measure(
 ) -> Measured:
     """All results of the suite for one model; ``pool`` is a ``map``, for example one that uses several threads.
 
-    ``asked`` is what is held out for models that were tuned to answer; without it, nothing is asked.
+    ``asked`` is what is held out for models that were tuned to answer; without it, nothing is asked. Without ``data``,
+    nothing is measured that a text is needed for.
     """
     settings = settings or Settings()
     counts = parameters.count(model.config)
@@ -183,17 +186,33 @@ def measure(
         counts.active - router,
         counts.total - router,
         trained_tokens,
-        {document: _losses(model, data, ids, pool) for document, ids in zip(data.names, data.validation, strict=True)},
+        {} if data is None else _all_losses(model, data, pool),
         {
-            **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
-            PYTHON: _python(model, data, settings, pool),
-            BRACKETS: _brackets(model, data, settings, pool),
+            **(_without_text() if data is None else _written(model, data, settings, pool)),
             **(answered.marks if answered else {}),
         },
         answered.means if answered else {},
         # a student of a teacher learns another loss too, but from the start: no run is its base
         model.run.tuning is not None and "base" in model.run.tuning.settings,
     )
+
+
+def _all_losses(model: Model, data: Texts, pool: Map) -> dict[str, Losses]:
+    return {name: _losses(model, data, ids, pool) for name, ids in zip(data.names, data.validation, strict=True)}
+
+
+def _written(model: Model, data: Texts, settings: Settings, pool: Map) -> dict[str, Marks | str]:
+    return {
+        **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
+        PYTHON: _python(model, data, settings, pool),
+        BRACKETS: _brackets(model, data, settings, pool),
+    }
+
+
+def _without_text() -> dict[str, Marks | str]:
+    """The reasons in the places of what ``_written`` measures."""
+    tasks = (*(f"{SUMS}, {kind}" for kind in sums.KINDS), PYTHON, BRACKETS)
+    return dict.fromkeys(tasks, "not measured: the model was trained elsewhere, on a text that is not known here")
 
 
 # The tasks

@@ -86,9 +86,12 @@ def _prompt(model: Talker, turns: Sequence[Turn]) -> Ids:
     """The ids of the conversation, if the context has room for an answer; otherwise raises ``UserError``."""
     asked = chat.prompt(model.tokenizer, turns)
     if len(asked) >= model.config.context:
+        named, advice = "question", "shorten it"
+        if any(Turn(*turn).role == "assistant" for turn in turns):
+            named, advice = "conversation", "begin a new one (in a terminal, with /reset)"
         raise UserError(
-            f"The conversation has {len(asked):,} tokens, which leaves no room for an answer in the model's context of "
-            f"{model.config.context:,}: begin a new one (in a terminal, with /reset)."
+            f"The {named} has {len(asked):,} tokens, which leaves no room for an answer in the model's context of "
+            f"{model.config.context:,}: {advice}."
         )
     return asked
 

@@ -57,6 +57,8 @@ from minimoe.text.tokenizer import Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
+ADAPTERS = "adapters.safetensors"
+"""What a run with adapters has learned in model.safetensors, where the adapters are merged: they are apart here."""
 FORMAT = 2
 KEYS = {"format", "model", "train", "tokenizer", "source"}
 """What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
@@ -279,8 +281,13 @@ def save(
 
 def save_model(folder: Path, run: RunConfig, params: Decoder, step: int) -> None:
     """Writes model.safetensors: the parameters after ``step`` steps; raises ``UserError`` if it cannot be written."""
-    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
-    files.write_tensors(folder / MODEL, tensors, {"settings": json.dumps(_settings(run)), "step": str(step)})
+    metadata = {"settings": json.dumps(_settings(run)), "step": str(step)}
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    if adapted.are_in(tensors):
+        learned = {name: leaf for name, leaf in tensors.items() if name not in run.frozen}
+        files.write_tensors(folder / ADAPTERS, learned, metadata)
+        tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
+    files.write_tensors(folder / MODEL, tensors, metadata)
 
 
 def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
@@ -397,6 +404,30 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
             f"{path} does not say how far the run has come ({error!r}): restore it, or train again."
         ) from None
     return params, state, progress
+
+
+def with_adapters(folder: Path, run: RunConfig, params: Decoder) -> Decoder:
+    """``params`` of a run's last checkpoint, with what its model had learned: that may be an earlier one.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another run or step than model.safetensors.
+    """
+    path = folder / ADAPTERS
+    if not path.exists():
+        raise UserError(f"{path} is missing: restore it, or tune again.")
+    tensors, metadata = files.read_tensors(path)
+    _refuse_other_settings(metadata, run, path)
+    steps = [metadata.get("step"), files.read_metadata(folder / MODEL).get("step")]
+    if steps[0] != steps[1]:
+        raise UserError(
+            f"{path} is that of step {steps[0]!s:.20}, but {MODEL} that of step {steps[1]!s:.20}, because the run was "
+            f"stopped while it saved them: continue it with --resume {folder}."
+        )
+    tensors |= {name: leaf for name, leaf in tree.named_leaves(params) if name in run.frozen}
+    params = _fill(params, tensors, path)
+    _refuse_surplus(tensors, path)
+    refuse_broken_state(params, path)
+    return params
 
 
 def with_moved_text(folder: str | Path, run: RunConfig, corpus: Corpus) -> RunConfig | None:

@@ -56,6 +56,11 @@ class _Template(NamedTuple):
     answer: Callable[[str], list[int]]  # without its end
 
 
+def check(turns: Sequence[Turn]) -> None:
+    """Raises ``UserError`` unless user and assistant speak in turn, after a system's text or none."""
+    _joined(turns)
+
+
 def encode(tokenizer: AnyTokenizer, turns: Sequence[Turn]) -> Encoded:
     """A whole conversation: a system's text or none, then questions and answers in turn, an answer last.
 

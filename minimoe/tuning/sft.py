@@ -42,7 +42,7 @@ from minimoe.storage import huggingface, open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat, instructions
 from minimoe.text.chat import AnyTokenizer, Encoded
-from minimoe.text.corpus import Source
+from minimoe.text.corpus import UNKNOWN
 from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.text.instructions import Instruction
 from minimoe.text.tokenizer import with_chat_tokens
@@ -135,7 +135,7 @@ def tune(
         "pack": _packs(config, recipe, pack),
         "patience": checked_patience(patience),
     }
-    source = base.run.source if base.run else Source("instructions", [], found.sha256)
+    source = base.run.source if base.run else UNKNOWN
     frozen = leaves_of(params, freeze)
     if lora is not None:
         grown = size > base.config.vocab_size and "embedding" not in freeze
@@ -262,8 +262,7 @@ def _task(run: RunConfig, data: Data) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, _sample(model, data).encode(errors="backslashreplace"))
         if rows:
             plots.save(plots.loss_curves(rows), folder / run_report.LOSS)
-        if isinstance(model.tokenizer, PretrainedTokenizer):
-            _export(folder / MIXTRAL, model)
+        export(folder, model)
 
     return Task(
         _about(data, batches),
@@ -275,11 +274,16 @@ def _task(run: RunConfig, data: Data) -> Task:
     )
 
 
-def _export(folder: Path, model: Model) -> None:
-    """Writes the model as a Mixtral in Hugging Face's layout; replaces the one of an earlier end of the run."""
-    if huggingface.is_folder(folder):
-        shutil.rmtree(folder)
-    huggingface.save(folder, model.params, model.config, model.tokenizer, model.end_tokens)
+def export(folder: Path, model: Model) -> None:
+    """Writes a model that came in Hugging Face's layout in it again, in the run's folder ``MIXTRAL``.
+
+    It replaces the one of an earlier end of the run.
+    """
+    if not isinstance(model.tokenizer, PretrainedTokenizer):
+        return
+    if huggingface.is_folder(folder / MIXTRAL):
+        shutil.rmtree(folder / MIXTRAL)
+    huggingface.save(folder / MIXTRAL, model.params, model.config, model.tokenizer, model.end_tokens)
 
 
 def _about(data: Data, batches: packing.Batches) -> str:
