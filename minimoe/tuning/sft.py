@@ -108,7 +108,8 @@ def tune(
     ``data`` is a file of instructions, by default the one of ``data/``. The parts named by ``freeze`` (``GROUPS``) stay
     as they are. With ``lora``, only adapters learn, and the embedding and the output layer if the model gains tokens:
     see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
-    default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
+    default unless experts have a capacity or a sequence_loss. Without ``patience``, the run takes all its steps and
+    keeps the last model.
 
     A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
     folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
@@ -231,14 +232,19 @@ def recipe_of(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
-    """Whether instructions share sequences. They cannot if experts have a capacity, which is counted per sequence."""
+    """Whether instructions share sequences. They cannot if a capacity or a balance loss is counted per sequence."""
     limited = recipe.capacity_factor is not None or hasattr(moe.router_of(config), "CAPACITY_FACTOR")
     if asked and limited:
         raise UserError(
             "experts with a capacity count it per sequence, so packed instructions would take each other's places: pad "
             "them instead (--pad), or tune without a --capacity-factor and with another router."
         )
-    return not limited if asked is None else asked
+    if asked and recipe.sequence_loss:
+        raise UserError(
+            f"the sequence_loss {recipe.sequence_loss} balances the experts within each sequence, so packed "
+            "instructions would be balanced together: pad them instead (--pad), or tune with --sequence-loss 0."
+        )
+    return not (limited or recipe.sequence_loss) if asked is None else asked
 
 
 def checked_patience(patience: int | None) -> int | None:
