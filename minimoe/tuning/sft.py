@@ -118,6 +118,7 @@ def tune(
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
             possible; or experts with a capacity are to be packed.
     """
+    lora = None if lora is None else lora_run.checked(lora)
     base = open_model.load(folder)
     if isinstance(base, Model) and base.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be tuned: tune the run that it came from.")
