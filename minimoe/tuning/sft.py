@@ -234,6 +234,8 @@ def recipe_of(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
     """Whether instructions share sequences. They cannot if a capacity or a balance loss is counted per sequence."""
+    if asked not in (None, True, False):
+        raise UserError(f"pack {asked!r:.40} is no answer: give True, False, or None for the usual one.")
     limited = recipe.capacity_factor is not None or hasattr(moe.router_of(config), "CAPACITY_FACTOR")
     if asked and limited:
         raise UserError(

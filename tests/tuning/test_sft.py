@@ -287,6 +287,7 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path, lines: Path) -> None:
     refused("nothing is left to learn", freeze=list(sft.GROUPS))
     refused("patience 0 is not a number", patience=0)
     refused("no setting 'stepz'", changes={"stepz": 3})
+    refused("pack 'no' is no answer", pack="no")
     refused("count it per sequence", changes={"capacity_factor": 1.0}, pack=True)
     refused("sequence_loss 0.1 balances .* within each sequence", changes={"sequence_loss": 0.1}, pack=True)
     empty = tmp_path / "empty.jsonl"
