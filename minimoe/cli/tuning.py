@@ -32,7 +32,10 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--qlora", action="store_true", default=None, help="keep the frozen weights in 4 bits, nf4")
     rows = sub.add_mutually_exclusive_group()
     rows.add_argument(
-        "--pack", action="store_true", default=None, help="several instructions in each sequence (the default)"
+        "--pack",
+        action="store_true",
+        default=None,
+        help="several instructions in each sequence (the default without a capacity and a sequence loss)",
     )
     rows.add_argument("--pad", action="store_false", dest="pack", help="one instruction in each sequence, and padding")
     _add_patience(sub, presets.SFT_PATIENCE)

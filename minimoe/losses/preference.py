@@ -137,6 +137,11 @@ def places(count: int) -> NDArray[np.float32]:
 
 def check(loss: Preference) -> None:
     """Raises ``UserError`` for settings that are not possible, or that this kind of loss would ignore."""
+    if not isinstance(loss, Preference):
+        raise UserError(f"loss {loss!r:.40} is not a Preference: give one, such as Preference('ipo').")
+    for name in ("beta", "label_smoothing", "margin"):
+        if not isinstance(value := getattr(loss, name), int | float):
+            raise UserError(f"{name} {value!r:.40} is not a number: give one.")
     if loss.kind not in KINDS:
         raise UserError(f"there is no preference loss {loss.kind!r:.40}{suggestion(loss.kind, KINDS)}: choose one of "
                         f"{', '.join(KINDS)}.")  # fmt: skip

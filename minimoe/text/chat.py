@@ -121,6 +121,8 @@ def _joined(turns: Sequence[Turn]) -> list[str]:
     Raises:
         UserError: there is no question, two turns of one role follow each other, or a turn is not a text.
     """
+    if isinstance(turns, str) or not all(isinstance(turn, tuple | list) and len(turn) == 2 for turn in turns):
+        raise UserError(f"{turns!r:.40} is not a conversation: give a list of turns, such as [Turn('user', 'Hello')].")
     turns = [Turn(*turn) for turn in turns]
     for place, (role, text) in enumerate(turns, start=1):
         if role not in get_args(Role):

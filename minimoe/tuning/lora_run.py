@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,18 @@ class Lora(NamedTuple):
     dropout: float = 0.0
     stabilized: bool = False  # rsLoRA
     quantize: str | None = None  # "nf4" or "int8": the form of the frozen bases (QLoRA)
+
+
+def checked(lora: Lora) -> Lora:
+    """The same settings as plain numbers, which JSON can write; raises ``UserError`` if one is of another kind."""
+    if not isinstance(lora, Lora):
+        raise UserError(f"lora {lora!r:.40} does not say how adapters are trained: give a Lora, such as Lora(rank=8).")
+    for name in ("rank", "alpha", "dropout"):
+        value = getattr(lora, name)
+        if not (isinstance(value, int | float | np.number) or (name == "alpha" and value is None)):
+            raise UserError(f"{name} {value!r:.40} is not a number: give one.")
+    plain: list[Any] = [value.item() if isinstance(value, np.generic) else value for value in lora]
+    return Lora(*plain)
 
 
 def begin(

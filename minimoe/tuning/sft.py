@@ -108,7 +108,8 @@ def tune(
     ``data`` is a file of instructions, by default the one of ``data/``. The parts named by ``freeze`` (``GROUPS``) stay
     as they are. With ``lora``, only adapters learn, and the embedding and the output layer if the model gains tokens:
     see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
-    default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
+    default unless experts have a capacity or a sequence_loss. Without ``patience``, the run takes all its steps and
+    keeps the last model.
 
     A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; its run folder is an ordinary one
     too, and at the end of the run also holds the result in Hugging Face's layout, in ``mixtral/``.
@@ -117,6 +118,7 @@ def tune(
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
             possible; or experts with a capacity are to be packed.
     """
+    lora = None if lora is None else lora_run.checked(lora)
     base = open_model.load(folder)
     if isinstance(base, Model) and base.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be tuned: tune the run that it came from.")
@@ -231,14 +233,21 @@ def recipe_of(base: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
 
 
 def _packs(config: ModelConfig, recipe: TrainConfig, asked: bool | None) -> bool:
-    """Whether instructions share sequences. They cannot if experts have a capacity, which is counted per sequence."""
+    """Whether instructions share sequences. They cannot if a capacity or a balance loss is counted per sequence."""
+    if asked not in (None, True, False):
+        raise UserError(f"pack {asked!r:.40} is no answer: give True, False, or None for the usual one.")
     limited = recipe.capacity_factor is not None or hasattr(moe.router_of(config), "CAPACITY_FACTOR")
     if asked and limited:
         raise UserError(
             "experts with a capacity count it per sequence, so packed instructions would take each other's places: pad "
             "them instead (--pad), or tune without a --capacity-factor and with another router."
         )
-    return not limited if asked is None else asked
+    if asked and recipe.sequence_loss:
+        raise UserError(
+            f"the sequence_loss {recipe.sequence_loss} balances the experts within each sequence, so packed "
+            "instructions would be balanced together: pad them instead (--pad), or tune with --sequence-loss 0."
+        )
+    return not (limited or recipe.sequence_loss) if asked is None else asked
 
 
 def checked_patience(patience: int | None) -> int | None:

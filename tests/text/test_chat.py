@@ -168,3 +168,9 @@ def test_a_written_folder_keeps_the_template(of_text: Any, tmp_path: Any) -> Non
     assert mine.ids.tolist() == theirs.ids.tolist()
     assert mine.answer.tolist() == theirs.answer.tolist()
     assert written.decode(theirs.ids) == own.decode(mine.ids)
+
+
+@pytest.mark.parametrize("turns", ["Hello", ["Hello"], [("user",)], [3]])
+def test_what_is_no_list_of_turns_is_refused(turns: Any) -> None:
+    with pytest.raises(UserError, match="is not a conversation: give a list of turns"):
+        chat.check(turns)

@@ -211,6 +211,12 @@ def test_a_mixtral_is_tuned_with_its_own_tokens_or_says_why_it_cannot_be(tmp_pat
         np.testing.assert_array_equal(mine, theirs)
 
 
+def test_a_loss_of_another_type_is_refused(tmp_path: Path, lines: Path, base: Path) -> None:
+    for loss, says in (("ipo", "loss 'ipo' is not a Preference"), (Preference("dpo", "x"), "beta 'x' is not a number")):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=says):
+            tune(tmp_path / "run", lines, base, loss=loss)
+
+
 def test_a_quantised_model_is_refused(tmp_path: Path, lines: Path, base: Path) -> None:
     quantized.write(base, tmp_path / "small", "int8")
     with pytest.raises(UserError, match="quantised and cannot be tuned"):

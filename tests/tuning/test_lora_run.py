@@ -208,6 +208,11 @@ def test_what_is_not_possible_is_refused(tmp_path: Path, lines: Path, monkeypatc
         assert not (tmp_path / "run").exists()
 
     refused("rank 0 is not possible", Lora(0))
+    refused("rank '2' is not a number", Lora("2"))  # type: ignore[arg-type]
+    refused("dropout None is not a number", Lora(2, dropout=None))  # type: ignore[arg-type]
+    refused("lora 4 does not say how", 4)  # type: ignore[arg-type]
+    assert lora_run.checked(Lora(np.int64(2), np.float32(3))) == Lora(2, 3.0)  # type: ignore[arg-type]
+    json.dumps(lora_run.checked(Lora(np.int64(2), np.float32(3))))  # type: ignore[arg-type]
     refused("rank 9 does not suit", Lora(9))
     refused(r"dropout 1\.5 is not possible", Lora(2, dropout=1.5))
     refused("alpha -1 is not possible", Lora(2, alpha=-1))

@@ -287,7 +287,9 @@ def test_what_cannot_be_tuned_is_refused(tmp_path: Path, lines: Path) -> None:
     refused("nothing is left to learn", freeze=list(sft.GROUPS))
     refused("patience 0 is not a number", patience=0)
     refused("no setting 'stepz'", changes={"stepz": 3})
+    refused("pack 'no' is no answer", pack="no")
     refused("count it per sequence", changes={"capacity_factor": 1.0}, pack=True)
+    refused("sequence_loss 0.1 balances .* within each sequence", changes={"sequence_loss": 0.1}, pack=True)
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(UserError, match="is empty"):
@@ -300,6 +302,7 @@ def test_experts_with_a_capacity_are_padded_unless_told_otherwise(tmp_path: Path
     switch = dataclasses.replace(done.model.config, router="switch", active_experts=1)
     recipe = dataclasses.replace(done.model.run.recipe, capacity_factor=None)
     assert not sft._packs(switch, recipe, None) and sft._packs(done.model.config, recipe, None)
+    assert not sft._packs(done.model.config, dataclasses.replace(recipe, sequence_loss=0.1), None)
 
 
 def test_the_defaults_and_the_groups_are_those_of_the_command_line() -> None:
