@@ -99,7 +99,7 @@ def by_layers(experts: Array, slots: int, shares: bool) -> float:
 
 
 def even(rng: np.random.Generator, tokens: int, experts: int, together: int) -> Array:
-    """(N, K) experts as a router would choose them that draws evenly and independently for each token: chance."""
+    """(N, K) experts, drawn evenly and independently for each token: the level of chance."""
     return rng.random((tokens, experts)).argsort(1)[:, :together]
 
 

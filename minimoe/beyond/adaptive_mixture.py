@@ -3,7 +3,7 @@
     o_i = x U_i + b_i,    p = softmax(x V + c)
 
     cooperative    ‖d − Σ p_i o_i‖²                 the experts share one residual: each fills what the others leave
-    competitive    Σ p_i ‖d − o_i‖²                 each expert is asked for the whole answer, as often as p_i says
+    competitive    Σ p_i ‖d − o_i‖²                 each expert learns the whole answer, with the weight p_i
     mixture        −log Σ p_i exp(−½ ‖d − o_i‖²)    one expert made the answer; which of them is not known
 
 The mixture error weights the gradient of an expert by the posterior h_i ∝ p_i exp(−½ ‖d − o_i‖²), the probability that
@@ -213,7 +213,7 @@ def _squares(answers: Answers, target: Array) -> Array:
 
 
 def _log_share(answers: Answers, labels: Array) -> Array:
-    """log π_i(d) (N, E): what each expert thought of the right class."""
+    """log π_i(d) (N, E): the log-probability that each expert gives to the right class."""
     xp = array_module(answers.output)
     return xp.take_along_axis(log_softmax(answers.output), _checked(labels, answers)[:, None, None], axis=2)[..., 0]
 
@@ -224,7 +224,7 @@ def _one_hot(labels: Array, answers: Answers) -> Array:
 
 
 def _checked(labels: Array, answers: Answers) -> Array:
-    """The labels, which would count from the end if they were negative."""
+    """The labels, checked: NumPy would count a negative label from the end."""
     classes = answers.output.shape[2]
     if labels.size and not (labels.min() >= 0 and labels.max() < classes):
         found = f"labels from {labels.min()} to {labels.max()}"

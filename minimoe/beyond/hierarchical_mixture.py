@@ -57,7 +57,7 @@ class HierarchicalMixture(NamedTuple):
 
 
 class Beliefs(NamedTuple):
-    """What the tree thinks of N cases, in logarithms; a posterior if y was used, else a prior."""
+    """Log-probabilities of the branches and leaves for N cases: a posterior if y was used, else a prior."""
 
     branch: Array  # (N, I)
     leaf: Array  # (N, I, J)  given the branch
@@ -113,7 +113,7 @@ def prior(params: HierarchicalMixture, x: Array) -> Beliefs:
 
 
 def means(params: HierarchicalMixture, x: Array) -> Array:
-    """x (N, D) → μ (N, I, J, M), what each leaf would say."""
+    """x (N, D) → μ (N, I, J, M), the mean that each leaf predicts."""
     return array_module(x).moveaxis(x @ params.u_leaf, 2, 0)
 
 
@@ -195,8 +195,9 @@ def least_squares_step(
 ) -> tuple[HierarchicalMixture, float]:
     """``em_step`` with a simpler M-step for the gates, Algorithm 2 of the paper: one least-squares fit of ln h.
 
-    If g were equal to h, x V would be ln h up to a constant per case; so x V is fitted to it, which takes one solution
-    of a linear system and no iteration. What is fitted is no longer the likelihood, and the likelihood may fall.
+    If g were equal to h, x V would be ln h up to a constant per case; so x V is fitted to ln h, which takes one
+    solution of a linear system and no iteration. What is fitted is no longer the likelihood, and the likelihood may
+    fall.
     """
     _check_settings(ridge, floor)
     log_likelihood, cache = forward(params, x, y)
@@ -283,7 +284,7 @@ def four_lines(rng: np.random.Generator, cases: int = 300, noise: float = 0.15) 
 def _fit_leaves(
     params: HierarchicalMixture, x: Array, y: Array, h: Array, ridge: float, floor: float
 ) -> HierarchicalMixture:
-    """The M-step of the leaves: U by least squares weighted with h (N, I, J), then σ² from what is left.
+    """The M-step of the leaves: U by least squares weighted with h (N, I, J), then σ² from the residuals.
 
     U maximises −Σ h ‖y − x U‖²/2σ² − ½ ridge ‖U‖² for the σ² that the leaf has, hence ridge times σ².
     """

@@ -11,8 +11,8 @@ an LSTM it looks at no other position, so nothing has to wait, and all B·T rows
 by step it would give the same numbers, and each expert would get 1/T of the rows at a time.
 
 The mixture is ``layers/moe.py`` with noisy top-k gating, and the losses that balance it are those of
-``losses/balance.py``: all three are from this paper. The experts are SwiGLU; the paper's have one hidden layer with
-ReLU. Its dropout is left out, because these models see every text only once or twice.
+``losses/balance.py``: all three are from the paper of 2017. The experts are SwiGLU; those of the paper have one hidden
+layer with ReLU. The dropout of the paper is left out, because these models see every text only once or twice.
 
 Shazeer et al. 2017, arXiv 1701.06538.  Lesson: lessons/63_between_two_lstms.ipynb
 """

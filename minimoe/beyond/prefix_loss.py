@@ -6,9 +6,10 @@ A causal model gives a token the same prediction whether or not other tokens fol
 to rounding. A layer that looks ahead can read the answer in a whole sequence. When a model writes, only the prefix
 exists, and the answer is not in it. The loss on a prefix therefore shows how well the model predicts in use.
 
-``train`` makes such a model with any router, allowed or not, or with ``SOFT``: Soft MoE in the place of router and
-experts, which the package's own decoder does not offer. For Soft MoE, this module has a forward and a backward pass of
-the decoder; all other models are those of ``minimoe.layers.decoder``.  Lesson: lessons/23_who_may_look_ahead.ipynb
+``train`` makes a small decoder with any router, even one that language models refuse, or with ``SOFT``: Soft MoE in the
+place of router and experts, which the package's own decoder does not offer. For Soft MoE, this module has a forward and
+a backward pass of the decoder; all other models are those of
+``minimoe.layers.decoder``.  Lesson: lessons/23_who_may_look_ahead.ipynb
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def forward(params: Decoder, tokens: Array, config: ModelConfig) -> tuple[Array,
 
 @underflow_is_right
 def backward(params: Decoder, cache: Cache, dlogits: Array) -> Decoder:
-    """dlogits (B, T, V) → every gradient: ``decoder.backward`` with Soft MoE, which has no sums over tokens.
+    """dlogits (B, T, V) → every gradient: ``decoder.backward`` with Soft MoE, but without sums over tokens.
 
     Each residual connection passes the gradient on and adds the one through its layer: dx = dy + d(layer ∘ norm)(dy).
     """

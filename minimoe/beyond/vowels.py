@@ -176,7 +176,7 @@ def learn(
 ) -> tuple[Outcome, Task]:
     """Trains on all training tokens at once; ``seed`` draws the speakers and the first parameters.
 
-    It ends when the mean of (onehot − share)² is at most ``criterion``, or after ``most_epochs``.
+    Training ends when the mean of (onehot − share)² is at most ``criterion``, or after ``most_epochs``.
 
     Raises:
         UserError: ``rate`` or ``most_epochs`` is not above 0.

@@ -77,7 +77,7 @@ MEMORY_ADVICE = {
 
 
 def _with_prompt(arguments: list[str]) -> list[str]:
-    """The arguments with a prompt that begins with - tied to its option: argparse would take it for an option."""
+    """The arguments with a prompt that begins with - tied to its option: argparse would read it as an option."""
     tied = list(arguments)
     for place in range(len(tied) - 2, -1, -1):
         prompt = tied[place + 1]
@@ -91,8 +91,8 @@ def _with_prompt(arguments: list[str]) -> list[str]:
 def _streams() -> Iterator[None]:
     """Standard streams that exist and can show every character, until the command ends.
 
-    A program that was started with a closed stream would get its number for the next file that it opens, and write its
-    messages into that.
+    If a program is started with a closed stream, the next file that it opens gets the number of this stream, and the
+    messages of the program would be written into this file.
     """
     with contextlib.suppress(OSError):
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:

@@ -21,7 +21,7 @@ PUBLISHED = (
     "rumour-8x220b",
 )
 MERGING = ("average", "slerp", "task", "ties", "dare")
-SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "rtn4", "rtn3", "rtn2", "float")
+SCHEMES = ("int8", "nf4", "hqq4", "hqq3", "hqq2", "hqq4m", "hqq3m", "hqq2m", "rtn4", "rtn3", "rtn2", "float")
 PREFERENCES = ("dpo", "ipo", "simpo")
 SFT_GROUPS = ("router", "experts", "attention", "embedding", "norms")
 PRUNING = ("reconstruction", "frequency", "random")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def of_sft(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, and the settings of the recipe; one that is not given is that of the run."""
+    """Adds what to tune, with what, and the settings of the recipe, which by default are those of the run."""
     sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
     sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
@@ -83,10 +83,11 @@ def sft(chosen: argparse.Namespace) -> int:
     settings = options.settings(chosen)
     machine = {"device": chosen.device, "threads": chosen.threads}
     if chosen.resume:
-        commands.leave_out(chosen, "resume", "folder", "instructions", "out", "freeze", "pack", *LORA)
+        _no_model(chosen)
+        commands.leave_out(chosen, "resume", "instructions", "out", "freeze", "pack", *LORA)
         if hasattr(chosen, "patience"):  # None is a value of its own
             raise UserError("--patience cannot go with --resume: the folder determines it; leave --patience out.")
-        return commands.outcome(resume.resume(chosen.resume, changes=settings, **machine))
+        return commands.outcome(resume.resume(chosen.resume, changes=settings, kind=tuning.KIND, **machine))
     if chosen.folder is None:
         raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
     patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}
@@ -103,6 +104,11 @@ def sft(chosen: argparse.Namespace) -> int:
             **machine,
         )
     )
+
+
+def _no_model(chosen: argparse.Namespace) -> None:
+    if chosen.folder is not None:
+        raise UserError(f"{chosen.folder} and --resume {chosen.resume} are two models: leave one of the two out.")
 
 
 def _lora(chosen: argparse.Namespace) -> Lora | None:
@@ -126,8 +132,11 @@ def dpo(chosen: argparse.Namespace) -> int:
     machine = {"device": chosen.device, "threads": chosen.threads}
     given = {name: value for name in Preference._fields[1:] if (value := getattr(chosen, name)) is not None}
     if chosen.resume:
-        commands.leave_out(chosen, "resume", "folder", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
-        return commands.outcome(resume.resume(chosen.resume, changes=settings, **machine))
+        _no_model(chosen)
+        commands.leave_out(chosen, "resume", "pairs", "out", "freeze", "loss", *Preference._fields[1:])
+        if hasattr(chosen, "patience"):
+            raise UserError("--patience cannot go with --resume: the folder determines it; leave --patience out.")
+        return commands.outcome(resume.resume(chosen.resume, changes=settings, kind=tuning.KIND, **machine))
     if chosen.folder is None:
         raise UserError("there is no model to tune: give the folder of a run, or --resume and the folder of one.")
     patience = {"patience": chosen.patience} if hasattr(chosen, "patience") else {}

@@ -37,7 +37,7 @@ ROUTERS = ("noisy_top_k", "switch", "gshard")
 
 
 class Match(NamedTuple):
-    """How the neurons of one expert fit to those of another."""
+    """How the neurons of one expert are matched with those of another."""
 
     order: NDArray[np.int64]  # (F,)  the neuron of the other expert that belongs in each place
     value: float  # the sum of the products of matched parameters: larger is closer
@@ -46,7 +46,7 @@ class Match(NamedTuple):
 def match(to: Experts, other: Experts) -> Match:
     """Two experts, without the axis of experts → the best order of the other's neurons.
 
-    Both are compared in their balanced form, so that scales play no part, and the sign is the better one of the two.
+    Both are balanced before they are compared, so their scales do not matter. Each pair has the sign that fits better.
     """
     ours, theirs = scaled(to, balance(to)), scaled(other, balance(other))
     alike = ours.w_gate.T @ theirs.w_gate  # (F, F)
@@ -64,7 +64,7 @@ def balance(expert: Experts) -> NDArray[Any]:
 
 
 def scaled(expert: Experts, c: NDArray[Any]) -> Experts:
-    """The expert with c (F,) moved from w_down to w_up: the same function."""
+    """The expert with w_up · c and w_down / c, for c (F,): the same function."""
     return Experts(expert.w_gate, expert.w_up * c, expert.w_down / c[:, None])
 
 

@@ -1,9 +1,9 @@
 """The assignment problem: give each row a column of its own, such that the sum of the chosen costs is least.
 
-Rows are added one at a time. Each finds the cheapest path of exchanges to a free column by Dijkstra's algorithm, in
-O(n²) steps, so n rows take O(n³). Two prices keep all reduced costs c_ij − u_i − v_j at zero or above. Where a row has
-its column, the reduced cost is zero. This proves that the result is the best one: every assignment costs at least
-Σu + Σv, and this one costs exactly that.
+Rows are added one at a time. For each row, Dijkstra's algorithm finds the cheapest path of exchanges to a free column
+in O(n²) steps, so n rows take O(n³). A price u_i for each row and a price v_j for each column keep all reduced costs
+c_ij − u_i − v_j at zero or above. For each row and the column that it is given, the reduced cost is zero. This proves
+that the result is the best one: every assignment costs at least Σu + Σv, and this one costs exactly that.
 
 Kuhn 1955 (the Hungarian method); Jonker and Volgenant 1987 (shortest augmenting paths).
 Lesson: lessons/52_merging_and_upcycling.ipynb

@@ -5,8 +5,8 @@
     3  the neurons of a group's experts are aligned with the leader's, then averaged, weighted by numbers of tokens
     4  the router still has E outputs: those of one group are bound to one expert
 
-If the experts of each group were equal, the bound model computes what the model computed before. A router that is cut
-to R outputs does not: the softmax would be over fewer logits.
+If the experts of each group are equal, the bound model computes what the model computed before. With a router of only R
+outputs it would not, because the softmax would be over fewer logits.
 
 The bound experts take R/E of the memory. ``unbound`` makes an ordinary stack of E experts out of them, in which those
 of a group are equal: every other part of this package can use it, but it is as large as before.
@@ -35,7 +35,7 @@ from minimoe.layers.moe import MoE
 
 
 class Bound(NamedTuple):
-    """R experts, and which of them each of the E outputs of the router is bound to."""
+    """R experts, and for each of the E outputs of the router the expert to which it is bound."""
 
     experts: Experts  # (R, ...)
     group: NDArray[np.int64]  # (E,)

@@ -16,7 +16,7 @@ With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier, wh
 smaller, z only moves to where the errors of each group add up to zero.
 
 Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models. Their write-up lets β grow by 1 % in
-each round, their library does not; this is the library's form, and the codes are the same.
+each round, their library does not; this module does as the library does, and gives the same codes.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Quantized(NamedTuple):
 
 
 def _levels() -> NDArray[np.float32]:
-    """Eight levels below zero, zero, and eight above it would be 17: there is one less below, and −1 and 1 are both."""
+    """Seven levels below zero, zero, and eight above zero: 16 in all. Both −1 and 1 are levels."""
     edge = (31 / 32 + 29 / 30) / 2  # so that the outermost quantile is finite
     above = [NormalDist().inv_cdf(p) for p in np.linspace(edge, 0.5, 9)[:-1]]
     below = [-NormalDist().inv_cdf(p) for p in np.linspace(edge, 0.5, 8)[:-1]]
@@ -121,7 +121,8 @@ def blank(shape: tuple[int, int], block: int = BLOCK, double: bool = True) -> Qu
 def _nearest(rows: NDArray[np.float64], values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
     """rows (R, G), each divided by its largest number → the codes of the nearest ``values`` (R, G), and the divisors.
 
-    The code is the number of midpoints between values that are smaller, so the smaller code wins a tie.
+    The code of a number is the count of midpoints between values that are below the number, so the smaller code wins a
+    tie.
     """
     absmax = np.abs(rows).max(1)
     scaled = rows / np.where(absmax > 0, absmax, 1)[:, None]  # a row of zeros stays a row of zeros

@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.compression import int8, layout, nf4, rtn
+from minimoe.compression import hqq_meta, int8, layout, nf4, rtn
 
 WEIGHTS = 2**20
 """About how many weights are dequantised at a time: their intermediate results take some 30 MB."""
 
-Quantized = int8.Quantized | nf4.Quantized | rtn.Quantized
+Quantized = int8.Quantized | nf4.Quantized | rtn.Quantized | hqq_meta.Quantized
 
 
 def dequantize_into(q: Quantized, place: NDArray[np.float32]) -> None:
     """Writes the matrix ŵ (inputs, outputs) into ``place``, an array of this shape."""
+    if isinstance(q, hqq_meta.Quantized):
+        q = hqq_meta.expanded(q)  # once, since 128 groups share numbers and a portion has other bounds
     inputs, outputs = place.shape
     step = outputs_at_once(q, inputs)
     for start in range(0, outputs, step):
@@ -31,11 +33,14 @@ def dequantize_into(q: Quantized, place: NDArray[np.float32]) -> None:
 
 
 def outputs_at_once(q: Quantized, inputs: int) -> int:
-    """The largest number of outputs that has at most ``WEIGHTS`` weights and ends with a block, or else the least."""
+    """The largest number of outputs that fill whole blocks and have at most ``WEIGHTS`` weights.
+
+    If there is none, the smallest number of outputs that fill whole blocks.
+    """
     unit = 1
     if isinstance(q, nf4.Quantized):
         unit = math.lcm(q.block, 2) * (1 if q.nested_absmax is None else nf4.NESTED_BLOCK)
-    elif isinstance(q, rtn.Quantized):
+    elif isinstance(q, rtn.Quantized | hqq_meta.Quantized):
         unit = q.codes.shape[1]
     least = unit // math.gcd(unit, inputs)
     return max(1, WEIGHTS // (inputs * least)) * least
@@ -53,6 +58,7 @@ def portion(q: Quantized, inputs: int, start: int, stop: int) -> NDArray[np.floa
             nested = nested[blocks.start // nf4.NESTED_BLOCK : -(-blocks.stop // nf4.NESTED_BLOCK)]
         part = q._replace(codes=q.codes[first // 2 : -(-last // 2)], absmax=q.absmax[blocks], nested_absmax=nested)
         return nf4.dequantize(part._replace(shape=shape))
+    q = hqq_meta.expanded(q) if isinstance(q, hqq_meta.Quantized) else q
     group = q.codes.shape[1]
     blocks = slice(first // group, -(-last // group))
     codes = layout.unpack_range(q.codes, q.bits, blocks.start, blocks.stop)

@@ -9,7 +9,8 @@ Three methods choose the r experts of each layer:
     random           r experts by chance, as a control
 
 The output of every expert for every token of the sample is computed once. Then each subset costs only a routing and a
-weighted sum. All layers read what they read in the whole model, so each is chosen independently of the others.
+weighted sum. Every layer is given the input that it has in the whole model, so the experts of a layer are chosen
+independently of the other layers.
 
 A cheaper measure keeps all experts but uses fewer: a token leaves out its second expert if the weight of this expert is
 small beside that of the first. See ``median_ratios``, ``Mode.skip_below`` and ``routing.skip_second``.
@@ -179,7 +180,7 @@ def choose(
 def error(params: MoE, layer: Layer, config: ModelConfig, kept: Sequence[int]) -> float:
     """‖F'(x) − F(x)‖, the Frobenius norm over all tokens of the sample, if only the experts ``kept`` are left.
 
-    The router without the other columns chooses anew, so a token that loses an expert gets its next best one.
+    The router chooses among the experts that are left, so a token that loses an expert gets its next best one.
     """
     smaller = dataclasses.replace(config, experts=len(kept))
     router = _router(params.router, config, kept)
@@ -188,7 +189,7 @@ def error(params: MoE, layer: Layer, config: ModelConfig, kept: Sequence[int]) -
 
 
 def remove(params: Decoder, config: ModelConfig, kept: Sequence[Sequence[int]]) -> tuple[Decoder, ModelConfig]:
-    """The model with only the experts ``kept[i]`` in mixture i, and its config; the router loses the same columns."""
+    """The model with only the experts ``kept[i]`` in mixture i, and its config; routers lose the other columns."""
     first = config.dense_layers
     blocks = list(params.blocks[:first])
     for block, of_layer in zip(params.blocks[first:], kept, strict=True):

@@ -10,10 +10,12 @@ have different schemes, because attention is a small part of the weights and suf
     rtn4, hqq4          4 bits, groups of 64, step and offset in float16         4.5
     rtn3, hqq3          3 bits, groups of 64, ten codes in an int32              3.7
     rtn2, hqq2          2 bits, groups of 32                                     3
+    hqq4m, hqq3m        as hqq4 and hqq3, step and offset in 8 bits              4.26, 3.46
+    hqq2m               2 bits, groups of 16, step and offset in 8 bits          3.03
     float               as they are
 
-Every matrix is quantised by itself, each expert too. In a file, the name of an array is that of its matrix followed by
-its own, such as ``blocks[0].moe.experts.w_up.codes``; the arrays of all experts are stacked.
+Every matrix is quantised by itself, each expert too. In a file, the name of an array is the name of its matrix followed
+by the name of its field, such as ``blocks[0].moe.experts.w_up.codes``; the arrays of all experts are stacked.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from minimoe.compression import hqq, int8, nf4, rtn
+from minimoe.compression import hqq, hqq_meta, int8, nf4, rtn
 from minimoe.core import tree
 from minimoe.core.arrays import placeholder
 from minimoe.core.config import ModelConfig
@@ -55,6 +57,9 @@ SCHEMES = {
     "hqq4": Scheme(hqq, {"bits": 4, "group": 64}),
     "hqq3": Scheme(hqq, {"bits": 3, "group": 64}),
     "hqq2": Scheme(hqq, {"bits": 2, "group": 32}),
+    "hqq4m": Scheme(hqq_meta, {"bits": 4, "group": 64}),
+    "hqq3m": Scheme(hqq_meta, {"bits": 3, "group": 64}),
+    "hqq2m": Scheme(hqq_meta, {"bits": 2, "group": 16}),
     "rtn4": Scheme(rtn, {"bits": 4, "group": 64}),
     "rtn3": Scheme(rtn, {"bits": 3, "group": 64}),
     "rtn2": Scheme(rtn, {"bits": 2, "group": 32}),
@@ -173,7 +178,7 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
 def approximate(params: Decoder, schemes: Mapping[str, str]) -> Decoder:
     """``params`` after quantising and dequantising the parts that ``schemes`` names; the router may be one of them.
 
-    No folder has a quantised router; this function shows the effect that one would have.
+    A router is never saved in quantised form; this function shows the effect that quantising it would have.
     """
     chosen = schemes_of(params, schemes)
     leaves = []

@@ -10,10 +10,11 @@ token that goes to one slice of a copy goes to all of them ("virtual groups"). E
 W_down is multiplied by G.
 
 While all experts are equal and the weights are renormalised, the router gets exactly no gradient from the
-language-model loss: dw_k = dy · y is the same for all k, so dh = w ⊙ (dw − Σ w dw) = 0. The experts part because they
-see different tokens; only then does the router learn.
+language-model loss: dw_k = dy · y is the same for all k, so dh = w ⊙ (dw − Σ w dw) = 0. The experts become different
+because they see different tokens; only then does the router learn.
 
-``mix`` is Branch-Train-MiX: the experts are those of several dense models that were trained apart from one origin.
+``mix`` is Branch-Train-MiX: the experts come from several dense models that were trained separately, beginning with the
+same parameters.
 
 Komatsuzaki et al. 2023, arXiv 2212.05055; He et al. 2024, arXiv 2410.07524 (granularity); Sukhbaatar et al. 2024,
 arXiv 2403.07816 (Branch-Train-MiX).  Lesson: lessons/52_merging_and_upcycling.ipynb
@@ -50,7 +51,8 @@ def config_of(
 
     With a granularity G there are G times as many experts and active experts, each a G-th as wide. ``noisy_gating``
     is off by default: the noise is larger than the logits of a fresh router, so tokens would go to copies by chance,
-    and copies that see the same tokens do not part. With a granularity, it would also separate the slices of a copy.
+    and copies that see the same tokens stay alike. With a granularity, the noise would also separate the slices of a
+    copy.
 
     Raises:
         UserError: the model is not dense, or the numbers do not fit.
@@ -117,8 +119,8 @@ def mix(rng: np.random.Generator, models: Sequence[Decoder], config: ModelConfig
     it must be trained.
 
     Raises:
-        UserError: the models differ in shape, there are more or fewer than experts, or ``config`` was not made from
-            them with this granularity.
+        UserError: the models differ in shape, their number is not the number of experts, or ``config`` was not made
+            from them with this granularity.
     """
     if len(models) * granularity != config.experts:
         raise UserError(
@@ -138,7 +140,7 @@ def _with_experts(
     granularity: int,
     noise: float = 0.0,
 ) -> Decoder:
-    """``dense`` with a router and these experts, given for each layer, in each layer."""
+    """``dense`` with a router in each layer, and ``experts``, one list for each layer."""
     width = experts[0][0].w_up.shape[2]
     if config.expert_width * granularity != width or config.experts % granularity:
         raise UserError(
@@ -162,7 +164,7 @@ def _with_experts(
 def _scale(config: ModelConfig, granularity: int) -> float:
     """What W_down is multiplied by, so that the weighted sum over the K experts is the dense layer again.
 
-    Renormalised, each slice has 1/G of the weight of its copy. Otherwise each weight is about 1/E.
+    If weights are renormalised, each slice has 1/G of the weight of its copy. Otherwise each weight is about 1/E.
     """
     return granularity if config.renormalize else config.experts * granularity / config.active_experts
 

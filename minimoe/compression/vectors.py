@@ -8,8 +8,8 @@
 
 SLERP and TIES look at one matrix at a time: the matrices of a stack of experts are merged one by one.
 
-Merged models must have a common origin. Two models that were trained from different random numbers number their neurons
-and experts in another order; ``alignment`` undoes this for the experts, but not for the residual stream.
+Merged models must have a common origin. Two models that were initialised with different random numbers have their
+neurons and experts in different orders; ``alignment`` undoes this for the experts, but not for the residual stream.
 
 Wortsman et al. 2022, arXiv 2203.05482 (average); Shoemake 1985 (SLERP); Ilharco et al. 2023, arXiv 2212.04089 (task
 arithmetic); Yadav et al. 2023, arXiv 2306.01708 (TIES); Yu et al. 2024, arXiv 2311.03099 (DARE).
@@ -165,7 +165,7 @@ def _by_matrix(
     origin: NDArray[Any] | None,
     found: Sequence[NDArray[Any]],
 ) -> NDArray[Any]:
-    """``one`` of each matrix of a stack of experts, or of the array itself."""
+    """Applies ``one`` to each matrix of a stack of experts, or to the array itself if it is not such a stack."""
     if not stacked:
         return one(origin, found)
     return np.stack([one(None if origin is None else origin[e], [of[e] for of in found]) for e in range(len(found[0]))])

@@ -137,7 +137,7 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
 
 
 def dense_twin(sparse: Preset) -> Preset:
-    """A dense model with the same number of active parameters, in one expert as wide as the active ones; and its
+    """A dense model with as many active parameters, whose one expert is as wide as the active ones together; and its
     recipe.
 
     The active experts are the K experts that a token is sent to and the S shared ones. The only difference is the

@@ -31,7 +31,7 @@ def cores() -> int:
 
 
 def allowed_cores() -> int:
-    """How many cores this process may run on, for however little time."""
+    """How many cores this process may run on, however small its share of their time is."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -162,7 +162,7 @@ def peak_memory_bytes() -> int | None:
 def return_freed_memory() -> None:
     """Tells the allocator of Linux to give the memory of large arrays back to the system when they are freed.
 
-    By default it does so for the largest arrays only, and keeps up to 64 MB of others for the next ones.
+    By default the allocator does so for the largest arrays only, and keeps up to 64 MB of others for later arrays.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # only glibc has mallopt
         mallopt = ctypes.CDLL(None).mallopt

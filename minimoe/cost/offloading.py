@@ -1,4 +1,4 @@
-"""What a model costs that stays on the disk: bytes to read per token, seconds at a bandwidth, and memory besides.
+"""The cost of a model whose experts stay on the disk: bytes read per token, seconds at a bandwidth, and memory.
 
 A token uses K experts in each of L layers. Those that a cache does not hold are read:
 
@@ -65,7 +65,7 @@ def cache_bytes(config: ModelConfig, length: int) -> int:
 
 
 def pass_bytes(config: ModelConfig, tokens: int, length: int) -> int:
-    """Bytes that a pass of ``tokens`` needs at once, the last of a text of ``length``, in float32.
+    """Bytes in float32 that a pass of ``tokens`` tokens, the last ones of a text of ``length`` tokens, needs at once.
 
     They are an upper bound of what a block holds while its experts work: rows of width D, queries, keys and values, the
     two factors of SwiGLU for all K experts, and three times more for experts that get all tokens; the scores

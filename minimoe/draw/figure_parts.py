@@ -34,7 +34,7 @@ def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal
 
 
 def expert_key(figure: Figure, experts: int) -> None:
-    """Draws a key above the figure: the colour and dash of every expert. None beyond 32 experts, where both repeat."""
+    """Draws a key above the figure: the colour and dash of every expert. No key if they repeat (over 32 experts)."""
     from matplotlib.lines import Line2D
 
     if experts > len(DASHES) * len(palette.COLOURS):

@@ -1,4 +1,4 @@
-"""The figure of a run that learns preferences: what it is told to change, and what becomes of the answers."""
+"""The figure of a run that learns preferences: the margin of the rewards, and how likely the answers are."""
 
 from __future__ import annotations
 

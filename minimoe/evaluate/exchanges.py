@@ -4,8 +4,9 @@
     found.right["sums"]        whether each answer is exactly the expected one, and ends there
 
 Decoding is greedy, so nothing is random. An answer that never ends is wrong, whatever it begins with, and its length is
-that of what was written. Exactness is a hard measure, and for short answers the only honest one: "7" is right and "7 or
-8" is not. By chance, as in the other tasks, the commonest answer of a kind is given every time.
+that of what was written. Exactness is a strict measure, and for short answers the only fair one: "7" is right and "7 or
+8" is not. As in the other tasks, the number that chance reaches is that of giving the commonest answer of a kind every
+time.
 """
 
 from __future__ import annotations

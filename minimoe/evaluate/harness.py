@@ -12,8 +12,8 @@ tokens are exactly that text), the log-probability of a whole document, and a te
 - A context that is too long for the model loses its beginning.
 - A document that is longer than the context is read in pieces, so that each of its tokens is predicted once.
 
-It differs in one: a token that begins every text is never predicted. For a tokenizer that adds such a token, that
-backend asks, in documents, how likely it is after itself.
+``Harness`` differs from that backend in one point: a token that begins every text is never predicted. If a tokenizer
+adds such a token, that backend also counts, in documents, how likely the token is after itself.
 
 An empty context is the token that begins every text of the tokenizer, or one that ends texts. A model with neither, as
 those that ``minimoe train`` makes, has nothing that predicts the first token of a document; this token is then left out
@@ -108,7 +108,7 @@ def lm(folder: str | Path, device: str = "auto") -> Any:
 
 
 def score(model: Writer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
-    """The ids of a context, of which there is at least one, and of its continuation → what the model makes of it.
+    """The ids of a context, at least one, and of its continuation → how likely the continuation is.
 
     Together they may be one token longer than the model's context, because the last token predicts nothing. Longer ones
     lose their beginning.
@@ -139,8 +139,8 @@ def score(model: Writer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[S
 def _score(model: Writer, rows: Sequence[list[int]], counts: Sequence[int]) -> Iterator[Scored]:
     """Rows of ids, and how many of the last ids of each are its continuation.
 
-    The padding stands after the ids. No token sees a later one, and none takes a place in an expert from another one in
-    evaluation, so padding changes nothing.
+    The padding stands after the ids. No token sees a later one, and experts have no capacity in evaluation, so padding
+    does not change the results.
     """
     gain = model.params.norm.gain
     xp = array_module(gain)

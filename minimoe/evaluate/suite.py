@@ -118,7 +118,9 @@ def run(
     models = [checkpoint.load_model(path) for path in folders]
     _check_alike(folders, models)
     first = models[0]
-    data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
+    data = None  # of a model that was trained elsewhere; what it answers can be measured all the same
+    if corpus is not None or first.run.source.is_known:
+        data = batches.reload(first.run.source, first.tokenizer, first.config.context, corpus)
     asked = next((tuned.questions_for(model.run) for model in models if tuned.is_tuned(model)), None)
     where = select_device(device)
     with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
@@ -132,13 +134,14 @@ def run(
 
 
 def _changes(
-    folders: Sequence[Path], models: Sequence[Model], data: Texts, settings: Settings, pool: Map
+    folders: Sequence[Path], models: Sequence[Model], data: Texts | None, settings: Settings, pool: Map
 ) -> Changes | None:
     """What quantisation changed, if one of two models was quantised from the other, or both from one run."""
-    if len(models) == 1 or all(model.run.quantization is None for model in models):
+    if data is None or len(models) == 1 or all(model.run.quantization is None for model in models):
         return None
     one, other = models
-    if one.config != other.config or one.run.recipe != other.run.recipe or one.step != other.step:
+    apart = one.run.recipe != other.run.recipe or one.run.tuning != other.run.tuning or one.step != other.step
+    if one.config != other.config or apart:
         return None
     pair = list(zip(map(str, folders), models, strict=True))
     pair.sort(key=lambda named: named[1].run.quantization is None)  # the quantised one first; both: as they were given
@@ -179,14 +182,14 @@ def _of_text(model: Model) -> Tokenizer | PretrainedTokenizer:
 
 
 def _trained_tokens(model: Model) -> int:
-    """By the step in the model's own file: the run may have gone on since, and lost what it had not saved."""
+    """From the step in the file of the model, because the run may have taken more steps that this model lacks."""
     return model.step * model.run.recipe.batch * model.config.context
 
 
 def measure(
     name: str,
     model: Model,
-    data: Texts,
+    data: Texts | None,
     trained_tokens: int,
     settings: Settings | None = None,
     pool: Map = map,
@@ -194,7 +197,8 @@ def measure(
 ) -> Measured:
     """All results of the suite for one model; ``pool`` is a ``map``, for example one that uses several threads.
 
-    ``asked`` is what is held out for models that were tuned to answer; without it, nothing is asked.
+    ``asked`` is what is held out for models that were tuned to answer; without it, nothing is asked. Without ``data``,
+    nothing is measured that a text is needed for.
     """
     settings = settings or Settings()
     counts = parameters.count(model.config)
@@ -205,17 +209,33 @@ def measure(
         counts.active - router,
         counts.total - router,
         trained_tokens,
-        {document: _losses(model, data, ids, pool) for document, ids in zip(data.names, data.validation, strict=True)},
+        {} if data is None else _all_losses(model, data, pool),
         {
-            **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
-            PYTHON: _python(model, data, settings, pool),
-            BRACKETS: _brackets(model, data, settings, pool),
+            **(_without_text() if data is None else _written(model, data, settings, pool)),
             **(answered.marks if answered else {}),
         },
         answered.means if answered else {},
         # a student of a teacher learns another loss too, but from the start: no run is its base
         model.run.tuning is not None and "base" in model.run.tuning.settings,
     )
+
+
+def _all_losses(model: Model, data: Texts, pool: Map) -> dict[str, Losses]:
+    return {name: _losses(model, data, ids, pool) for name, ids in zip(data.names, data.validation, strict=True)}
+
+
+def _written(model: Model, data: Texts, settings: Settings, pool: Map) -> dict[str, Marks | str]:
+    return {
+        **{f"{SUMS}, {kind}": _sums(model, data, kind, settings, pool) for kind in sums.KINDS},
+        PYTHON: _python(model, data, settings, pool),
+        BRACKETS: _brackets(model, data, settings, pool),
+    }
+
+
+def _without_text() -> dict[str, Marks | str]:
+    """The reasons in the places of what ``_written`` measures."""
+    tasks = (*(f"{SUMS}, {kind}" for kind in sums.KINDS), PYTHON, BRACKETS)
+    return dict.fromkeys(tasks, "not measured: the model was trained elsewhere, on a text that is not known here")
 
 
 # The tasks

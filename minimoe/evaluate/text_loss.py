@@ -117,8 +117,8 @@ def _read(
 ) -> Iterator[tuple[int, Array, Array, list[list[RouterStats]]]]:
     """Yields the logits (b, t, V) and targets (b, t) of some tokens, at most ``LOGITS`` logits at a time.
 
-    The first number is the sequence of the shard that they begin with. The last list has what the routers report, once
-    for each piece of positions.
+    The number in front is the index of the first of these sequences in the shard. The list at the end has the reports
+    of the routers; it is empty if they were yielded before, with other logits of the same positions.
     """
     head = decoder.output_layer(params)
     for where, found in reading.read(params, config, shard.tokens, mode=mode):

@@ -1,7 +1,8 @@
 """Is a text well formed? Python that parses, and brackets and quotes that are closed.
 
-Both need a memory of what was opened, and where. A text that a model writes stops at a given length, not at its end, so
-it is cut where it could have ended: Python before the next definition, other text after its last whole line.
+To write such a text, a model must remember what was opened, and where. A text that a model writes stops at a given
+length, not at its end, so it is cut where it could have ended: Python before the next definition, other text after its
+last whole line.
 """
 
 from __future__ import annotations

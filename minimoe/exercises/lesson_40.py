@@ -131,6 +131,18 @@ def _pack(answer: Answer, documents: Sequence[tuple[Array, Array]], T: int) -> R
         "these are positions within a document; give the place in the row where the document starts.",
         np.arange(T) - starts,
     )
+    mistake(
+        "starts",
+        "these places of padding see each other; each of them sees only itself.",
+        np.where(np.arange(T) < filled, starts, filled),
+    )
+    lengths = [len(ids) for ids, _ in documents]
+    for hint, of_document in (
+        ("these are the numbers of the documents; give the place in the row where the document starts.", range(T)),
+        ("a document of n ids fills n − 1 places, so the next one starts earlier.", np.cumsum([0, *lengths])),
+    ):
+        of_places = [start for start, n in zip(of_document, lengths, strict=False) for _ in range(n - 1)]
+        mistake("starts", hint, np.append(of_places, np.arange(filled, T)))
     mistake("starts", "every place starts at itself here, so no token would see its own document.", np.arange(T))
     return values(answer, (tuple(documents), T), right, sizes={"T": T}, mistakes=wrong)
 

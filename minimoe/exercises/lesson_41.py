@@ -31,6 +31,12 @@ def _answer_mask(answer: Answer, prompt: Array, length: Array, T: int) -> Report
         "the last token of the prompt predicts the first of the answer: begin one place earlier.": (
             between(start, stop - 1)
         ),
+        "the end token does not count here, but it is part of the answer: stop one place later.": (
+            between(start - 1, stop - 2)
+        ),
+        "this is one place too early: the first token of the answer is predicted at the last one of the prompt.": (
+            between(start - 2, stop - 2)
+        ),
         "this marks the prompt as well: only the answer counts.": between(0 * start, stop - 1),
         "padding after the answer counts here.": between(start - 1, 0 * stop + T),
         "this is the complement: 1 belongs to the answer.": 1 - right,
@@ -68,6 +74,7 @@ def _doubt(answer: Answer, mu: Array, epsilon: float) -> Report:
             },
             "slope": {
                 "the second term is forgotten: its slope is ε σ(μ).": (1 - epsilon) * (sigma - 1),
+                "the slope of −log σ(−μ) is +σ(μ), not −σ(μ).": (1 - epsilon) * (sigma - 1) - epsilon * sigma,
                 "this is the slope without doubt: ε is not used.": sigma - 1,
                 "the sign is wrong: a larger margin lowers the loss of a pair that is told apart wrongly.": (
                     1 - sigma - epsilon
@@ -77,6 +84,7 @@ def _doubt(answer: Answer, mu: Array, epsilon: float) -> Report:
             "best": {
                 "this is its negative: the labels are right more often than wrong.": -best,
                 "this is the probability σ(μ) at the lowest point; give μ.": 1 - epsilon,
+                "1 − ε is forgotten: find the μ at which the slope is 0.": -np.log(epsilon),
                 "this is the odds; their logarithm is missing.": (1 - epsilon) / epsilon,
             },
         },
@@ -103,6 +111,7 @@ def ipo_backward(answer: Answer) -> Report:
             "h is divided by the length, so its derivative is too: divide by |y|.": sign * 2 * off / P,
             "this is the gradient of the sum over the pairs; the loss is their mean.": sign * 2 * off / length,
             "the 2 of the square is missing.": sign * off / (length * P),
+            "the target 1/(2β) is missing.": sign * 2 * (off + 1 / (2 * beta)) / (length * P),
             "the target is 1/(2β), not 1/β.": sign * 2 * (off - 1 / (2 * beta)) / (length * P),
             "the target is 1/(2β), not β/2.": sign * 2 * (off + 1 / (2 * beta) - beta / 2) / (length * P),
             "the sign is wrong.": -sign * 2 * off / (length * P),

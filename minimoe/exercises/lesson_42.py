@@ -65,6 +65,12 @@ def _adapter_size(answer: Answer, D: int, H: int, G: int, C: int, E: int, F: int
         "the router has no adapter.": right + r * (D + E),
         "attention is missing.": experts,
         "the experts are missing.": attention,
+        "this is A alone; B learns as well.": r * (3 * D + H * C + E * (2 * D + F)),
+        "this is B alone; A learns as well.": r * (H * C + 2 * G * C + D + E * (2 * F + D)),
+        "a head has width C, so H heads have H · C numbers.": r * (2 * (D + H) + 2 * (D + G)) + experts,
+        "an adapter between D and F has r (D + F) numbers, not r D F.": (
+            r * (2 * D * H * C + 2 * D * G * C + 3 * E * D * F)
+        ),
         "this is for rank 1.": right // r,
         "these are the weights themselves, not their adapters.": 2 * D * H * C + 2 * D * G * C + 3 * E * D * F,
     }
@@ -105,6 +111,7 @@ def _fused_correction(answer: Answer, E: int, r: int) -> Report:
                     s * corrections(swapped, slow)
                 ),
                 "s is missing.": corrections(A, B),
+                "here s is there twice.": s**2 * corrections(A, B),
                 "this is (E, outputs, inputs), the orientation of the file.": right.swapaxes(1, 2),
                 "this adds up the experts, but each has a correction of its own.": right.sum(0),
             }

@@ -16,7 +16,15 @@ def slerp(answer: Answer) -> Report:
     """(a, b, t) → the point of the arc, and of the straight line if the cosine is above 0.9995 in size."""
     rng = np.random.default_rng(52)
     a, b = rng.standard_normal((2, 6)) / [[2], [5]]  # of different lengths, with a product below 1
-    cases = ((a, b, 0.3), (b, -0.5 * a, 0.8), (a, a, 0.25), (2 * a, 5 * a, 0.4))
+    cases = (
+        (a, b, 0.3),
+        (b, -0.5 * a, 0.8),
+        (a, a, 0.25),
+        (2 * a, 5 * a, 0.4),
+        (a, a + 0.3 * b, 0.7),  # a small angle, but an angle
+        (a, 0.2 * b - a, 0.6),
+        (a, 0.12 * b - 3 * a, 0.4),  # nearly opposite: the size of the cosine is 0.9997
+    )
     return first_failure(_slerp(answer, *case) for case in cases)
 
 
@@ -42,8 +50,19 @@ def _slerp(answer: Answer, a: Array, b: Array, t: float) -> Report:
             ),
         }
     elif not np.allclose(a, b):
+        if cosine < 0:
+            mistakes |= {
+                "opposite vectors lie on a line too: compare the size of the cosine with 0.9995.": _arc(a, b, t)
+            }
         mistakes |= {"parallel vectors of different lengths lie on a line: weigh both, (1−t) a + t b.": a}
     return values(answer, (a, b, t), {"point": right}, mistakes={"point": _different(mistakes, right)})
+
+
+def _arc(a: Array, b: Array, t: float) -> Array:
+    """The formula of the arc, where it must not be used."""
+    angle = math.acos(max(-1.0, min(1.0, float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))))
+    found: Array = (math.sin((1 - t) * angle) * a + math.sin(t * angle) * b) / (math.sin(angle) or math.inf)
+    return found
 
 
 def ties(answer: Answer) -> Report:
@@ -51,7 +70,8 @@ def ties(answer: Answer) -> Report:
     rng = np.random.default_rng(5)
     hand = np.array([[1.0, 5, -1, 3, 0.3, 6], [3, -2, 4, -4, 0.2, -9], [2, -1, -9, 0.1, 7, -1]])
     small = np.array([[9.0, -1, 2, 0.5], [9, -1, 3, 0.1], [0.1, 1.5, 1, -4]])  # the trimmed −1 − 1 would outvote 1.5
-    cases = ((hand, 5 / 6), (small, 0.5), (rng.standard_normal((5, 12)), 0.4))
+    equal = np.array([[3.0, -2, 0.1, 1], [-3, -2.5, 0.2, 2]])  # no sign is elected in the first column
+    cases = ((hand, 5 / 6), (small, 0.5), (equal, 0.75), (rng.standard_normal((5, 12)), 0.4))
     return first_failure(_ties(answer, *case) for case in cases)
 
 
@@ -68,7 +88,15 @@ def _ties(answer: Answer, deltas: Array, keep: float) -> Report:
 
     count = np.count_nonzero(trimmed[0])
     by_value = np.stack([np.where(delta >= np.sort(delta)[-count], delta, 0) for delta in deltas])
+    half_up = round(keep * deltas.shape[1])
+    everywhere = np.where(abs(deltas) >= np.sort(abs(deltas), axis=None)[-int(keep * deltas.size)], deltas, 0)
     mistakes = {
+        "a sum of 0 elects no sign, and the result is 0.": elected(np.where(trimmed.sum(0) >= 0, 1.0, -1.0)),
+        "a sum of 0 elects no sign; it does not elect the minus.": elected(np.where(trimmed.sum(0) > 0, 1.0, -1.0)),
+        "`int` rounds down: of 4.8 entries, 4 are kept.": vectors.ties(
+            [np.where(abs(delta) >= np.sort(abs(delta))[-half_up], delta, 0) for delta in deltas], 1
+        ),
+        "each vector is trimmed on its own; here they are trimmed together.": vectors.ties(list(everywhere), 1),
         "nothing is trimmed: set all but the largest entries of each vector to 0 first.": vectors.ties(list(deltas), 1),
         "this is the sum of those that agree; divide by how many they are.": kept.sum(0),
         "divide by the number of vectors that agree, not by the number of all.": kept.sum(0) / len(deltas),
@@ -77,9 +105,7 @@ def _ties(answer: Answer, deltas: Array, keep: float) -> Report:
             elected(np.sign(np.sign(trimmed).sum(0)))
         ),
         "the vote is over the trimmed vectors, not over the whole ones.": elected(np.sign(deltas.sum(0))),
-        "keep the entries that are largest by size: −3 is larger than 2.": (
-            vectors.ties(list(by_value), 1)
-        ),
+        "keep the entries that are largest by size: −3 is larger than 2.": (vectors.ties(list(by_value), 1)),
     }
     sizes = {"n": len(deltas), "P": deltas.shape[1]}
     return values(

@@ -64,8 +64,8 @@ def _hits_of_the_newest_dropped(experts: Array, slots: int) -> int:
 def oracle_drops(answer: Answer) -> Report:
     """(held, future) → the expert in memory that an oracle drops: the one that is used next after all others."""
     cases = (
-        ([6, 9, 4, 7], [4, 7, 4, 6, 5, 9, 9, 6]),
-        ([5, 8, 6, 7], [6, 8, 5, 6]),  # 7 is never used again
+        ([3, 8, 9, 4, 7, 5], [4, 3, 7, 5, 8, 1, 9, 9, 3, 5, 4, 8]),
+        ([8, 5, 7, 6], [6, 8, 5, 6]),  # 7 is never used again
     )
     return first_failure(_oracle_drops(answer, *case) for case in cases)
 
@@ -93,6 +93,8 @@ def _oracle_drops(answer: Answer, held: list[int], future: Sequence[int]) -> Rep
                 "look at when an expert is used next, not at how often.": np.array(
                     min(held, key=lambda one: uses[one])
                 ),
+                "this is the first of the list, but its order says nothing about what comes.": np.array(held[0]),
+                "this is the last of the list, but its order says nothing about what comes.": np.array(held[-1]),
                 "an expert that is never used again should leave first.": np.array(
                     max((one for one in held if uses[one]), key=lambda one: first[one])
                 ),
@@ -138,7 +140,7 @@ def _seconds(answer: Answer, weights: float, bits: float, hit_rate: float, bandw
 def bytes_of_a_batch(answer: Answer) -> Report:
     """(experts (N, K), batch, size) → bytes per token, if a batch reads every expert that it needs once."""
     rng = np.random.default_rng(5)
-    cases = ((even(rng, 24, 8, 2), 4, 100), (even(rng, 30, 5, 3), 10, 7))
+    cases = ((even(rng, 24, 8, 2), 6, 100), (even(rng, 30, 5, 3), 10, 7))
     return first_failure(_bytes(answer, *case) for case in cases)
 
 
@@ -157,6 +159,14 @@ def _bytes(answer: Answer, experts: Array, batch: int, size: int) -> Report:
                 "this is for the whole text; divide by its tokens.": np.array(float(read * size)),
                 "this reads each expert once in the whole text, but a batch keeps none for the next.": np.array(
                     len(np.unique(experts)) * size / tokens
+                ),
+                "an expert that is the first of one token and the second of another is read once.": np.array(
+                    sum(len(np.unique(column)) for group in groups for column in group.reshape(batch, active).T)
+                    * size
+                    / tokens
+                ),
+                "this reads the whole layer for each batch, also the experts that nobody chose.": np.array(
+                    (experts.max() + 1) * size / batch
                 ),
                 "this is the number of experts; each has `size` bytes.": np.array(read / tokens),
             }

@@ -2,9 +2,9 @@
 
     for token in conversation.reply(model, [Turn("user", "3 + 4")], temperature=0): ...
 
-The model reads the whole conversation before each answer and stops at the id that ends an answer. It forgets nothing by
-itself: if the conversation no longer fits the context that it was trained with, ``reply`` refuses it, because without
-its beginning the model would read something that it never saw in training.
+The model reads the whole conversation before each answer and stops at the id that ends an answer. No turn is left out:
+if the conversation no longer fits the context that the model was trained with, ``reply`` refuses the conversation,
+because a conversation without its beginning is something that the model never saw in training.
 
 A terminal shows the answer while it is written. Ctrl-C stops the answer, and what was written stays a part of the
 conversation; the end of the input, or /exit, ends the chat.
@@ -64,8 +64,8 @@ def reply(
     If the context is full before the answer ends, or ``tokens`` are written, that id is missing.
 
     Raises:
-        UserError: at the call, if the model has no tokens for a chat, the turns are no conversation that a user ends or
-            leave no room for an answer in the context, or a setting is out of its range.
+        UserError: at the call, if the model has no tokens for a chat, the turns are not a conversation that ends with a
+            turn of the user, the context has no room for an answer, or a setting is out of its range.
     """
     asked = _prompt(model, turns)
     ends = chat.end_ids(model.tokenizer)
@@ -86,9 +86,12 @@ def _prompt(model: Talker, turns: Sequence[Turn]) -> Ids:
     """The ids of the conversation, if the context has room for an answer; otherwise raises ``UserError``."""
     asked = chat.prompt(model.tokenizer, turns)
     if len(asked) >= model.config.context:
+        named, advice = "question", "shorten it"
+        if any(Turn(*turn).role == "assistant" for turn in turns):
+            named, advice = "conversation", "begin a new one (in a terminal, with /reset)"
         raise UserError(
-            f"The conversation has {len(asked):,} tokens, which leaves no room for an answer in the model's context of "
-            f"{model.config.context:,}: begin a new one (in a terminal, with /reset)."
+            f"The {named} has {len(asked):,} tokens, which leaves no room for an answer in the model's context of "
+            f"{model.config.context:,}: {advice}."
         )
     return asked
 
@@ -143,7 +146,7 @@ def in_terminal(model: Talker, settings: Settings | None = None) -> None:
 
 
 def _check(model: Talker, settings: Settings) -> None:
-    """Raises ``UserError`` for everything that would be wrong with every question."""
+    """Raises ``UserError`` for errors that do not depend on the question."""
     chat.end_ids(model.tokenizer)
     sampling.check(settings.temperature, None, None)
     if settings.seed < 0:
@@ -189,8 +192,7 @@ def _save(path: str, turns: list[Turn]) -> None:
 def _exchange(model: Talker, turns: list[Turn], settings: Settings, answers: int) -> list[Turn]:
     """Shows the answer to the last turn while it is written, and returns the turns with it.
 
-    An answer without text leaves no trace: its question is taken back, since two turns of the user cannot follow each
-    other.
+    If the answer has no text, its question is removed too, since two turns of the user cannot follow each other.
     """
     ids = reply(model, turns, temperature=settings.temperature, seed=settings.seed + answers)
     ends = chat.end_ids(model.tokenizer)

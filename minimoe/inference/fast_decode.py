@@ -85,7 +85,7 @@ def forward(params: Decoder, cache: KVCache, token: int) -> Array:
 
 
 def prepare(params: Decoder, config: ModelConfig) -> Plan:
-    """What does not depend on the token."""
+    """The ``Plan``: everything that does not depend on the token."""
     xp, like = array_module(params.norm.gain), params.norm.gain
     heads, kv_heads, head_width = config.heads, config.kv_heads, config.head_width
     buffer = xp.empty((heads + 2 * kv_heads) * head_width, like.dtype)
@@ -125,8 +125,8 @@ def _matrices(params: Attention) -> list[Array]:
 def prepared_bytes(config: ModelConfig, arrays: bool = True) -> int:
     """The bytes of a plan in float32, beside the parameters: angles, and query, key and value side by side.
 
-    Unless these matrices are ``arrays``, they become arrays for each product, one layer at a time, and then stand side
-    by side: twice their size.
+    If these matrices are not ``arrays``, each product makes arrays of them, one layer at a time, and copies these side
+    by side. This takes twice the size of the matrices of one layer.
     """
     heads = config.heads + config.kv_heads
     of_layer = config.width * (heads + config.kv_heads) * config.head_width

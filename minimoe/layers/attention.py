@@ -7,8 +7,8 @@ Queries are grouped: each of the G key/value heads serves H/G of the H query hea
 H/G times smaller.
 
 Several documents may be packed into one sequence. Query i then sees key j only if also j ≥ s_i, where s_i is the first
-position of its document. Because RoPE depends only on i − j, each document is read as if it were alone, although the
-positions do not begin again (Krell et al. 2021).
+position of its document. Because RoPE depends only on i − j, each document is read as if it were alone, although its
+positions do not begin at 0 (Krell et al. 2021).
 
 Queries and keys may pass through an RMSNorm before they are rotated, each with gains of its own. This bounds the
 scores, q·k/√C, however large the projections grow. The norm is taken over all heads of a token together (OLMoE) or in
@@ -146,11 +146,11 @@ def forward(
 
     ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
     are already known, and its queries see those too. ``norm_eps`` is the epsilon of the norms of queries and keys.
-    ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without it,
-    that is position 0. It cannot go with ``past``.
+    ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without
+    ``starts``, every query may see from position 0 on. ``starts`` and ``past`` cannot be used together.
 
     Raises:
-        UserError: a query may not see its own position, or there is a past too.
+        UserError: ``starts`` does not let a query see its own position, or is given together with ``past``.
     """
     B, T, _ = x.shape
     heads = (B, T, -1, head_width)
@@ -339,7 +339,7 @@ def _unstack(x: Array, heads: int) -> Array:
 def _normalised_backward(
     params: RMSNorm | None, cache: rmsnorm.Cache | None, dy: Array
 ) -> tuple[Array, RMSNorm | None]:
-    """The gradient of ``normalised``: dy of any shape that has its numbers in order → dx of that shape, dgain."""
+    """The gradient of ``normalised``: dy of any shape, its numbers in the same order → dx of that shape, dgain."""
     if params is None or cache is None:
         return dy, None
     dx, dparams = rmsnorm.backward(params, cache, dy.reshape(cache.x_hat.shape))

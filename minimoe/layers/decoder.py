@@ -46,7 +46,7 @@ class Cache(NamedTuple):
 
 @brief
 class Routed(NamedTuple):
-    """What the routers report, one entry for each layer that has one: L, less the dense layers."""
+    """What the routers report, one entry for each layer with a router: L, less the dense layers."""
 
     stats: list[RouterStats]
     dropped: list[Any]  # number of routing entries that were refused by a full expert

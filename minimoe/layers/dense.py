@@ -2,9 +2,10 @@
 
     y_t = W_down (silu(W_gate x_t) ⊙ W_up x_t)
 
-The first ``dense_layers`` layers of a model may be dense. Its parameters are those of a mixture that has no router and
-no experts of a router's choice, only a shared expert, of a width of its own. So it has no routing to report, no weight
-and no loss that balances it; the optimiser, checkpoints and counts treat it like any other shared expert.
+The first ``dense_layers`` layers of a model may be dense. The parameters of a dense layer are those of a mixture
+without a router and without routed experts: it has only a shared expert, whose width is a setting of its own. So a
+dense layer has no routing to report, no weights of experts and no balancing loss; the optimiser, checkpoints and counts
+treat it like any other shared expert.
 
 Dai et al. 2024, arXiv 2401.06066 (DeepSeekMoE, whose first layer is dense); Shazeer 2020, arXiv 2002.05202 (SwiGLU).
 Lesson: lessons/06_swiglu_expert.ipynb

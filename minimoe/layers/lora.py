@@ -6,9 +6,9 @@ W is frozen: it has no gradient and no moments. A and B have r (D_in + D_out) nu
 W. B starts at zero, so a fresh adapter changes nothing. ``keep`` is the dropout of this path, 0 or 1/(1 − rate) for
 each number; x W sees all of x. s is kept for each of the r directions, so that adapters side by side may differ in it.
 
-An ``Adapted`` stands in the tree of parameters where the array W was, in a ``Linear`` or in a stack of E experts. All
-its arrays then begin with the axis E. The base may also be a quantised matrix (QLoRA), which is dequantised whenever
-it is used.
+An ``Adapted`` stands in the tree of parameters where the array W was, in a ``Linear`` or in a stack of E experts. In a
+stack, all its arrays begin with the axis E. The base may also be a quantised matrix (QLoRA), which is dequantised
+whenever it is used.
 
 Hu et al. 2021, arXiv 2106.09685; Kalajdzievski 2023, arXiv 2312.03732 (rsLoRA: s = α/√r); Dettmers et al. 2023, arXiv
 2305.14314 (QLoRA).  Lesson: lessons/42_lora.ipynb

@@ -4,9 +4,10 @@
     D = softmax of L over tokens      what each slot reads        X̃ = Dᵀ X
     C = softmax of L over slots       what each token takes       Y = C f(X̃)
 
-An expert owns P slots, and X̃ has a row for each of the S = E·P slots. The experts' work is that of S rows, however many
-tokens or experts there are. No token is dropped, nothing jumps, and no balancing loss is needed, because each expert
-always gets P rows. Tokens are compared by direction (X̂ has unit rows), but the slots read X itself, with its lengths.
+An expert owns P slots, and X̃ has a row for each of the S = E·P slots. The experts' work is that of S rows, and for a
+given S it depends neither on the number of tokens nor on that of experts. No token is dropped, nothing jumps, and no
+balancing loss is needed, because each expert always gets P rows. Tokens are compared by direction (X̂ has unit rows),
+but the slots read X itself, with its lengths.
 
 A slot reads the whole sequence, so each output depends on later tokens. The layer therefore serves data in which all
 tokens are given at once, such as the patches of an image. It must not be used in a decoder.
@@ -80,7 +81,7 @@ def blank(config: ModelConfig, slots_per_expert: int, array: Callable[[tuple[int
 
 @underflow_is_right
 def forward(params: SoftMoE, x: Array, config: ModelConfig) -> tuple[Array, Cache]:
-    """x (B, T, D) → y (B, T, D). The sequences of a batch do not touch each other; within one, every token sees all.
+    """x (B, T, D) → y (B, T, D). The sequences of a batch are independent; within a sequence, every token sees all.
 
     Raises:
         UserError: a sequence has no tokens, or the number of slots is not a multiple of the number of experts.

@@ -55,8 +55,8 @@ def loss(
 
         ∂/∂Σp_e = α E f_e / N,    ∂/∂Σlse² = c / N
 
-    The router returns the sum of the balance losses of all sequences; the gradient with respect to it is also its
-    coefficient over N.
+    The router returns the sum of the balance losses of all sequences. The gradient with respect to this sum is again
+    the coefficient of the loss, divided by N.
 
     ``weights`` are E numbers η if experts differ in cost: f is replaced by η f in the balance loss, and only there.
     """
@@ -96,9 +96,9 @@ def pooled(
         E Σ_e f_e p̄_e,    f_e = Σ_l assignments_le / Σ_l N_l,    p̄_e = Σ_l Σp_le / Σ_l N_l
 
     The value at perfect balance is therefore K, not 1. With one layer it is K times ``Losses.balance``, so the same
-    coefficient has K times the effect. It also hides collapse: the four layers in the example above score the perfect
-    K. Use it to compare with models that were trained elsewhere; ``loss`` is better for training. A layer's sums enter
-    only through the total, so the gradient is the same for every layer:
+    coefficient has K times the effect. It also hides collapse: for the four layers in the example at the top of this
+    file, it is K, as at perfect balance. Use it to compare with models that were trained elsewhere; ``loss`` is better
+    for training. A layer's sums enter only through the total, so the gradient is the same for every layer:
 
         ∂/∂Σp_le = α E f_e / Σ_l N_l
 

@@ -1,4 +1,4 @@
-"""Distillation: a student learns the probabilities that a teacher gives to every token, beside the label or instead.
+"""Distillation: a student learns the probabilities that a teacher gives to every token, with or without the label.
 
     p_s = softmax(z_s/τ),  p_t = softmax(z_t/τ)
     loss = Σ_t m_t · (h · CE(label, z_s) + (1 − h) · τ² · KL),      KL = KL(p_t‖p_s), or KL(p_s‖p_t) in reverse
@@ -31,7 +31,7 @@ from minimoe.losses.token_loss import CrossEntropy, Labelled, weights
 
 
 class Settings(NamedTuple):
-    """How a student listens to its teacher."""
+    """How a student learns from its teacher."""
 
     temperature: float = 1.0  # τ
     hard_share: float = 0.0  # h: how much the label counts, and 1 − h for the teacher

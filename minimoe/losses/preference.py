@@ -8,11 +8,12 @@ rejected one; the loss of a batch is the mean over its P pairs:
     simpo   s = ℓ/|y|           −(1 − ε) log σ(βh − γ) − ε log σ(γ − βh)  needs no reference
 
 ℓ is the log-probability of an answer, summed over the tokens where the loss mask is 1: those of the answer, not those
-of the prompt. |y| is how many they are. ℓ′ is what the reference gave to the same answer; the reference is the model as
-it was before the first step, and does not change. ``reward`` is β s.
+of the prompt. |y| is the number of these tokens. ℓ′ is what the reference gave to the same answer; the reference is the
+model as it was before the first step, and does not change. ``reward`` is β s.
 
-The sums of a batch are ℓ, |y| and ℓ′ of each of its answers, at the place of its pair, and 0 at every other place. So
-they add up like all sums over tokens, and even a pair may be split: its two answers may be in two shards.
+The sums of a shard have a place for each answer of the batch. They are ℓ, |y| and ℓ′ at the places of the shard's own
+answers, and 0 at all others. So they add up like all sums over tokens, and even a pair may be split: its two answers
+may be in two shards.
 
 Rafailov et al. 2023, arXiv 2305.18290 (DPO); Azar et al. 2023, arXiv 2310.12036 (IPO); Meng et al. 2024, arXiv
 2405.14734 (SimPO).  Lesson: lessons/41_preferences.ipynb
@@ -81,7 +82,7 @@ class Preference(NamedTuple):
     def value(self, sums: Sums) -> tuple[Any, Sums]:
         """The sums of all shards → the loss (), and its gradient with respect to ℓ; the other sums have none.
 
-        With g = ∂/∂h of a pair's loss, the two scores get g/P and −g/P, and ℓ gets that over |y| where s is a mean:
+        With g = ∂/∂h of a pair's loss, the two scores get g/P and −g/P; ℓ gets the same, divided by |y| if s is a mean:
 
             dpo    g = β (σ(βh) − 1 + ε)        ipo    g = 2 (h − 1/2β)        simpo    g = β (σ(βh − γ) − 1 + ε)
         """
@@ -104,8 +105,8 @@ class Preference(NamedTuple):
     def backward(self, cache: Cache, dsums: Sums) -> Array:
         """dsums, of which only the gradient with respect to ℓ counts → dlogits (N, V).
 
-        ℓ = −Σ_t m_t nll_t, so with c the gradient with respect to ℓ of a token's answer, the way back is that of
-        cross-entropy with a mask of real numbers, which are negative where a token should become likelier:
+        ℓ = −Σ_t m_t nll_t. If c is the gradient with respect to the ℓ of a token's answer, the way back is that of
+        cross-entropy with the mask −c m of real numbers, positive where a token should become likelier:
 
             dz = −c m ⊙ (softmax(z) − onehot(target))
         """
@@ -125,12 +126,12 @@ class Preference(NamedTuple):
         return change if self.kind == "dpo" else change / _at_least_one(sums.length)
 
     def reward(self, sums: Sums) -> Array:
-        """(P, 2): β s of both answers, what the model is said to be rewarded with for each of them."""
+        """(P, 2): β s of both answers of each pair, their implicit rewards."""
         return self.beta * self.score(sums)
 
 
 def places(count: int) -> NDArray[np.float32]:
-    """(2P, 2P) for ``count`` pairs P: the rows of ``Answers.place``, chosen and rejected answers in turn."""
+    """(2P, 2P) for P = ``count`` pairs: the rows of ``Answers.place``, chosen and rejected answers in turn."""
     return np.eye(2 * count, dtype=np.float32)
 
 

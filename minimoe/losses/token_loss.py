@@ -1,4 +1,4 @@
-"""What is made of the logits of a batch: a loss whose sums over shards add up, and its way back to the logits.
+"""A loss that is computed from the logits of a batch: its sums, which add up over shards, its value and its gradient.
 
 A loss has three functions, because a batch may be split into shards: the first and the last see one shard, the one
 between sees the sums of all shards. Cross-entropy is the loss of ordinary training; others have the same functions.

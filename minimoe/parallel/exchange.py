@@ -109,8 +109,8 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
 
     In each layer the rows are sent there and back, in forward and in backward. In return, the gradient of the experts
     need not be added up between workers. The exchange is chosen only if that gradient has at least twice as many
-    numbers as these four transfers together, and ``WAITING_COST`` more, because owners wait for each other in every
-    layer. On 2 cores, a gradient of ``toy`` with other numbers of experts took, in ms:
+    numbers as these four transfers together, plus ``WAITING_COST``. That term is there because owners wait for each
+    other in every layer. On 2 cores, a gradient of ``toy`` with other numbers of experts took, in ms:
 
         experts                      rows sent    rows kept
         64                           218          246

@@ -162,7 +162,7 @@ def open_processes(size: int, work: Work, like: Mapping[str, Array], row_bytes: 
 
 
 def _raise_own_error(links: Sequence[Connection]) -> None:
-    """Raises what a worker said before it ended, if one did: it may have failed before its first message came."""
+    """Raises the error that a worker sent before it ended, if any: it may have failed before its first message came."""
     for link in links:
         with contextlib.suppress(EOFError, ConnectionError):
             while link.poll():

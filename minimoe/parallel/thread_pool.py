@@ -76,9 +76,9 @@ _SINGLE, _QUICK = _SharedSetting(), _SharedSetting()
 def _handing_over_quickly() -> Iterator[None]:
     """Shortens the time for which a thread may keep the interpreter lock while another thread waits for it.
 
-    Between two products a thread holds the lock for only some microseconds. But it may take it again before the other
-    thread has woken up, which then waits for the usual 5 ms. The gain is small: on 2 idle cores, a step of 768 tokens
-    took 70.2 ms with this setting and 72.4 ms without (medians of 5 alternating rounds).
+    Between two products a thread holds the lock for only some microseconds. But the thread may take the lock again
+    before the other thread has woken up; the other thread then waits for the usual 5 ms. The gain is small: on 2 idle
+    cores, a step of 768 tokens took 70.2 ms with this setting and 72.4 ms without (medians of 5 alternating rounds).
     """
 
     def shorten() -> Callable[[], None]:

@@ -271,8 +271,9 @@ def _probe(
 ) -> Probe:
     """Compares the derivative along a direction with the ``analytic`` one; ``centre`` is the loss at the point itself.
 
-    A difference beyond the ``tolerance`` is looked at with all steps of ``DISPUTED``. It counts if two of them give
-    slopes that can be trusted and agree, or one if the others change the ranking.
+    If the difference exceeds the ``tolerance``, the slope is computed with all steps of ``DISPUTED``. The difference
+    counts if at least two slopes can be trusted and all of these agree; one slope is enough if all other steps change
+    the ranking.
     """
     found = {}
     for factor in (1.0, NEARER):

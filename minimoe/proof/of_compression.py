@@ -1,4 +1,4 @@
-"""The proofs of what makes models smaller: rows for ``gradcheck.run``."""
+"""The proofs of distillation and of quantised weights: rows for ``gradcheck.run``."""
 
 from __future__ import annotations
 

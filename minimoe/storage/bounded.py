@@ -1,15 +1,15 @@
-"""Runs a model that does not fit into memory: the experts stay on the disk, and a bound says how many are held.
+"""Runs a model that does not fit into memory: experts stay on the disk, and a memory bound limits how many are held.
 
     always in memory    embedding, attention, norms, routers, output layer
     in memory in turn   experts: read when a router asks for them, the last used ones are held (``expert_cache``)
 
 The weights keep the form of their file, 16 bits or the codes of a quantised matrix, and become float32 when they are
-used, one matrix at a time. The layers do not know this: in the tree of parameters stand objects that behave like arrays
-where the layers use them. A product gets the same float32 numbers in the same order as in a model that is loaded whole,
-so its results are the same to the bit.
+used, one matrix at a time. The layers need no change for this: the tree of parameters contains objects that behave like
+arrays where the layers use them. A product gets the same float32 numbers in the same order as in a model that is loaded
+whole, so its results are the same to the bit.
 
 The bound is for all that a model adds to its process: weights, one matrix in float32, what a pass computes, keys and
-values. Python, its libraries and their own memory come on top.
+values. The memory of Python and of its libraries is not included.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ class Opened(NamedTuple):
     def load(self, memory: int, tokens: int = generation.PIECE, length: int = LENGTH, forget: bool = False) -> Bounded:
         """Reads what is always in memory, and prepares the cache for the experts.
 
-        ``memory`` is the bound in bytes. At most ``tokens`` are read at once, and a text has at most ``length``; in a
-        longer one, keys and values may take more than the bound. ``forget`` is that of ``FileReader``.
+        ``memory`` is the bound in bytes. At most ``tokens`` tokens are read at once, and a text has at most ``length``
+        tokens; in a longer text, keys and values may need more memory than the bound allows. ``forget`` is that of
+        ``FileReader``.
 
         Raises:
             UserError: the bound is too small, or a file cannot be read.
@@ -141,7 +142,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
     """How a bound of ``memory`` bytes is spent.
 
     Raises:
-        UserError: it is too small; the least possible bound is named.
+        UserError: the bound is too small; the message names the least possible bound.
     """
     config = located.config
     on_demand = _used_packed(located)
@@ -172,7 +173,7 @@ def plan(located: Located, memory: int, tokens: int, length: int) -> Budget:
 
 
 def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder, ExpertCache]:
-    """The parameters with everything but the experts in memory, and the cache that reads these."""
+    """The parameters with everything but the experts in memory, and the cache that reads the experts."""
     named, stacks, places = _stack_names(located), _stacks(located), _places(located)
 
     def read(key: Key, content: Content) -> None:
@@ -205,7 +206,7 @@ def _fill(located: Located, budget: Budget, reader: FileReader) -> tuple[Decoder
 
 
 def _rounded_up(size: int) -> str:
-    """A number of bytes in whole MB, or in whole kB if it is small; never less than it is."""
+    """A number of bytes, rounded up to whole MB, or to whole kB if it is small."""
     return f"{-(-size // 10**6)}MB" if size >= 10**7 else f"{-(-size // 1000)}KB"
 
 
@@ -242,8 +243,8 @@ def _stack_names(located: Located) -> dict[str, tuple[int, str]]:
 def _used_packed(located: Located) -> set[str]:
     """The names of the matrices outside the experts that stay in the form of their file: attention in 16 bits or less.
 
-    In float32 they would take as much memory as in the file, or more. The output layer is kept in float32, because it
-    is the largest matrix, and no larger one has to be made for a product then.
+    In float32 they would take at least twice as much memory. The output layer is kept in float32: it is the largest
+    matrix, and a product with a packed one would have to make a float32 copy of that size.
     """
     attention = [name for name, part in quantize.parts(located.shapes).items() if part == "attention"]
     return {name for name in attention if _is_small(located.leaves[name])}

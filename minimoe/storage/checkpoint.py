@@ -57,6 +57,8 @@ from minimoe.text.tokenizer import Tokenizer
 
 CONFIG, MODEL, RESUME, LOCK = "config.json", "model.safetensors", "resume.safetensors", ".lock"
 FILES = (CONFIG, metrics.FILE, MODEL, RESUME)
+ADAPTERS = "adapters.safetensors"
+"""What a run with adapters has learned in model.safetensors, where the adapters are merged: they are apart here."""
 FORMAT = 2
 KEYS = {"format", "model", "train", "tokenizer", "source"}
 """What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
@@ -75,7 +77,7 @@ CHANGEABLE = ("steps", "evaluate_every", "save_every")
 
 @brief
 class Tuning(NamedTuple):
-    """What a run learns instead of the next token of its text: all that its task can be made from again."""
+    """What a run learns other than the next token of its text: the values from which its task can be made again."""
 
     kind: str  # the module of ``minimoe/tuning/`` that made the task: "sft", …
     settings: dict[str, Any]  # plain values that JSON can write, for that module alone
@@ -115,9 +117,9 @@ class Model(NamedTuple):
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
-        """Ids that end a text: that of the end of an answer, if the model was tuned to answer.
+        """Ids that end a text: the id that ends an answer if the model was tuned to answer, none otherwise.
 
-        The others learn from one endless text.
+        A model that was not tuned has learned from texts without a token for their end.
         """
         return chat.end_ids(self.tokenizer) if chat.can_chat(self.tokenizer) else ()
 
@@ -267,7 +269,8 @@ def save(
 ) -> None:
     """Writes model.safetensors, then resume.safetensors; raises ``UserError`` if a file cannot be written.
 
-    Without ``model``, only resume.safetensors: a run that keeps its best model calls ``save_model`` for the other.
+    Without ``model``, only resume.safetensors is written: a run that keeps its best model writes model.safetensors with
+    ``save_model``.
     """
     metrics.sync(folder)  # first, so that resume.safetensors is never ahead of the metrics on the disk
     everything = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
@@ -283,8 +286,13 @@ def save(
 
 def save_model(folder: Path, run: RunConfig, params: Decoder, step: int) -> None:
     """Writes model.safetensors: the parameters after ``step`` steps; raises ``UserError`` if it cannot be written."""
-    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
-    files.write_tensors(folder / MODEL, tensors, {"settings": json.dumps(_settings(run)), "step": str(step)})
+    metadata = {"settings": json.dumps(_settings(run)), "step": str(step)}
+    tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(params)}
+    if adapted.are_in(tensors):
+        learned = {name: leaf for name, leaf in tensors.items() if name not in run.frozen}
+        files.write_tensors(folder / ADAPTERS, learned, metadata)
+        tensors = {name: to_host(leaf) for name, leaf in tree.named_leaves(adapted.merged(params))}
+    files.write_tensors(folder / MODEL, tensors, metadata)
 
 
 def save_quantized(folder: Path, model: Model, plan: Plan) -> None:
@@ -354,7 +362,7 @@ def describe(folder: str | Path) -> tuple[RunConfig, Path]:
     """A run and the file of its model, whose settings are compared but whose tensors are not read.
 
     Raises:
-        UserError: as for ``load_model``, but for what only the tensors show.
+        UserError: as for ``load_model``, except for errors that only the tensors show.
     """
     folder = files.user_path(folder)
     run, path = load_config(folder), folder / MODEL
@@ -401,6 +409,30 @@ def load_progress(folder: Path, run: RunConfig) -> tuple[Decoder, optimizer.Stat
             f"{path} does not say how far the run has come ({error!r}): restore it, or train again."
         ) from None
     return params, state, progress
+
+
+def with_adapters(folder: Path, run: RunConfig, params: Decoder) -> Decoder:
+    """``params`` of a run's last checkpoint, with what its model had learned: that may be an earlier one.
+
+    Raises:
+        UserError: a file is missing, damaged, or of another run or step than model.safetensors.
+    """
+    path = folder / ADAPTERS
+    if not path.exists():
+        raise UserError(f"{path} is missing: restore it, or tune again.")
+    tensors, metadata = files.read_tensors(path)
+    _refuse_other_settings(metadata, run, path)
+    steps = [metadata.get("step"), files.read_metadata(folder / MODEL).get("step")]
+    if steps[0] != steps[1]:
+        raise UserError(
+            f"{path} is that of step {steps[0]!s:.20}, but {MODEL} that of step {steps[1]!s:.20}, because the run was "
+            f"stopped while it saved them: continue it with --resume {folder}."
+        )
+    tensors |= {name: leaf for name, leaf in tree.named_leaves(params) if name in run.frozen}
+    params = _fill(params, tensors, path)
+    _refuse_surplus(tensors, path)
+    refuse_broken_state(params, path)
+    return params
 
 
 def with_moved_text(folder: str | Path, run: RunConfig, corpus: Corpus) -> RunConfig | None:
@@ -517,9 +549,10 @@ def _fill(blank: Any, tensors: Tensors, path: Path, prefix: str = "") -> Any:
 
 
 def refuse_broken_state(params: Decoder, path: Path) -> None:
-    """Raises ``UserError`` if what a router compares with is no number: a loss would not show it, as it shows a weight.
+    """Raises ``UserError`` if the state of a router is not finite, or is negative where that is not allowed.
 
-    Against a threshold of NaN, for example, no token is good enough, and the layer is silently left out.
+    A NaN in a weight makes the loss NaN, but one in this state need not. If a threshold is NaN, for example, no token
+    reaches the threshold, and the layer is silently left out.
     """
     named = dict(tree.named_leaves(params))
     not_negative = set(tree.marked(params, "not_negative"))

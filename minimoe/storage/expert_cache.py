@@ -1,18 +1,19 @@
 """Keeps the experts that were used last in memory, in the form that they have on the disk, and reads the others.
 
 A router names the experts of a token only when the token has come to their layer. An expert that is in memory (a hit)
-costs nothing more; one that is not (a miss) is read from its file, in the place of the expert whose last use is longest
+costs nothing more; one that is not (a miss) is read from its file and replaces the expert whose last use is longest
 ago. All experts of a model have the same size, so memory is cut into slots of this size. A slot is never returned to
-the system: what is held cannot grow or fall apart into holes.
+the system, so the memory of the cache neither grows beyond its slots nor becomes fragmented.
 
     uses   a b a c b        2 slots, 1 layer
     held   a ab ab ac bc    LRU: c takes the place of b, whose last use is longer ago than that of a
                     ^ a miss again
 
 Layers take turns, so the expert whose last use is longest ago is often one of the layer that comes next. With a single
-queue for all layers, and less room than one token needs in all of them, each layer would find that the others have just
-driven its experts out: hardly a hit. So each layer has a share of the slots that the others cannot take. As many
-slots as a token has experts in a layer belong to no one; the layer at work uses them.
+queue for all layers, and fewer slots than one token needs in all layers together, the other layers would have replaced
+the experts of a layer before its next turn, and hits would be rare. So each layer has a share of the slots that the
+others cannot take. Some slots belong to no layer, as many as a token has experts in a layer; the layer that is being
+computed uses them.
 
 Eliseev and Mazur 2023, arXiv 2312.17238, keep experts in this way.  Lesson: lessons/53_mixtral_on_a_laptop.ipynb
 """
@@ -132,14 +133,14 @@ class ExpertCache:
         self._add(tokens=tokens)
 
     def end(self) -> None:
-        """The time until now belongs to the current phase, and what comes now to none."""
+        """Ends the current phase: the time until now belongs to it, and later time to no phase."""
         now = time.perf_counter()
         if self.phase:
             self._add(seconds=now - self.since)
         self.phase, self.since = "", now
 
     def unpacked(self, seconds: float) -> None:
-        """Adds the time in which numbers of files became float32."""
+        """Adds the time that it took to convert numbers of files to float32."""
         self._add(unpacking=seconds)
 
     def _add(self, **more: float) -> None:

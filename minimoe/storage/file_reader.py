@@ -1,8 +1,8 @@
 """Reads tensors from files that must not change while a model runs.
 
 Each file is opened once, and every read is checked: whether the file still has the size and the time of change that it
-had at first, and whether all bytes came. Reading into memory of our own, not mapping the file, keeps the memory of the
-process bounded: the system decides how much of a mapped file counts as ours.
+had at first, and whether all bytes came. Files are read into allocated memory and not mapped, which keeps the memory of
+the process bounded: of a mapped file, the system decides how much is in memory and is counted as the process's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minimoe.storage.encoded import Encoded
 
 
 class FileReader:
-    """The open files of a model. With ``forget``, the system is told to forget what it has read, as far as it can."""
+    """The open files of a model. ``forget`` asks the system to drop from its file cache what was read."""
 
     def __init__(self, forget: bool = False) -> None:
         self.files: dict[Path, tuple[BinaryIO, tuple[int, int]]] = {}

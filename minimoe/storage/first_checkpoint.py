@@ -27,7 +27,8 @@ ADAPTERS = ("lora", "freeze")
 def write(folder: str | Path, run: RunConfig, params: Decoder) -> None:
     """Writes a run that has taken no step into a new folder.
 
-    config.json is written last: without it the folder is no run, so a crash cannot leave one that would begin anew.
+    config.json is written last: a folder without it is not a run, so a crash cannot leave a run that would begin with
+    random parameters.
 
     Raises:
         UserError: the folder is not empty or cannot be written.

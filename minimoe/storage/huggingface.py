@@ -5,7 +5,7 @@
     tokenizer.json and files beside it   huggingface_tokenizer
 
 The names and the orientation differ. A matrix is (outputs, inputs) there and (inputs, outputs) here, so every matrix is
-transposed; ``layout`` matches the tensors; reading and writing both use it. RoPE pairs channels by halves in both.
+transposed. Reading and writing both use ``layout``, which matches the tensors. RoPE pairs channels by halves in both.
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all

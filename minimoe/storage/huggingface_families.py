@@ -1,4 +1,4 @@
-"""The families of models in Hugging Face's layout: how each names its settings, and what it can be.
+"""The families of models in Hugging Face's layout: how each names its settings, and which settings it can have.
 
     mixtral      Mixtral        the weights of the chosen experts are renormalised
     mistral      Mistral        a single expert and no router
@@ -9,7 +9,7 @@
 For the last three, ``norm_topk_prob`` says whether the weights are renormalised. The family ``deepseek`` is that of
 deepseek-moe-16b, whose attention is ordinary. DeepSeek-V2 and its successors compress keys and values and are not read.
 
-A setting that a family cannot express is refused in a sentence, when a folder is read and when one is written.
+A setting that a family cannot express is refused with an error message, when a folder is read and when one is written.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def _dense_of(values: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def renormalizes(config: ModelConfig) -> bool:
-    """Whether the weights of a token's experts add up to 1; those of a single expert of a single one always do."""
+    """Whether the weights of a token's experts add up to 1; the only expert of a layer always has 1."""
     return config.renormalize or config.router != "noisy_top_k" or config.experts == 1
 
 

@@ -31,7 +31,7 @@ def load(folder: str | Path, memory: str | int | None = None) -> Model | Pretrai
     of 1024 tokens; ``bounded.open_folder`` allows other lengths.
 
     Raises:
-        UserError: the folder holds neither, or its files are damaged or do not belong together; or the bound is too
+        UserError: the folder holds no model, or its files are damaged or do not belong together; or the bound is too
             small.
     """
     folder = files.user_path(folder)

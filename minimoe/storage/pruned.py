@@ -120,7 +120,7 @@ def _texts_of_the_run(model: Model | Pretrained, corpus: Corpus | None) -> Texts
 
 
 def table(report: Report) -> str:
-    """The experts that are left in each layer, and how far the answer of the layer moved on the sample."""
+    """The experts that are left in each layer, and how much the output of the layer changed on the sample."""
     before, after = report.parameters
     lines = [f"{'layer':<7}{'error':>8}   experts left, by their old number"]
     for i, (kept, error) in enumerate(zip(report.kept, report.errors, strict=True), report.first_layer):

@@ -153,6 +153,11 @@ def _as_corpus(corpus: str | Corpus) -> Corpus:
 
 def read_source(source: Source) -> Corpus:
     """The corpus that an earlier run names, as it is now; raises ``UserError`` if it is gone or is no longer a file."""
+    if not source.is_known:
+        raise UserError(
+            "this model was trained elsewhere, on a text that is not known here, and only tuned by minimoe: give "
+            "another text to a command that has --text; evaluate --suite needs none."
+        )
     # The user did not type these paths, so a device or a pipe, which may have no end, is not read.
     for path in source.paths:
         if not os.path.isfile(path):

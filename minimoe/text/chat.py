@@ -9,7 +9,7 @@ exact, and public code broke each of them:
 - Special ids are written as ids and never read from a text: a user who types "</s>" ends nothing.
 - Every piece (a question with its marks, an answer) is encoded on its own and the ids are joined. If the whole were
   encoded as one text, letters on both sides of a border could become one token.
-- The beginning stands once. Encoding the prompt as a text would add another one.
+- The id of the beginning occurs once. Encoding the prompt as a text would add another one.
 
 The system's text has no mark of its own. It opens the first question, followed by an empty line. In Mixtral, "[INST]"
 is ordinary text, so there a user can close a question by typing "[/INST]"; in minimoe's own template nobody can.
@@ -54,6 +54,11 @@ class _Template(NamedTuple):
     end: int
     question: Callable[[str], list[int]]  # a user's text with its marks; after it, the assistant speaks
     answer: Callable[[str], list[int]]  # without its end
+
+
+def check(turns: Sequence[Turn]) -> None:
+    """Raises ``UserError`` unless user and assistant speak in turn, after a system's text or none."""
+    _joined(turns)
 
 
 def encode(tokenizer: AnyTokenizer, turns: Sequence[Turn]) -> Encoded:

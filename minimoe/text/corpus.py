@@ -69,9 +69,18 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 class Source(NamedTuple):
     """Where a run's text came from: a built-in corpus or files, and the checksum of their tokens."""
 
-    corpus: str
+    corpus: str  # the name
     paths: list[str]  # empty for a built-in corpus
     sha256: str
+
+    @property
+    def is_known(self) -> bool:
+        """False for a model that was trained elsewhere and only tuned here: its source is ``UNKNOWN``."""
+        return bool(self.corpus or self.paths)
+
+
+UNKNOWN = Source("", [], "")
+"""In the place of the text of a model that was trained elsewhere."""
 
 
 @dataclass(frozen=True, repr=False)

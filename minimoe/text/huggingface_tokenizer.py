@@ -51,13 +51,20 @@ LONGEST_WORD = 10_000
 """The largest ``max_input_chars_per_word``: WordPiece takes time in proportion to the square of a word's length."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PretrainedTokenizer:
     """A tokenizer of word pieces. Encoding adds the special tokens that the model expects; decoding leaves them out."""
 
     kind: ClassVar[str] = "pretrained"
     backend: Any  # tokenizers.Tokenizer
-    files: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # by name: what was read
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by name: what was read
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both have the same rules: one that is read a second time is another object of the library."""
+        return isinstance(other, PretrainedTokenizer) and self._rules == other._rules
+
+    def __hash__(self) -> int:
+        return hash(self.vocab_size)
 
     def __repr__(self) -> str:
         return f"PretrainedTokenizer of {self.vocab_size:,} tokens"
@@ -370,7 +377,7 @@ def _steps(rule: Any) -> list[dict[str, Any]]:
 
 
 def _growth(rule: Mapping[str, Any]) -> int:
-    """By which factor a rule can make a text longer, or more; too large rather than too small."""
+    """An upper bound of the factor by which a rule can make a text longer."""
     kind = rule.get("type")
     if kind == "Replace":
         content, pattern = len(str(rule.get("content", ""))), rule.get("pattern")

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from minimoe.core import files
 from minimoe.core.errors import UserError
+from minimoe.text import chat
 from minimoe.text.chat import Turn
 
 INSTRUCTIONS, PREFERENCES = "instructions.jsonl", "preferences.jsonl"
@@ -93,9 +94,12 @@ def is_held_out(document: str) -> bool:
 def _read(path: str | Path | None, name: str, make: Callable[[dict[str, Any]], Item]) -> list[Item]:
     path = _in_data(name) if path is None else files.user_path(path)
     try:
-        lines = files.read_text(path).split("\n")
+        lines = files.read_text(path).removeprefix("\ufeff").split("\n")  # Windows puts a mark there
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give a UTF-8 file like data/{name}.") from None
+        raise UserError(
+            f"{path} cannot be read ({error}): give a UTF-8 file like data/{name}, or put back the one that a run was "
+            "tuned with."
+        ) from None
     items: list[Item] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -108,7 +112,8 @@ def _read(path: str | Path | None, name: str, make: Callable[[dict[str, Any]], I
             if values:
                 raise ValueError(f"it has an unknown field {next(iter(values))!r:.40}")
         except (ValueError, TypeError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: {error}; write it like the lines of data/{name}.") from None
+            problem = str(error).rstrip(".")
+            raise UserError(f"{path}, line {number}: {problem}; write it like the lines of data/{name}.") from None
         except KeyError as error:
             raise UserError(f"{path}, line {number}: {error} is missing; write it like data/{name}.") from None
     if not items:
@@ -141,14 +146,15 @@ def _text(values: dict[str, Any], name: str) -> str:
 
 
 def _turns(values: dict[str, Any], name: str) -> tuple[Turn, ...]:
-    """Only the form is examined here: ``chat`` says which roles may follow each other."""
     turns = values.pop(name)
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{name} is {turns!r:.40}, expected a list of turns")
     for turn in turns:
         if not (isinstance(turn, list) and len(turn) == 2 and all(isinstance(part, str) and part for part in turn)):
             raise ValueError(f"a turn is {turn!r:.40}, expected a role and a text")
-    return tuple(Turn(role, text) for role, text in turns)
+    found = tuple(Turn(role, text) for role, text in turns)
+    chat.check(found)
+    return found
 
 
 def _in_data(name: str) -> Path:

@@ -216,7 +216,7 @@ class ChatTokenizer:
         return CHAT_TOKENS[place] if place >= 0 else None
 
     def encode(self, text: str) -> Ids:
-        """The ids of ``text``, all of which are text.
+        """The ids of ``text``; none of them is a token of the chat.
 
         Raises:
             UserError: as the ``encode`` of the text's tokenizer.

@@ -48,7 +48,7 @@ def describe() -> str:
 
 
 def _gpu() -> str:
-    """The GPU that computes, its memory, and CuPy's version, as far as they are told."""
+    """The GPU that computes, its memory, and CuPy's version, as far as they are known."""
     import cupy
 
     told = []
@@ -61,7 +61,7 @@ def _gpu() -> str:
 
 
 def _has_driver() -> bool:
-    """Whether the system has NVIDIA's driver: without it, advice about CuPy would lead nowhere."""
+    """Whether the system has NVIDIA's driver: without it, advice about CuPy would not help."""
     for library in ("libcuda.so.1", "nvcuda.dll"):
         with contextlib.suppress(OSError):
             ctypes.CDLL(library)

@@ -4,8 +4,8 @@
 
 The student may be dense, a smaller mixture, or any other model with the vocabulary of its teacher: both have the same
 tokenizer. The loop is that of every run (``trainer``), with ``losses.distillation`` in place of the cross-entropy; the
-validation loss stays the cross-entropy, so that it can be compared with that of other runs. The run's config.json says
-which teacher it has, and a checksum of its weights, so the run can be resumed.
+validation loss stays the cross-entropy, so that it can be compared with that of other runs. The run's config.json names
+the teacher and holds a checksum of the teacher's weights, so the run can be resumed.
 
 Lesson: lessons/51_distillation_and_pruning.ipynb
 """
@@ -132,7 +132,7 @@ def take_over(student: Decoder, teacher: Decoder) -> Decoder:
     """The student with every weight of the teacher outside the mixtures: all but routers and experts. They are copied.
 
     Raises:
-        UserError: a weight of the student has another shape than that of the teacher, or there is none.
+        UserError: a weight of the student has another shape than that of the teacher, or the teacher lacks it.
     """
     if len(student.blocks) != len(teacher.blocks):
         raise UserError(
@@ -156,7 +156,7 @@ def take_over(student: Decoder, teacher: Decoder) -> Decoder:
 
 
 def checksum(params: Decoder) -> str:
-    """SHA-256 of all weights, by which a resumed run knows its teacher."""
+    """SHA-256 of all weights, by which a resumed run recognises its teacher."""
     digest = hashlib.sha256()
     for name, leaf in tree.named_leaves(params):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode() + np.ascontiguousarray(leaf).tobytes())

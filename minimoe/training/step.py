@@ -71,7 +71,7 @@ def cut(
     """A batch on the host → a shard per worker and accumulated part, on the device of ``params``.
 
     The router's noise is drawn for the whole batch and then cut, so that it does not depend on the number of shards.
-    ``together`` sequences, one after the other, stay in one shard. Unless ``noisy``, none is drawn.
+    ``together`` consecutive sequences stay in one shard. Unless ``noisy``, no noise is drawn.
     """
     B, T = batch.tokens.shape
     noise = decoder.draw_noise(rng, config, B, T, recipe.dtype) if noisy else None

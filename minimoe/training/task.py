@@ -4,7 +4,7 @@
     trainer.start(run, task, params)           a task of another kind, from given parameters
 
 The loop of ``trainer`` is the same for every task. A task other than the default is recorded in the run's config.json
-as a ``checkpoint.Tuning``, from which the module that made it makes it again when the run is resumed.
+as a ``checkpoint.Tuning``. When the run is resumed, the module that made the task makes it again from this record.
 """
 
 from __future__ import annotations

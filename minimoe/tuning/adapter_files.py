@@ -8,8 +8,9 @@ are two fused tensors there, gate_up_proj and down_proj, and their adapters are 
     lora_B (outputs, r·E)    read as (outputs, r, E): the expert changes fastest
 
 Reading lora_B as (outputs, E, r) gives a matrix of the right shape with the wrong numbers. gate_up_proj has one A for
-both of its matrices. The adapters of w_gate and w_up have their own here, so they are placed side by side, with zeros
-in B where the one does not reach the outputs of the other; when such a file is read, they become two again.
+both of its matrices, but here w_gate and w_up have an A each. ``save`` therefore places the two adapters side by side,
+with zeros in B where an adapter must not change the outputs of the other matrix. When such a file is read, they become
+two adapters again.
 
 peft 0.19.1 and newer read and write fused experts; tests compare with 0.21.2.  Lesson: lessons/42_lora.ipynb
 """
@@ -239,7 +240,7 @@ def _take(
 
 
 def _scale(values: Mapping[str, Any], name: str, rank: int, folder: Path) -> float:
-    """s of the adapter ``name``: a pattern that names it, or the end of its name, has its own alpha."""
+    """s of the adapter ``name``; ``alpha_pattern`` may have an alpha for this name, or for its end."""
     patterns = values.get("alpha_pattern") or {}
     own = [alpha for key, alpha in patterns.items() if f".{name}".endswith("." + key.removeprefix("^"))]
     alpha = own[0] if own else values.get("lora_alpha")

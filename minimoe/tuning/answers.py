@@ -81,7 +81,7 @@ def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST
 
 
 def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> dict[str, Score]:
-    """For each kind, how many last answers the model gives to the letter, and ends; the turns before are given.
+    """For each kind, how often the model writes exactly the last answer and ends it; it reads the turns before.
 
     Raises:
         UserError: as for ``write``.

@@ -17,6 +17,7 @@ without a balance loss).  Lesson: lessons/41_preferences.ipynb
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,7 @@ from minimoe.parallel.thread_pool import Map
 from minimoe.storage import open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat
-from minimoe.text.corpus import Source
+from minimoe.text.corpus import UNKNOWN
 from minimoe.text.huggingface_tokenizer import MissingTokenizer
 from minimoe.text.instructions import Pair
 from minimoe.training import run_report, trainer
@@ -81,7 +82,8 @@ def tune(
 
     ``data`` is a file of pairs, by default the one of ``data/``. The parts named by ``freeze`` (``sft.GROUPS``) stay as
     they are. ``changes`` sets fields of the recipe; its ``batch`` counts sequences, two for each pair. Without
-    ``patience``, the run takes all its steps and keeps the last model.
+    ``patience``, the run takes all its steps and keeps the last model. A Mixtral is written in Hugging Face's layout
+    besides, as by ``sft.tune``.
 
     Raises:
         UserError: the folder holds no model, a quantised one, or one without tokens for a chat; or a setting, the file
@@ -105,9 +107,7 @@ def tune(
         "sha256": found.sha256,
         "patience": sft.checked_patience(patience),
     }
-    source = base.run.source if base.run else Source("preferences", [], found.sha256)
-    codec: Any = base.tokenizer
-    run = RunConfig(base.config, recipe, codec, source, tuning=Tuning(KIND, settings, sft.leaves_of(params, freeze)))
+    frozen = sft.leaves_of(params, freeze)
     here = trainer.new_folder(out, f"{files.user_path(folder).resolve().name}-dpo")
     reference = None
     if loss.needs_reference:
@@ -116,6 +116,10 @@ def tune(
             parts = (sums_of(placed, base.config, part, pool=pool).logp for part in (found.train, found.validation))
             reference = Reference(*parts)
         files.write_tensors(here / REFERENCE, reference._asdict(), {"pairs": found.sha256})
+        settings["reference"] = _digest(reference)
+    source = base.run.source if base.run else UNKNOWN
+    codec: Any = base.tokenizer
+    run = RunConfig(base.config, recipe, codec, source, tuning=Tuning(KIND, settings, frozen))
     task = _task(run, found, reference)
     return trainer.start(run, task, params, out=here, device=where, threads=threads, progress=progress)
 
@@ -124,7 +128,7 @@ def task_of(run: RunConfig, folder: Path) -> Task:
     """The task of a run that ``tune`` began.
 
     Raises:
-        UserError: its pairs have changed or are gone, or its reference is.
+        UserError: its pairs or its reference have changed or are gone.
     """
     assert run.tuning is not None
     settings = run.tuning.settings
@@ -146,6 +150,8 @@ def task_of(run: RunConfig, folder: Path) -> Task:
     shapes = [(len(found.train), 2), (len(found.validation), 2)]
     if metadata.get("pairs") != found.sha256 or [part.shape for part in reference] != shapes:
         raise UserError(f"{path} is that of other pairs: restore the right one, or tune again.")
+    if _digest(reference) != settings.get("reference"):
+        raise UserError(f"{path} is that of another model: restore the right one, or tune again.")
     return _task(run, found, reference)
 
 
@@ -171,6 +177,10 @@ def sums_of(
     found = [np.concatenate(of_pieces) for of_pieces in zip(*pool(read, pieces), strict=True)]  # (pairs, 2) each
     back = np.argsort(np.concatenate([numbers for numbers, _ in pieces]))
     return Sums(*(leaf[back] for leaf in found))
+
+
+def _digest(reference: Reference) -> str:
+    return hashlib.sha256(b"".join(part.tobytes() for part in reference)).hexdigest()
 
 
 def _objective(config: ModelConfig, recipe: TrainConfig, loss: Preference) -> Objective:
@@ -214,6 +224,7 @@ def _task(run: RunConfig, found: Data, reference: Reference | None) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, text.encode(errors="backslashreplace"))
         if rows:
             plots.save(preference_plot.curves(rows), folder / run_report.LOSS)
+        sft.export(folder, model)
 
     return Task(
         _about(found, recipe),
@@ -252,7 +263,7 @@ def by_kind(
 
 
 def _sample(model: Model, found: Data, loss: Preference, reference: NDArray[Any] | None) -> str:
-    """How many of the held-out pairs are told apart, and the model's answers to some of their prompts."""
+    """The share of held-out pairs whose chosen answer has the larger reward, and answers to some of their prompts."""
     lines = ["Held-out pairs whose chosen answer has the larger reward:"]
     for kind, value in by_kind(model.params, model.config, found.validation, loss, reference).items():
         lines.append(f"  {kind}: {value.accuracy:.0%}, margin {value.margin:.3f}")

@@ -28,11 +28,11 @@ from minimoe.layers.linear import Linear
 def vocabulary(
     params: Decoder, config: ModelConfig, size: int, rng: np.random.Generator
 ) -> tuple[Decoder, ModelConfig]:
-    """The model with ``size`` ids; the new ones come last. Parameters on the host; all others are the same arrays.
+    """The model with ``size`` ids, the new ones last. ``params`` are on the host; other leaves are the same arrays.
 
     Raises:
-        UserError: ``size`` is less than the model has; or the router chooses experts by the id, from a table that would
-            be another one for another number of ids.
+        UserError: ``size`` is less than the model has; or the router chooses experts by the id, from a table that
+            depends on the number of ids.
     """
     V = config.vocab_size
     if size < V:

@@ -90,10 +90,10 @@ def with_dropout(
 
 
 def of_run(folder: str | Path) -> Decoder:
-    """The last parameters of a run that trains adapters, with the adapters apart from their bases.
+    """The model in the folder of a run that trains adapters, with the adapters apart from their bases.
 
-    ``adapter_files.save`` writes them in peft's layout, and ``adapters.merge`` gives the model that the run would have
-    if it ended now; with early stopping, the model of its folder may be an earlier one.
+    ``adapter_files.save`` writes them in peft's layout, and ``adapters.merge`` gives model.safetensors. With early
+    stopping, this is the best model, which need not be the last one.
 
     Raises:
         UserError: the folder is no run, is damaged, or trains no adapters.
@@ -103,4 +103,4 @@ def of_run(folder: str | Path) -> Decoder:
     found = checkpoint.load_progress(folder, run)
     if found is None or not adapters.adapted_leaves(found[0]):
         raise UserError(f"{folder} has no adapters: give the folder of a run that was tuned with --lora.")
-    return found[0]
+    return checkpoint.with_adapters(folder, run, found[0])

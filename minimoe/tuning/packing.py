@@ -53,7 +53,7 @@ def shard_of(rows: Sequence[Sequence[Encoded]], packed: bool) -> Shard:
     If the rows are ``packed``, the shard has ``starts``; a place of padding sees only itself.
 
     Raises:
-        UserError: a document has fewer than two ids, so that nothing predicts anything.
+        UserError: a document has fewer than two ids, so there is no token to predict.
     """
     for document in (document for row in rows for document in row):
         if len(document.ids) < 2:
@@ -83,9 +83,9 @@ class Batches(NamedTuple):
     seed: int = 0
 
     def read(self, first: int = 0) -> Iterator[Shard]:
-        """Yields batches without end, without the first ``first`` of them; always the same ones for one seed.
+        """Yields batches without end, without the ``first`` batches. A seed always gives the same batches.
 
-        An epoch is cut into batches as it comes; rows that are left over begin the next batch.
+        Rows that are left over at the end of an epoch begin the first batch of the next epoch.
         """
         lengths = [len(document.ids) - 1 for document in self.documents]
         waiting: list[list[int]] = []

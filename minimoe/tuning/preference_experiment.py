@@ -1,9 +1,9 @@
 """Small runs with preferences in memory, for comparisons: no folder, and every step of a run is measured.
 
     base = begin(seed=0)                                      a small model that answers sums and greetings
-    rows = prefer(base, Preference("dpo", beta=0.1))          what becomes of its answers, step by step
+    rows = prefer(base, Preference("dpo", beta=0.1))          how its answers change, step by step
 
-Runs of one base read the same pairs in the same order, whatever their loss is.
+Runs that begin with one base read the same pairs in the same order, whatever their loss is.
 """
 
 from __future__ import annotations

@@ -36,14 +36,21 @@ def resume(
     device: str = "auto",
     threads: int | None = None,
     progress: bool = True,
+    kind: str | None = None,
 ) -> Trained:
-    """Continues the run in ``folder`` as ``trainer.resume`` does, whatever it learns.
+    """Continues the run in ``folder`` as ``trainer.resume`` does, whatever it learns, or only what ``kind`` names.
 
     Raises:
-        UserError: as ``trainer.resume``; the run learns something that this version does not know; what it learns from
-            has changed; or a corpus is given for a tuned run, which reads none.
+        UserError: as ``trainer.resume``; the run learns something else, or what this version does not know; what it
+            learns from has changed; or a corpus is given for a tuned run, which reads none.
     """
     tuning = checkpoint.load_config(folder).tuning
+    if kind is not None and (tuning is None or tuning.kind != kind):
+        begun = "train" if tuning is None or tuning.kind not in (sft.KIND, dpo.KIND) else tuning.kind
+        raise UserError(
+            f"{folder} was not begun with minimoe {kind}: resume it with `minimoe {begun} --resume {folder}`, or tune "
+            f"its model with `minimoe {kind} {folder}`."
+        )
     if tuning is None:
         task = None
     elif tuning.kind not in TASKS:

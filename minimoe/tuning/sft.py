@@ -4,8 +4,8 @@
     answers.score(tuned.model, validation)
 
 The loss is the cross-entropy of the answers and of their ends. The questions are read, routed and balanced, but not
-learned: L = Σ_t m_t · nll_t / Σ_t m_t with m_t = 1 where the target of position t is part of an answer. The sums of all
-shards are divided once, so that a long answer counts as much in a batch that is cut as in one that is not.
+learned: L = Σ_t m_t · nll_t / Σ_t m_t with m_t = 1 where the target of position t is part of an answer. Both sums are
+taken over all shards before the division, so the loss of a batch does not depend on how it is cut into shards.
 
 A model that is tuned on few examples soon begins to learn them by heart. So the run validates on instructions about
 documents that it never sees, stops when that loss has not fallen for some time, and keeps the best model.
@@ -42,7 +42,7 @@ from minimoe.storage import huggingface, open_model
 from minimoe.storage.checkpoint import Model, RunConfig, Tuning
 from minimoe.text import chat, instructions
 from minimoe.text.chat import AnyTokenizer, Encoded
-from minimoe.text.corpus import Source
+from minimoe.text.corpus import UNKNOWN
 from minimoe.text.huggingface_tokenizer import MissingTokenizer, PretrainedTokenizer
 from minimoe.text.instructions import Instruction
 from minimoe.text.tokenizer import with_chat_tokens
@@ -110,8 +110,8 @@ def tune(
     see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
     default unless experts have a capacity. Without ``patience``, the run takes all its steps and keeps the last model.
 
-    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; it is tuned in an ordinary run
-    folder too, which at its end has the result in Hugging Face's layout besides, in ``mixtral/``.
+    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; its run folder is an ordinary one
+    too, and at the end of the run also holds the result in Hugging Face's layout, in ``mixtral/``.
 
     Raises:
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not
@@ -135,7 +135,7 @@ def tune(
         "pack": _packs(config, recipe, pack),
         "patience": checked_patience(patience),
     }
-    source = base.run.source if base.run else Source("instructions", [], found.sha256)
+    source = base.run.source if base.run else UNKNOWN
     frozen = leaves_of(params, freeze)
     if lora is not None:
         grown = size > base.config.vocab_size and "embedding" not in freeze
@@ -262,8 +262,7 @@ def _task(run: RunConfig, data: Data) -> Task:
         files.write_atomically(folder / run_report.SAMPLE, _sample(model, data).encode(errors="backslashreplace"))
         if rows:
             plots.save(plots.loss_curves(rows), folder / run_report.LOSS)
-        if isinstance(model.tokenizer, PretrainedTokenizer):
-            _export(folder / MIXTRAL, model)
+        export(folder, model)
 
     return Task(
         _about(data, batches),
@@ -275,11 +274,16 @@ def _task(run: RunConfig, data: Data) -> Task:
     )
 
 
-def _export(folder: Path, model: Model) -> None:
-    """Writes the model as a Mixtral in Hugging Face's layout; replaces the one of an earlier end of the run."""
-    if huggingface.is_folder(folder):
-        shutil.rmtree(folder)
-    huggingface.save(folder, model.params, model.config, model.tokenizer, model.end_tokens)
+def export(folder: Path, model: Model) -> None:
+    """Writes a model that came in Hugging Face's layout in it again, in the run's folder ``MIXTRAL``.
+
+    It replaces the one of an earlier end of the run.
+    """
+    if not isinstance(model.tokenizer, PretrainedTokenizer):
+        return
+    if huggingface.is_folder(folder / MIXTRAL):
+        shutil.rmtree(folder / MIXTRAL)
+    huggingface.save(folder / MIXTRAL, model.params, model.config, model.tokenizer, model.end_tokens)
 
 
 def _about(data: Data, batches: packing.Batches) -> str:

@@ -1,4 +1,4 @@
-"""Short tuning runs in memory, for comparisons: no folder and no progress bar, and the batches may be made wrong.
+"""Short tuning runs in memory, for comparisons: no folder and no progress bar, and batches can be altered on purpose.
 
     course = trial.learn(params, config, recipe, data, seed=0)
     leaking = trial.learn(params, config, recipe, data, seed=0, alter=lambda shard: shard._replace(starts=None))
@@ -33,7 +33,7 @@ class Point(NamedTuple):
 
 @brief
 class Course(NamedTuple):
-    """What became of a model."""
+    """A model after a run, and its losses."""
 
     params: Decoder
     points: list[Point]
@@ -71,7 +71,7 @@ def learn(
 
 
 def of_kinds(data: sft.Data, kinds: Sequence[str], most: int | None = None) -> sft.Data:
-    """The examples of some kinds alone, and at most so many to learn from, evenly spread over all."""
+    """The examples of some kinds alone; of those to learn from, at most ``most``, evenly spread over all."""
     train = [example for example in data.train if example.kind in kinds]
     pairs = zip(data.validation, data.items, strict=True)
     held_out = [(example, item) for example, item in pairs if example.kind in kinds]
@@ -83,5 +83,5 @@ def of_kinds(data: sft.Data, kinds: Sequence[str], most: int | None = None) -> s
 
 
 def _spread(examples: list[sft.Example], most: int) -> list[sft.Example]:
-    """At most so many of the examples, evenly spread."""
+    """At most ``most`` of the examples, evenly spread."""
     return examples[:: max(1, -(-len(examples) // most))]

@@ -943,10 +943,11 @@ def test_the_advice_about_memory_names_options_that_the_command_has(
     def starve(*_: Any, **__: Any) -> None:
         np.empty(2**60, np.uint8)
 
-    for module in ("storage.open_model.load", "training.trainer.train", "timing.bench.run"):
+    for module in ("storage.open_model.load", "storage.pruned.write", "training.trainer.train", "timing.bench.run"):
         monkeypatch.setattr(f"minimoe.{module}", starve)
     for command in main.MEMORY_ADVICE:
-        words = {"generate": ["x", "--prompt", "a"], "bench": [], "train": []}.get(command, ["x"])
+        more = {"generate": ["--prompt", "a"], "prune": ["--keep", "2", "--out", "y"]}
+        words = [] if command in ("bench", "train") else ["x", *more.get(command, [])]
         named = re.findall(r"--[a-z-]+", refused(command, *words).partition("):")[2])
         assert named, command
         for option in named:

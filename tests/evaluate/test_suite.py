@@ -16,11 +16,11 @@ import small_runs
 from minimoe.core import files
 from minimoe.core.errors import UserError
 from minimoe.evaluate import suite, suite_table, sums, text_loss, well_formed
-from minimoe.evaluate.suite import Marks, Measured, Settings
+from minimoe.evaluate.suite import Marks, Means, Measured, Settings
 from minimoe.inference import generation
-from minimoe.storage import checkpoint, quantized
+from minimoe.storage import checkpoint, huggingface, open_model, quantized
 from minimoe.text import batches
-from minimoe.text.corpus import Corpus
+from minimoe.text.corpus import UNKNOWN, Corpus
 from minimoe.training import trainer
 
 EXERCISES = "\n\n".join(
@@ -288,6 +288,23 @@ def test_a_tuned_model_is_compared_with_its_base(tmp_path: Path) -> None:
     assert "minimoe sft" in str(other.marks["held-out instructions, sums"])
     assert suite.run(base, folder, settings, device="cpu", threads=1).models[1].marks.keys() == one.marks.keys()
     assert not suite.run(base, None, settings, device="cpu", threads=1).models[0].means
+
+
+def test_a_model_that_was_trained_elsewhere_is_measured_without_a_text(tmp_path: Path) -> None:
+    """It keeps its own tokenizer, which is another object each time that it is read."""
+    pytest.importorskip("tokenizers")
+    model = small_chats.tuned(64)
+    huggingface.save(tmp_path / "base", model.params, model.config, model.tokenizer, model.end_tokens)
+    there = open_model.load(tmp_path / "base")
+    run = model.run._replace(tokenizer=there.tokenizer, source=UNKNOWN)  # type: ignore[arg-type]
+    folder = small_chats.save(tmp_path / "tuned", model._replace(run=run))
+    settings = Settings(samples=1, questions=1, tokens=2)
+    one, other = suite.run(folder, folder, settings, device="cpu", threads=1).models
+    assert not one.losses and "trained elsewhere" in str(one.marks[suite.PYTHON])
+    assert isinstance(one.means["praise and blame, nats: he, not she"], Means | str) and other.means.keys()
+    assert "trained elsewhere" in suite_table.table(suite.run(folder, None, settings, device="cpu", threads=1))
+    with pytest.raises(UserError, match="trained elsewhere, .* give another text"):
+        batches.read_source(run.source)
 
 
 # Mistakes

@@ -96,8 +96,10 @@ def test_prompt_and_answer_fill_the_context_and_no_more() -> None:
         model = small_chats.tuned(context=length + room)
         lengths = [len(list(conversation.reply(model, QUESTION, temperature=1.0, seed=seed))) for seed in range(9)]
         assert max(lengths) == room
-    with pytest.raises(UserError, match=f"has {length} tokens, which leaves no room .* of {length}: begin a new one"):
+    with pytest.raises(UserError, match=f"has {length} tokens, which leaves no room .* of {length}: shorten it"):
         conversation.reply(small_chats.tuned(context=length), QUESTION)
+    with pytest.raises(UserError, match="leaves no room .*: begin a new one"):
+        conversation.reply(small_chats.tuned(context=length), [*QUESTION, Turn("assistant", "4"), *QUESTION])
 
 
 def test_a_model_that_was_not_tuned_says_so() -> None:
@@ -258,12 +260,15 @@ def test_in_a_terminal(tmp_path: Path) -> None:
     os.close(theirs)
     seen = ""
 
-    def wait_for(text: str, at_least: int = 0) -> None:
+    def wait_for(text: str, at_least: int = 0, interrupt: bool = False) -> None:
         nonlocal seen
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while text not in seen or len(seen) < at_least:
             assert time.monotonic() < deadline, seen[-300:]
-            if select.select([ours], [], [], 1)[0]:
+            if interrupt:  # again: a signal that comes between the prompt and the wait for a key wakes up nobody
+                os.kill(chatting.pid, signal.SIGINT)
+            if select.select([ours], [], [], 10)[0]:
+                interrupt = False
                 seen += os.read(ours, 1000).decode(errors="replace")
 
     try:
@@ -275,10 +280,13 @@ def test_in_a_terminal(tmp_path: Path) -> None:
         wait_for("The answer was stopped.")
         seen = seen.partition("The answer was stopped.")[2]
         wait_for("> ")
-        os.kill(chatting.pid, signal.SIGINT)  # while it waits for a question
-        wait_for("/exit ends the chat")
+        wait_for("/exit ends the chat", interrupt=True)  # while it waits for a question
+        seen = seen.partition("/exit ends the chat")[2]
+        wait_for("> ")
         os.write(ours, f"/save {tmp_path / 'saved.jsonl'}\n".encode())
         wait_for("is written")
+        seen = seen.partition("is written")[2]
+        wait_for("> ")  # only then the terminal hands every key over; before that, Ctrl-D would be lost
         os.write(ours, b"\x04")
         assert chatting.wait(timeout=60) == 0
     finally:

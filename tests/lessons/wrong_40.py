@@ -63,6 +63,25 @@ def packed(
     return pack
 
 
+def other_starts(rule):
+    """The right row but for its starts: ``rule`` gives those of the documents and that of padding."""
+
+    def pack(documents, T):
+        tokens, targets, loss_mask, starts = packed()(documents, T)
+        lengths = [len(ids) for ids, _ in documents]
+        filled = sum(lengths) - len(lengths)
+        of_documents, of_padding = rule(lengths, starts, filled)
+        starts[:filled] = np.repeat(of_documents, np.array(lengths) - 1)
+        starts[filled:] = of_padding
+        return tokens, targets, loss_mask, starts
+
+    return pack
+
+
+def right_starts(lengths):
+    return np.cumsum([0, *lengths[:-1]]) - np.arange(len(lengths))
+
+
 def within(documents, T):
     tokens, targets, loss_mask, starts = packed()(documents, T)
     return tokens, targets, loss_mask, np.arange(T) - starts
@@ -163,6 +182,9 @@ WRONG = {
         (packed(padding=0), "padding sees only itself"),
         (packed(tokens_as_targets=True), "these are the tokens"),
         (within, "positions within a document"),
+        (other_starts(lambda n, starts, filled: (np.arange(len(n)), starts[filled:])), "numbers of the documents"),
+        (other_starts(lambda n, starts, filled: (np.cumsum([0, *n[:-1]]), starts[filled:])), "n − 1 places"),
+        (other_starts(lambda n, starts, filled: (right_starts(n), filled)), "see each other"),
     ],
     check.visible: [
         (seen(lambda i, j, si, sj: si == sj), "later tokens of its own document"),

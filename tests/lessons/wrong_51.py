@@ -91,6 +91,39 @@ def chosen(measure=np.linalg.norm, best=min, weights=None, lost=False, after=lam
     return best_experts
 
 
+def answers(logits, outputs, kept, active=2):
+    """F' of the experts that are kept, by another way than the check's."""
+    kept = list(kept)
+    order = np.argsort(-logits[:, kept], axis=1)[:, :active]
+    w = softmax(np.take_along_axis(logits[:, kept], order, axis=1))
+    return np.einsum("nk,nkd->nd", w, outputs[np.array(kept)[order], np.arange(len(logits))[:, None]])
+
+
+def one_after_the_other(logits, outputs, r):
+    """Greedy: the expert that is missed least goes first, then the next one."""
+    whole, kept = answers(logits, outputs, range(len(outputs))), list(range(len(outputs)))
+    while len(kept) > r:
+        fewer = [[e for e in kept if e != gone] for gone in kept]
+        kept = min(fewer, key=lambda some: np.linalg.norm(answers(logits, outputs, some) - whole))
+    return kept
+
+
+def each_alone(logits, outputs, r):
+    E = len(outputs)
+    whole = answers(logits, outputs, range(E))
+    without = [answers(logits, outputs, [e for e in range(E) if e != gone]) - whole for gone in range(E)]
+    return np.sort(np.argsort([-np.linalg.norm(difference) for difference in without])[:r])
+
+
+def one_expert_per_token(logits, outputs, r):
+    E = len(outputs)
+    whole = answers(logits, outputs, range(E), active=1)
+    return min(
+        combinations(range(E), r),
+        key=lambda kept: np.linalg.norm(answers(logits, outputs, kept, active=1) - whole),
+    )
+
+
 def used_most(logits, outputs, r):
     counts = np.bincount(np.argsort(-logits, axis=1)[:, :2].reshape(-1), minlength=len(outputs))
     return np.sort(np.argsort(-counts, kind="stable")[:r])
@@ -153,6 +186,10 @@ WRONG = {
         (soft(of=swapped_kl), "KL(p_s‖p_t)"),
         (soft(of=lambda z, told, tau: softmax(z / tau) - softmax(told)), "the teacher's logits must be divided"),
         (soft(of=lambda z, told, tau: softmax(z) - softmax(told / tau)), "the student's logits must be divided"),
+        (soft(of=lambda z, told, tau: softmax(z) - softmax(told)), "both logits must be divided"),
+        (soft(of=lambda z, told, tau: softmax(z * tau) - softmax(told * tau)), "not multiplied"),
+        (soft(of=lambda z, told, tau: (softmax(z.T / tau) - softmax(told.T / tau)).T), "the last axis"),
+        (soft(scale=lambda tau, z: tau / z.shape[1]), "not over the V entries"),
     ],
     check.reverse_backward: [
         (reverse(lambda p, q, ratio, kl: p - q), "KL(p_t‖p_s)"),
@@ -162,6 +199,12 @@ WRONG = {
         (reverse(lambda p, q, ratio, kl: ratio - kl), "factor p_s is missing"),
         (reverse(lambda p, q, ratio, kl: p * (ratio - ratio.mean(1, keepdims=True))), "weighted with p_s"),
         (reverse(lambda p, q, ratio, kl: p * (ratio - kl.mean())), "its own KL"),
+        (reverse(lambda p, q, ratio, kl: p * (ratio + (q * ratio).sum(1, keepdims=True))), "weighted with p_s"),
+        (
+            reverse(lambda p, q, ratio, kl: p * (np.log(p) - (p * np.log(p)).sum(1, keepdims=True))),
+            "the term with log p_t is missing",
+        ),
+        (reverse(lambda p, q, ratio, kl: p * (ratio - kl) * len(p) / p.shape[1]), "not over the V entries"),
         (reverse(lambda p, q, ratio, kl: q * (ratio - kl)), "not of the teacher"),
         (reverse(lambda p, q, ratio, kl: p * (ratio - kl) * len(p)), "divide by their number"),
         (reverse(lambda p, q, ratio, kl: p * (kl - ratio)), "the wrong way"),
@@ -177,6 +220,12 @@ WRONG = {
         (chosen(measure=lambda d: abs(d.sum())), "must not cancel"),
         (chosen(after=lambda kept, E: [e for e in range(E) if e not in kept]), ""),
         (largest, "norm of an expert's output"),
+        (one_after_the_other, "try all subsets"),
+        (each_alone, "when each is removed alone"),
+        (one_expert_per_token, "each token has two experts"),
+        (chosen(measure=lambda d: np.linalg.norm(d, axis=1).sum()), "adds up sizes, or the norms of the tokens"),
+        (chosen(measure=lambda d: abs(d).sum()), "adds up sizes, or the norms of the tokens"),
+        (chosen(measure=lambda d: abs(d).max()), "not the largest size"),
     ],
     check.skip_second: [
         (skip(first=lambda w: w[:, 0]), "takes over the weight"),
@@ -193,6 +242,6 @@ WRONG = {
 RIGHT = {
     check.soft_backward: [soft_by_jacobian, soft_as_cross_entropy],
     check.reverse_backward: [reverse_by_jacobian, reverse_from_logits],
-    check.best_experts: [one_token_at_a_time, removed_the_other_way],
+    check.best_experts: [one_token_at_a_time, removed_the_other_way, chosen(measure=lambda d: (d**2).mean())],
     check.skip_second: [skip_in_a_loop, skip_by_moving],
 }

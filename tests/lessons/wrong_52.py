@@ -13,11 +13,12 @@ def arc(
     cosine=lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b),
     line=lambda a, b, t: (1 - t) * a + t * b,
     unit=False,
+    straight=lambda cosine: abs(cosine) > 0.9995,
 ):
     """The right point but for one thing."""
 
     def slerp(a, b, t):
-        if abs(a @ b / np.linalg.norm(a) / np.linalg.norm(b)) > 0.9995:
+        if straight(a @ b / np.linalg.norm(a) / np.linalg.norm(b)):
             return line(a, b, t)
         w = np.arccos(np.clip(cosine(a, b), -1, 1))
         if unit:
@@ -54,12 +55,16 @@ def with_exponentials(a, b, t):
     return (np.exp(1j * (1 - t) * w).imag * a + np.exp(1j * t * w).imag * b) / np.exp(1j * w).imag
 
 
-def cut(deltas, keep, size=abs):
+def cut(deltas, keep, size=abs, count=lambda kept: int(kept)):
     trimmed = np.zeros_like(deltas)
     for i, delta in enumerate(deltas):
-        largest = np.argsort(-size(delta))[: int(keep * len(delta))]
+        largest = np.argsort(-size(delta))[: count(keep * len(delta))]
         trimmed[i, largest] = delta[largest]
     return trimmed
+
+
+def cut_together(deltas, keep):
+    return cut(deltas.reshape(1, -1), keep).reshape(deltas.shape)
 
 
 def voted(
@@ -114,6 +119,9 @@ WRONG = {
         (arc(weights=lambda t, w: ((1 - t) * np.sin(w), t * np.sin(w)), over=lambda w: 1), "the sines of (1−t)ω"),
         (arc(line=lambda a, b, t: a), "lie on a line"),
         (without_the_line, ""),
+        (arc(straight=lambda cosine: cosine > 0.9995), "opposite vectors lie on a line too"),
+        (arc(straight=lambda cosine: cosine > 0.5), "this is the straight line"),
+        (arc(straight=lambda cosine: abs(cosine) < 0.9995), "this is the straight line"),
     ],
     check.ties: [
         (lambda deltas, keep: voted()(deltas, 1), "nothing is trimmed"),
@@ -123,6 +131,11 @@ WRONG = {
         (voted(sign=lambda trimmed, deltas: np.sign(np.sign(trimmed).sum(0))), "each vector has one vote"),
         (voted(sign=lambda trimmed, deltas: np.sign(deltas.sum(0))), "over the trimmed vectors"),
         (voted(trim=lambda deltas, keep: cut(deltas, keep, np.array)), "largest by size"),
+        (voted(trim=lambda deltas, keep: cut(deltas, keep, count=round)), "rounds down"),
+        (voted(trim=lambda deltas, keep: cut(deltas, keep, count=lambda kept: int(np.ceil(kept)))), "rounds down"),
+        (voted(trim=cut_together), "trimmed on its own"),
+        (voted(sign=lambda trimmed, deltas: np.where(trimmed.sum(0) >= 0, 1, -1)), "elects no sign"),
+        (voted(sign=lambda trimmed, deltas: np.where(trimmed.sum(0) > 0, 1, -1)), "does not elect the minus"),
     ],
     check.w_down_factor: [
         (lambda E, K, G, renormalize: 1, "only 1/G of the weight"),

@@ -125,6 +125,8 @@ WRONG = {
         (drops(last_use), "not at its last one"),
         (drops(lambda future, expert: (future == expert).sum(), min), "not at how often"),
         (drops(never_stays), "should leave first"),
+        (lambda held, future: held[0], "the first of the list"),
+        (lambda held, future: held[-1], "the last of the list"),
     ],
     check.seconds_per_token: [
         (seconds(bits=1), "eight bits are one byte"),
@@ -145,6 +147,11 @@ WRONG = {
         (read(over=lambda experts, groups: 1), "this is for the whole text"),
         (read(of=lambda groups: len(np.unique(groups))), "keeps none for the next"),
         (lambda experts, batch, size: read()(experts, batch, 1), "each has `size` bytes"),
+        (
+            lambda experts, batch, size: sum(read()(column[:, None], batch, size) for column in experts.T),
+            "is read once",
+        ),
+        (lambda experts, batch, size: (experts.max() + 1) * size / batch, "the whole layer"),
     ],
 }
 

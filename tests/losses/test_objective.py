@@ -2,17 +2,21 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from small_models import EVERY_LOSS, SEQUENCES, assert_same, batch_of, drawn, split
 
 from minimoe.core import tree
+from minimoe.core.arrays import Array
 from minimoe.core.config import ModelConfig
 from minimoe.layers import decoder, lora
 from minimoe.losses import balance, objective
 from minimoe.losses.balance import Coefficients
+from minimoe.losses.cross_entropy import LossSum
 from minimoe.losses.objective import Objective, Shard, loss_and_gradient
+from minimoe.losses.token_loss import CrossEntropy, Labelled
 
 
 def test_the_total_is_cross_entropy_and_each_layer_s_losses_by_their_coefficients(
@@ -204,3 +208,38 @@ def test_the_dropout_of_a_shard_acts_forward_and_backward(
     theirs = loss_and_gradient(lora.with_dropout(params, masks), shards, small, Objective())
     assert_same(ours, theirs)
     assert abs(ours[0].total - loss_and_gradient(params, shards, small, Objective())[0].total) > 1e-6
+
+
+def test_a_loss_mask_weighs_targets_and_hides_no_token_from_the_routers(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    params, plain = drawn(rng, small), batch_of(rng, small)
+    masked = plain._replace(loss_mask=rng.integers(2, size=plain.tokens.shape).astype(float))
+    without, _ = loss_and_gradient(params, [plain], small, Objective(EVERY_LOSS))
+    with_mask, _ = loss_and_gradient(params, [masked], small, Objective(EVERY_LOSS))
+    assert with_mask.loss != without.loss
+    for ours, theirs in zip(tree.leaves(with_mask.stats), tree.leaves(without.stats), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_the_token_loss_that_was_chosen_is_the_one_that_is_minimised(
+    rng: np.random.Generator, small: ModelConfig
+) -> None:
+    class Doubled(CrossEntropy):
+        def value(self, sums: LossSum) -> tuple[Any, Any]:
+            loss, dloss = super().value(sums)
+            return 2 * loss, 2 * dloss
+
+        def forward(self, logits: Array, shard: Labelled) -> Any:
+            seen.append(logits.shape)
+            return super().forward(logits, shard)
+
+    seen: list[tuple[int, ...]] = []
+    params, batch = drawn(rng, small), batch_of(rng, small)
+    once, gradient = loss_and_gradient(params, [batch], small, Objective())
+    twice, doubled = loss_and_gradient(params, [batch], small, Objective(token_loss=Doubled()))
+    assert len(seen) == 1
+    assert twice.loss == 2 * once.loss
+    assert gradient.head is not None
+    assert doubled.head is not None
+    np.testing.assert_allclose(doubled.head.weight, 2 * gradient.head.weight, rtol=1e-12)

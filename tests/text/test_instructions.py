@@ -44,6 +44,13 @@ def test_instructions_are_read(tmp_path: Path) -> None:
     assert instructions.read(written(tmp_path, GOOD, "", GOOD)) == [Instruction("sum", turns, "1 + 1")] * 2
 
 
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, GOOD)
+    expected = instructions.read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert instructions.read(path) == expected
+
+
 def test_pairs_are_read(tmp_path: Path) -> None:
     expected = Pair("right", (Turn("user", "1 + 1"),), "2", "3", "1 + 1")
     assert instructions.read_pairs(written(tmp_path, PAIR)) == [expected]
@@ -60,6 +67,8 @@ def test_pairs_are_read(tmp_path: Path) -> None:
         ({**GOOD, "turns": []}, r"turns is \[\]"),
         ({**GOOD, "turns": [["user"]]}, r"a turn is \['user'\]"),
         ({**GOOD, "turns": GOOD["turns"][:1]}, "not the assistant's"),
+        ({**GOOD, "turns": GOOD["turns"][1:]}, "stands where one of the user is expected: .* in turn; write it"),
+        ({**GOOD, "turns": [["robot", "a"], *GOOD["turns"]]}, "has the role 'robot'"),
     ],
 )
 def test_a_line_that_is_no_instruction_is_refused(tmp_path: Path, line: Any, complaint: str) -> None:

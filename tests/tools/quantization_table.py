@@ -2,7 +2,8 @@
 
     python tests/tools/quantization_table.py
 
-Three small mixtures are trained from different seeds and quantised in every way, which takes a minute or so. A loss is
+Three small mixtures are trained from different seeds and quantised in every way, which takes a minute of one core. The
+whole table is printed, and the README's small table is written. A loss is
 given as its difference from that of the same model in float32: the median of the seeds, then the smallest and largest.
 A routing is the set of experts that a token has in a layer; it has changed if it is not the set that the same token has
 in the float32 model. By chance, a routing is that of another token of the same layer.
@@ -24,6 +25,7 @@ for library in ("OPENBLAS", "OMP", "MKL"):  # before NumPy is imported: a proces
 import dataclasses  # noqa: E402
 
 import numpy as np  # noqa: E402
+import readme_numbers  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 
 from minimoe.analysis import routing_trace  # noqa: E402
@@ -102,14 +104,40 @@ def table(found: list[Measured]) -> str:
         "|---|---|" + "---|---|" * len(CASES),
     ]
     for scheme in SCHEMES:
-        experts = next(row for row in quantize.sizes(CONFIG, quantize.plan(scheme)) if row.part == "experts")
-        cells = [scheme, f"{8 * experts.bytes / experts.parameters:.2f}"]
+        cells = [scheme, bits_of(scheme)]
         for case in CASES:
             costs = [one.costs[scheme, case] for one in found]
             cells.append(spread([cost.loss for cost in costs], 4, sign="+"))
             cells.append(spread([100 * cost.changed for cost in costs], 1))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", by_weight(found)])
+
+
+def small_table(found: list[Measured]) -> str:
+    """Markdown for the README: ranges over the seeds, and of the router only whom it chooses."""
+    loss = readme_numbers.span([one.loss for one in found], 3)
+    chance = readme_numbers.span([100 * one.chance for one in found], 0)
+    lines = [
+        "| scheme | bits a weight | experts | attention | both | changed by both | changed by the router |",
+        "|---|---|---|---|---|---|---|",
+        f"| float | 32 | {loss} | {loss} | {loss} | (chance: {chance} %) | |",
+    ]
+    for scheme in SCHEMES:
+        costs = {case: [one.costs[scheme, case] for one in found] for case in CASES}
+        cells = [scheme, bits_of(scheme)]
+        for case in ("experts", "attention", "both"):
+            least, most = (f"{bound(cost.loss for cost in costs[case]):+.3f}" for bound in (min, max))
+            cells.append(f"{least} to {most}".replace("-", "−").replace("−0.000", "0.000").replace("+0.000", "0.000"))
+        for case in ("both", "router"):
+            cells.append(readme_numbers.span([100 * cost.changed for cost in costs[case]], 0) + " %")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def bits_of(scheme: str) -> str:
+    """What a weight of the experts takes, with the numbers that it shares with others."""
+    experts = next(row for row in quantize.sizes(CONFIG, quantize.plan(scheme)) if row.part == "experts")
+    return f"{8 * experts.bytes / experts.parameters:.2f}"
 
 
 NOISE = 5e-4
@@ -146,10 +174,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(SEEDS), metavar="N", help=f"number of models ({len(SEEDS)})")
     parser.add_argument("--steps", type=int, default=RECIPE.steps, metavar="N", help=f"of each ({RECIPE.steps})")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), metavar="N", help="processes (one a core)")
+    parser.add_argument("--print", action="store_true", help="leave the README as it is")
     chosen = parser.parse_args()
     with ProcessPoolExecutor(chosen.workers) as pool:
         found = list(pool.map(measure, range(chosen.seeds), [chosen.steps] * chosen.seeds))
     print(table(found))
+    if not chosen.print:
+        readme_numbers.write("quantisers", small_table(found), "quantization_table.py")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     minimoe corpus shakespeare
     python tests/tools/readme_numbers.py runs/readme
 
-The folder keeps the runs, so that a second call measures at once. On two cores the first takes about an hour. Another
+The folder keeps the runs, so that a second call measures at once. On two cores the first takes about an hour, and with
+``--only tuning`` a few minutes. Another
 processor, another BLAS or another number of threads gives other digits.
 """
 
@@ -20,10 +21,11 @@ import numpy as np
 
 from minimoe.analysis import microscope
 from minimoe.core.presets import override, preset
-from minimoe.evaluate import suite, suite_table, text_loss
+from minimoe.evaluate import exchanges, intervals, suite, suite_table, text_loss, tuned
 from minimoe.storage import checkpoint, metrics
-from minimoe.text import batches
+from minimoe.text import batches, instructions
 from minimoe.training import trainer
+from minimoe.tuning import dpo, sft
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEEDS = (0, 1, 2)
@@ -38,15 +40,34 @@ def main() -> None:
         "--seconds", action="store_true", help="with times of training, if the machine had nothing else to do"
     )
     parser.add_argument("--as-it-is", action="store_true", help="train nothing, and leave out what is missing")
+    parser.add_argument("--only", choices=("results", "tuning"), help="the tables of one part (both)")
     chosen = parser.parse_args()
-    if not chosen.as_it_is:
-        train_missing(chosen.folder)
-    seconds = chosen.seconds
-    for name, written in (("reached", reached(chosen.folder, seconds)), ("routing", routing(chosen.folder))):
+    folder = chosen.folder
+    blocks: dict[str, Callable[[], str]] = {}
+    if chosen.only != "tuning":
+        if not chosen.as_it_is:
+            train_missing(folder)
+        blocks |= {"reached": lambda: reached(folder, chosen.seconds), "routing": lambda: routing(folder)}
+    if chosen.only != "results":
+        if not chosen.as_it_is:
+            tune_missing(folder)
+        blocks["tuning"] = lambda: tuning(folder)
+    for name, block in blocks.items():
         if chosen.print:
-            print(written, end="\n\n")
+            print(block(), end="\n\n")
         else:
-            write(name, written)
+            write(name, block())
+
+
+def tune_missing(folder: Path) -> None:
+    """Each toy, tuned with the instructions and then with the preferences of ``data/``."""
+    for seed in SEEDS:
+        toy, answering, preferring = (folder / f"{name}-{seed}" for name in ("toy", "toy-sft", "toy-dpo"))
+        train(toy, "toy", seed)
+        if not is_finished(answering):
+            sft.tune(toy, out=answering, changes={"seed": seed}, device="cpu")
+        if not is_finished(preferring):
+            dpo.tune(answering, out=preferring, changes={"seed": seed}, device="cpu")
 
 
 def train_missing(folder: Path) -> None:
@@ -170,6 +191,47 @@ def routing(folder: Path) -> str:
     )
 
 
+def tuning(folder: Path) -> str:
+    """Exact answers by kind, and the accuracy of the reward; the interval is that of all three seeds together."""
+    lines = [
+        "| held out | number | `minimoe sft` | then `minimoe dpo` | by chance |",
+        "|---|---|---|---|---|",
+    ]
+    stages = ("toy-sft", "toy-dpo")
+    found: dict[str, list[exchanges.Answered]] = {}
+    for stage in stages:
+        models = [checkpoint.load_model(folder / f"{stage}-{seed}") for seed in SEEDS]
+        asked = tuned.questions_for(models[0].run).instructions
+        found[stage] = [exchanges.answer(model, asked, len(asked)) for model in models]
+    for kind in [*found["toy-sft"][0].right, "all"]:
+        cells = [right(found[stage], kind) for stage in stages]
+        first = found["toy-sft"][0]
+        size = sum(map(len, first.right.values())) if kind == "all" else len(first.right[kind])
+        chance = "" if kind == "all" else f"{100 * first.chance[kind]:.0f} %"
+        lines.append(f"| {kind}, answered exactly | {size} | {cells[0]} | {cells[1]} | {chance} |")
+    rewards = []
+    pairs = len(instructions.split(instructions.read_pairs())[1])
+    for seed in SEEDS:
+        best = min(
+            (row for row in metrics.read(folder / f"toy-dpo-{seed}") if "val_loss" in row),
+            key=lambda row: row["val_loss"],
+        )
+        rewards.append(best["val_accuracy"])
+    interval = intervals.wilson(round(sum(rewards) * pairs), pairs * len(SEEDS))
+    cell = f"{span((100 * value for value in rewards), 0)} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+    lines.append(f"| pairs in which the better answer gained more | {pairs} | – | {cell} | 50 % |")
+    return "\n".join(lines)
+
+
+def right(answered: list[exchanges.Answered], kind: str) -> str:
+    """``80–86 % [79, 85]``: the share of each seed, and the interval of all seeds together."""
+    marks = [np.concatenate([*of.right.values()]) if kind == "all" else of.right[kind] for of in answered]
+    together = np.concatenate(marks)
+    interval = intervals.wilson(int(together.sum()), len(together))
+    shares = span((100 * of_seed.mean() for of_seed in marks), 0)
+    return f"{shares} % [{100 * interval.low:.0f}, {100 * interval.high:.0f}]"
+
+
 def span(values: Iterable[float], digits: int) -> str:
     """``1.55–1.56``, or one number where both ends are the same."""
     values = list(values)
@@ -177,10 +239,10 @@ def span(values: Iterable[float], digits: int) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def write(name: str, block: str) -> None:
-    """Puts a block between its two marks in the README."""
+def write(name: str, block: str, by: str = "readme_numbers.py") -> None:
+    """Puts a block between its two marks in the README; ``by`` is the tool that the first mark names."""
     path = ROOT / "README.md"
-    begin, end = f"<!-- {name}: written by tests/tools/readme_numbers.py -->", f"<!-- end of {name} -->"
+    begin, end = f"<!-- {name}: written by tests/tools/{by} -->", f"<!-- end of {name} -->"
     text = path.read_text(encoding="utf-8")
     if not re.search(f"{re.escape(begin)}.*{re.escape(end)}", text, re.DOTALL):
         raise SystemExit(f"README.md has no marks for {name}: {begin} … {end}")

@@ -213,7 +213,7 @@ def main() -> None:
     if chosen.print or chosen.only:
         print(written)
     else:
-        readme_numbers.write("routers", written)
+        readme_numbers.write("routers", written, "router_table.py")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from tokenizer_json import mixtral_like
 
 from minimoe.cli import main
 from minimoe.cli import options as cli_options
-from minimoe.core import files, presets
+from minimoe.core import files, presets, tree
 from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
@@ -205,7 +205,10 @@ def test_a_mixtral_is_tuned_with_its_own_tokens_or_says_why_it_cannot_be(tmp_pat
     (folder / "tokenizer.json").write_text(json.dumps(mixtral_like()))
     done = tune(tmp_path / "run", tmp_path / "pairs.jsonl", folder, changes={"steps": 20})
     assert done.finished and done.metrics[-1]["val_margin"] > done.metrics[0]["margin"]
-    assert resumed(tmp_path / "run", steps=21).finished
+    assert resumed(tmp_path / "run", steps=21).problem is None
+    here, there = open_model.load(tmp_path / "run"), open_model.load(tmp_path / "run" / sft.MIXTRAL)
+    for mine, theirs in zip(tree.leaves(here.params), tree.leaves(there.params), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 def test_a_quantised_model_is_refused(tmp_path: Path, lines: Path, base: Path) -> None:
@@ -287,6 +290,9 @@ def test_a_run_whose_pairs_or_reference_are_others_is_not_resumed(tmp_path: Path
         files.write_tensors(run / dpo.REFERENCE, wrong, metadata)
         with pytest.raises(UserError, match="is that of other pairs"):
             resumed(run, steps=4)
+    files.write_tensors(run / dpo.REFERENCE, {name: part - 1 for name, part in tensors.items()}, about)
+    with pytest.raises(UserError, match="is that of another model"):
+        resumed(run, steps=4)
     (run / dpo.REFERENCE).unlink()
     with pytest.raises(UserError, match=r"reference.safetensors is missing.*begin a new run with `minimoe dpo "):
         resumed(run, steps=4)
@@ -321,6 +327,10 @@ def test_the_command_tunes_and_goes_on(
         (["dpo", str(finished())], "minimoe sft"),
         (["dpo", str(base), "--loss", "kto"], "no preference loss 'kto'"),
         (["dpo", "--resume", str(tmp_path / "run"), "--beta", "1"], "--beta cannot go with --resume"),
+        (["dpo", "--resume", str(tmp_path / "run"), "--patience", "3"], "--patience cannot go with --resume"),
+        (["dpo", "x", "--resume", str(tmp_path / "run")], "are two models: leave one of the two out"),
+        (["dpo", "--resume", str(base)], f"resume it with `minimoe sft --resume {base}`"),
+        (["sft", "--resume", str(finished())], f"resume it with `minimoe train --resume {finished()}`"),
     ):
         assert main.main(words) == 2
         assert sentence in capsys.readouterr().err

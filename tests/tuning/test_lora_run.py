@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from small_runs import finished, lasting
 
-from minimoe.core import tree
+from minimoe.core import files, tree
 from minimoe.core.errors import UserError
 from minimoe.inference import generation
 from minimoe.layers import lora
@@ -151,6 +151,24 @@ def test_dropout_depends_on_the_step_and_nothing_else(tmp_path: Path, lines: Pat
     assert set(np.unique(all_of)) == {0.0, 2.0}
     fewer = next(lora_run.with_dropout(read, run, ["experts"])(0)).dropout
     assert fewer is not None and len(fewer) == 2 * 4
+
+
+def test_adapters_apart_are_those_of_the_best_model(tmp_path: Path, lines: Path) -> None:
+    changes = {"steps": 8, "evaluate_every": 2, "learning_rate": 3.0, "warmup": 4}  # the first steps are small
+    done = tune(tmp_path / "run", lines, Lora(2, quantize="nf4"), changes=changes)
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert 0 < done.model.step < last
+    best = lora_run.of_run(tmp_path / "run")
+    for mine, theirs in zip(tree.leaves(adapters.merge(best)), tree.leaves(done.model.params), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+    path = tmp_path / "run" / checkpoint.ADAPTERS
+    tensors, metadata = files.read_tensors(path)
+    files.write_tensors(path, tensors, metadata | {"step": "1"})
+    with pytest.raises(UserError, match="is that of step 1, but .* was stopped while it saved them"):
+        lora_run.of_run(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(UserError, match="adapters.safetensors is missing"):
+        lora_run.of_run(tmp_path / "run")
 
 
 def test_the_adapter_of_a_run_can_be_written_for_peft(tmp_path: Path, lines: Path) -> None:

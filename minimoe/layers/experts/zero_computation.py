@@ -131,7 +131,7 @@ def decode(params: ZeroComputation, x: Array, chosen: list[int], weights: list[f
 
 
 def _count(experts: swiglu.Experts) -> int:
-    """How many there are: the length of every stack, with an adapter or without."""
+    """The number of SwiGLU experts: the length of every stack, with an adapter or without."""
     return len(tree.leaves(experts)[0])
 
 

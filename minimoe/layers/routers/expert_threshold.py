@@ -1,4 +1,4 @@
-"""Expert threshold: the causal form of expert choice. Each expert takes every token that it likes well enough.
+"""Expert threshold: the causal form of expert choice. Each expert takes the tokens whose p exceeds its threshold.
 
     p = softmax(x W)                       over the experts
     expert e takes token t if p_te > τ_e   τ (E,) is fixed during a step, in evaluation and in generation
@@ -13,10 +13,11 @@ After each step, a threshold moves by the expert's load relative to its fair sha
 
     τ_e ← τ_e · exp(η (load_e / fair − 1)),    load_e = the tokens taken,  fair = K N / E,  η = 0.05
 
-It rests where the expert takes a share K/E of all tokens, that is, at the same quantile of p_e as the smallest p that
-expert choice takes. Sun et al. 2026 keep an exponential moving average of a threshold that is estimated from all tokens
-together. Such an estimate is a quantile of the batch, which cannot be computed from each shard separately. The load is
-a sum over tokens, so any division of the batch into shards or workers gives the same thresholds.
+The threshold stops moving where the expert takes a share K/E of all tokens, that is, at the same quantile of p_e as the
+smallest p that expert choice takes. Sun et al. 2026 keep an exponential moving average of a threshold that is estimated
+from all tokens together. Such an estimate is a quantile of the batch, which cannot be computed from each shard
+separately. The load is a sum over tokens, so any division of the batch into shards or workers gives the same
+thresholds.
 
 Zhou et al. 2022, arXiv 2202.09368 (expert choice); Sun et al. 2026, arXiv 2603.11535 (thresholds).
 Lesson: lessons/23_who_may_look_ahead.ipynb
@@ -99,7 +100,7 @@ def forward(
 ) -> tuple[Routing, RouterStats, Cache]:
     """x (B, T, D) → the routing of its N tokens, none to E entries per token, and the sums over them.
 
-    Only a capacity factor causes drops; its fair share is K·T/E. Padding goes nowhere.
+    Only a capacity factor causes drops; its fair share is K·T/E. Padding is sent to no expert.
     """
     B, T, D = x.shape
     rows = x.reshape(-1, D)

@@ -197,7 +197,7 @@ def _noisy_rest(logits: Array, noise: Array, chosen: Array) -> Array:
 def _limit(choice: Choice, asked: Array, batch: int, experts: int, factor: float | None, mask: Array | None) -> Routing:
     """``capacity.limit`` for entries of which only those ``asked`` for, (N, 2) bools, take a place.
 
-    The capacity is that of two entries per token, however many seconds were dropped.
+    The capacity is that of two entries per token, however many second experts were dropped.
     """
     if factor is None:
         return routing.from_choice(choice, experts, asked)

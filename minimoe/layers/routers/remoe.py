@@ -16,7 +16,8 @@ number for the whole model, and every layer holds the same copy.
 
 In the sums, ``probability`` and ``importance`` are both Σ_t w_t: without a softmax, only the weights say how much a
 token prefers an expert. A balance loss is possible (its f adds up to 1), but it is off by default. The z-loss bounds
-the normaliser of a softmax; here its sum is 0. The entropy is that of a token's weights divided by their sum.
+the normaliser of a softmax; here there is none, so its sum is 0. The entropy is that of a token's weights divided by
+their sum.
 
 Wang et al. 2024, arXiv 2412.14711.  Lesson: lessons/21_other_gates.ipynb
 """
@@ -172,7 +173,7 @@ def next_state(
 
 
 def compared(params: ReMoE, cache: Cache) -> list[tuple[Array, int]]:
-    """The logits (N, E), and each of them beside 0 (N·E, 2): an expert is awake if its score is the larger one."""
+    """The logits (N, E), and a pair of 0 and z for each logit z (N·E, 2): an expert is awake if z is the larger one."""
     xp = array_module(cache.logits)
     each = cache.logits.reshape(-1)
     # Zero is the first column, so it wins a tie: an expert with z = 0 sleeps.

@@ -208,7 +208,7 @@ def ids_by_count(counts: NDArray[np.int64], experts: int, active: int) -> NDArra
 
 
 def _ids(labels: Array | None, config: ModelConfig) -> Array:
-    """labels (B, T) → (N,), checked on the host; on a GPU, a look at them would wait for the device."""
+    """labels (B, T) → (N,), checked on the host, but not on a GPU, where reading them would wait for the device."""
     if labels is None:
         raise UserError(
             "labels is None, but the router 'token_hash' looks up the experts of token ids: give them as "
@@ -225,7 +225,8 @@ def _ids(labels: Array | None, config: ModelConfig) -> Array:
 def _scrambled(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
     """Whole numbers → 64 bits each that look random: the last step of SplitMix64 (Steele et al. 2014).
 
-    NumPy's own random generators may give other numbers in another version, and a model would lose its table.
+    NumPy's own random generators may give other numbers in another version, and a saved model would then get a
+    different table.
     """
     z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # modulo 2⁶⁴
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
