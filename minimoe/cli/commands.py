@@ -295,13 +295,17 @@ def gradcheck(chosen: argparse.Namespace) -> int:
 
 
 def params(chosen: argparse.Namespace) -> int:
+    from minimoe.compression import quantize
     from minimoe.core import files
     from minimoe.cost import blueprint, costs, published
     from minimoe.storage import open_model
 
     folder = files.user_path(chosen.model)
+    by_part = []
     if folder.is_dir():
-        plan = blueprint.of_config(folder.resolve().name, open_model.shape(folder))
+        config, schemes = open_model.shape(folder), open_model.quantization(folder)
+        plan = blueprint.of_config(folder.resolve().name, config)
+        by_part = [] if schemes is None else quantize.sizes(config, schemes)
     else:
         plan = published.named(chosen.model, chosen.shared)
     found = costs.of(plan)
@@ -309,7 +313,13 @@ def params(chosen: argparse.Namespace) -> int:
         from minimoe.draw import cost_plot, plots
 
         plots.save(cost_plot.parameters(found), files.chosen_place(chosen.figure))
-    print(costs.to_json(found) if chosen.json else printable(costs.table(found)))
+    if chosen.json:
+        quantised = {"quantised": [row._asdict() for row in by_part]} if by_part else {}
+        print(json.dumps(json.loads(costs.to_json(found)) | quantised, indent=2))
+    else:
+        print(printable(costs.table(found)))
+        if by_part:
+            print(f"\nThis folder is quantised:\n\n{quantize.table(by_part)}")
     return 0
 
 

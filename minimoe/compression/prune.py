@@ -85,6 +85,8 @@ def prune(
             subsets to compare; or ``tokens`` are not ids of the model's vocabulary.
     """
     check(config, keep, method)
+    if seed < 0:
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     _check_sample(tokens, config)
     rng = np.random.default_rng(seed)
     kept, errors = [], []
@@ -106,6 +108,8 @@ def check(config: ModelConfig, keep: int, method: str = "reconstruction") -> Non
         raise UserError(
             f"there is no method {method!r:.40}{suggestion(str(method), METHODS)}: choose one of {', '.join(METHODS)}."
         )
+    if config.experts == 1:
+        raise UserError("the model is dense and has no experts to remove: prune a mixture.")
     least = max(config.active_experts, 1)
     if not least <= keep <= config.experts:
         raise UserError(

@@ -21,7 +21,7 @@ by the name of its field, such as ``blocks[0].moe.experts.w_up.codes``; the arra
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +162,7 @@ def restore(tensors: Tensors, shapes: Decoder, by: Plan, source: Path) -> Decode
         if name in schemes:
             scheme, lead = schemes[name], leaf.shape[:-2]
             empty = scheme.module.blank(leaf.shape[-2:], **scheme.settings)
+            refuse_older(name, tensors, source)
             stored = {
                 field: _take(tensors, f"{name}.{field}", lead + values.shape, values.dtype, source)
                 for field, values in arrays_of(empty).items()
@@ -242,6 +243,15 @@ def quantize_leaf(name: str, leaf: NDArray[Any], scheme: Scheme) -> dict[str, ND
         field: np.stack([one[field] for one in done]).reshape(leaf.shape[:-2] + first.shape)
         for field, first in done[0].items()
     }
+
+
+def refuse_older(name: str, names: Container[str], source: Path) -> None:
+    """Raises ``UserError`` if a matrix of shared experts is not quantised, as in folders of earlier versions."""
+    if ".shared." in name and name in names:
+        raise UserError(
+            f"{source} holds {name} in floating point, as an earlier version left shared experts: quantise again the "
+            "model that it came from."
+        )
 
 
 def _dequantize(

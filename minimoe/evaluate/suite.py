@@ -7,6 +7,7 @@
     Python              share of the written definitions that parse (``well_formed``)
     brackets            share of the written texts in which every bracket is closed (``well_formed``)
     tuned models        exact answers, preferred answers, length of answers, a probe for bias (``tuned``)
+    quantised models    nats per token lost, and share of routings changed, beside the run that they came from
 
 Each number comes with the number that chance reaches: every character predicted by its frequency alone, the commonest
 answer given every time, or the model's own texts with their characters shuffled. Written texts also come with the
@@ -33,7 +34,8 @@ from minimoe.core.arrays import select_device
 from minimoe.core.errors import UserError
 from minimoe.core.summary import brief
 from minimoe.cost import parameters
-from minimoe.evaluate import sums, text_loss, tuned, well_formed
+from minimoe.evaluate import changes, sums, text_loss, tuned, well_formed
+from minimoe.evaluate.changes import Changes
 from minimoe.evaluate.tuned import Marks, Means, Questions
 from minimoe.inference import generation, sampling
 from minimoe.parallel import thread_pool
@@ -86,6 +88,7 @@ class Results(NamedTuple):
 
     settings: Settings
     models: tuple[Measured, ...]
+    changes: Changes | None = None  # if one of two models was quantised from the other
 
 
 SUMS, PYTHON, BRACKETS = "unseen sums", "written texts, Python that parses", "written texts, brackets closed"
@@ -121,11 +124,31 @@ def run(
     asked = next((tuned.questions_for(model.run) for model in models if tuned.is_tuned(model)), None)
     where = select_device(device)
     with thread_pool.pool(1 if where == "gpu" else resources.thread_count(threads)) as pool:
+        models = [model.to(where) for model in models]
         found = [
-            measure(str(path), model.to(where), data, _trained_tokens(model), settings, pool, asked)
+            measure(str(path), model, data, _trained_tokens(model), settings, pool, asked)
             for path, model in zip(folders, models, strict=True)
         ]
-    return Results(settings, tuple(found))
+        lost = _changes(folders, models, data, settings, pool)
+    return Results(settings, tuple(found), lost)
+
+
+def _changes(
+    folders: Sequence[Path], models: Sequence[Model], data: Texts | None, settings: Settings, pool: Map
+) -> Changes | None:
+    """What quantisation changed, if one of two models was quantised from the other, or both from one run."""
+    if data is None or len(models) == 1 or all(model.run.quantization is None for model in models):
+        return None
+    one, other = models
+    apart = one.run.recipe != other.run.recipe or one.run.tuning != other.run.tuning or one.step != other.step
+    if one.config != other.config or apart:
+        return None
+    pair = list(zip(map(str, folders), models, strict=True))
+    pair.sort(key=lambda named: named[1].run.quantization is None)  # the quantised one first; both: as they were given
+    (name, quantised), (against, original) = pair
+    return changes.measure(
+        (name, against), quantised.params, original.params, one.config, data.validation, pool, settings.seed
+    )
 
 
 def _check(settings: Settings) -> None:

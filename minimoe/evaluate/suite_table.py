@@ -14,6 +14,7 @@ import numpy as np
 
 from minimoe.core.errors import printable
 from minimoe.evaluate import intervals, tuned
+from minimoe.evaluate.changes import Changes
 from minimoe.evaluate.intervals import Interval
 from minimoe.evaluate.suite import SUMS, Losses, Measured, Results
 from minimoe.evaluate.tuned import Marks, Means
@@ -106,6 +107,7 @@ def to_json(results: Results) -> str:
             for row in rows(results)
         ],
         "notes": notes(results),
+        "quantisation": results.changes and _changes_to_dict(results.changes),
     }
     return json.dumps(values, indent=2, allow_nan=False)
 
@@ -136,8 +138,35 @@ def table(results: Results) -> str:
         if row.note:
             missing.setdefault((row.group, row.note.removesuffix(".")), []).append(row.name)
     reasons = [f"{group}, {', '.join(names)}: {note}." for (group, note), names in missing.items()]
-    parts = [*about, *notes(results), "", *_columns(lines), "", *reasons, *_explained(results)]
+    lost = [] if results.changes is None else [*_lost(results.changes), ""]
+    parts = [*about, *notes(results), "", *_columns(lines), "", *lost, *reasons, *_explained(results)]
     return printable("\n".join(parts))
+
+
+def _lost(changes: Changes) -> list[str]:
+    """What quantisation changed, in sentences."""
+    shown = str(_between(changes.nats, lambda number, sign: f"{number:{sign}.4f}", "+"))
+    found = [f"Loss of {changes.name} against {changes.against}: {shown} nats per token of held-out text."]
+    if len(changes.others):
+        layers = ", ".join(_percent(count / changes.tokens, "") for count in changes.others.tolist())
+        found.append(
+            f"Changed routings: {_percent(changes.share, '')}, by layer {layers}: the set of experts that a token is "
+            "sent to."
+        )
+    return found
+
+
+def _changes_to_dict(changes: Changes) -> dict[str, Any]:
+    return {
+        "name": changes.name,
+        "against": changes.against,
+        "nats_per_token": _interval_to_dict(changes.nats),
+        "changed_routings": {
+            "share": changes.share,
+            "layers": changes.others.tolist(),
+            "of": changes.tokens,
+        },
+    }
 
 
 def _explained(results: Results) -> list[str]:

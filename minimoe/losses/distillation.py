@@ -15,7 +15,6 @@ Lesson: lessons/51_distillation_and_pruning.ipynb
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from minimoe.core import tree
@@ -71,9 +70,11 @@ class Distillation(NamedTuple):
 
 
 def check(settings: Settings) -> None:
-    """Raises ``UserError`` unless τ is positive and finite, and h is between 0 and 1."""
-    if not (settings.temperature > 0 and math.isfinite(settings.temperature)):
-        raise UserError(f"temperature {settings.temperature} is not possible: give a positive number, such as 1 or 2.")
+    """Raises ``UserError`` unless τ is from 0.001 to 1000, so that τ² keeps its digits, and h is between 0 and 1."""
+    if not 1e-3 <= settings.temperature <= 1e3:
+        raise UserError(
+            f"temperature {settings.temperature} is not possible: give a number from 0.001 to 1000, such as 1 or 2."
+        )
     if not 0 <= settings.hard_share <= 1:
         raise UserError(f"hard_share {settings.hard_share} is not a share: give a number from 0 to 1.")
 

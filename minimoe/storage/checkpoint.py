@@ -180,6 +180,11 @@ def load_config(folder: str | Path) -> RunConfig:
         raise UserError(f"{path} cannot be read as JSON ({error}): restore it, or train again.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} is not a run's config but a {type(values).__name__}: restore it, or train again.")
+    if "format" not in values and "model_type" in values:
+        raise UserError(
+            f"{folder} is a Hugging Face model, which has no recipe and no text: give a folder that `minimoe train` "
+            "wrote."
+        )
     if (found := values.get("format")) != FORMAT:
         raise UserError(f"{path} has format {found!r:.40}, but this version reads {FORMAT}: use the one that wrote it.")
     if "sha256" in values and values.pop("sha256") != _checksum(values):

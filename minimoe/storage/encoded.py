@@ -80,6 +80,11 @@ def locate(folder: Path) -> Located:
     """
     if not huggingface.is_folder(folder):
         run, path = checkpoint.describe(folder)
+        if run.recipe.dtype == "float64":
+            raise UserError(
+                f"{folder} has weights of float64, which only a model that is loaded whole can use: leave the bound of "
+                "memory out, or train with --dtype float32."
+            )
         shapes = decoder.blank(run.config, placeholder)
         leaves = _in_one_file(path, shapes, run.quantization)
         return Located(folder, run.config, shapes, leaves, run.quantization)
@@ -117,6 +122,7 @@ def _in_one_file(path: Path, shapes: Decoder, plan: Plan | None) -> dict[str, En
         if name in schemes:
             lead, one = leaf.shape[:-2], leaf.shape[-2:]  # one matrix, or a stack
             empty = schemes[name].module.blank(one, **schemes[name].settings)
+            quantize.refuse_older(name, stored, path)
             expected = quantize.arrays_of(empty)
         arrays = {
             field: _take(stored, f"{name}.{field}" if field else name, lead + values.shape, values.dtype, path)

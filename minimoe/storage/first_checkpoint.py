@@ -20,6 +20,9 @@ from minimoe.storage.checkpoint import Model, Progress, RunConfig
 from minimoe.text import batches
 from minimoe.text.corpus import Corpus
 
+ADAPTERS = ("lora", "freeze")
+"""What ``Tuning.settings`` say of adapters; see ``tuning.lora_run``."""
+
 
 def write(folder: str | Path, run: RunConfig, params: Decoder) -> None:
     """Writes a run that has taken no step into a new folder.
@@ -50,15 +53,26 @@ def load(folder: str | Path) -> Model:
     model = checkpoint.load_model(folder)
     if model.run.quantization is not None:
         raise UserError(f"{folder} is quantised and cannot be trained further: give the run that it came from.")
-    return model
+    return model._replace(run=_without_adapters(model.run))
+
+
+def _without_adapters(run: RunConfig) -> RunConfig:
+    """The run without the settings of adapters, which are merged in its model: a new run has all weights to learn."""
+    if run.tuning is None or not any(name in run.tuning.settings for name in ADAPTERS):
+        return run
+    settings = {name: value for name, value in run.tuning.settings.items() if name not in ADAPTERS}
+    return run._replace(tuning=run.tuning._replace(settings=settings, frozen=()))
 
 
 def with_text(run: RunConfig, corpus: str | Corpus | None) -> RunConfig:
     """The run on another text, encoded by its own tokenizer; ``None`` leaves the text as it is.
 
     Raises:
-        UserError: the text cannot be read, is too short, or holds a character that the tokenizer does not know.
+        UserError: the run reads no text; or the text cannot be read, is too short, or holds a character that the
+            tokenizer does not know.
     """
     if corpus is None:
         return run
+    if run.tuning is not None and "base" in run.tuning.settings:  # not a student, which reads a text
+        raise UserError("a tuned run learns from answers and reads no text: leave the text out.")
     return run._replace(source=batches.prepare_again(corpus, run.tokenizer, run.config.context)[1])

@@ -18,6 +18,7 @@ from minimoe.core.config import TrainConfig
 from minimoe.core.errors import UserError
 from minimoe.storage import first_checkpoint
 from minimoe.storage.checkpoint import Model
+from minimoe.text import chat
 from minimoe.text.corpus import Corpus
 
 Folder = str | Path
@@ -49,6 +50,18 @@ def merge(
     vectors.check(method, len(sources), base is not None, t, keep, strength)
     if base is not None and method not in vectors.NEED_A_BASE:
         raise UserError(f"{method} has no use for a base: leave --base out, or choose task, ties or dare.")
+    for name, value, usual, users in (
+        ("t", t, 0.5, ("slerp",)),
+        ("keep", keep, None, ("ties", "dare")),
+        ("strength", strength, 1.0, vectors.NEED_A_BASE),
+        ("seed", seed, 0, ("dare",)),
+    ):
+        if value != usual and method not in users:
+            raise UserError(
+                f"{method} has no use for {name} {value}: leave --{name} out, or choose {' or '.join(users)}."
+            )
+    if seed < 0:
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     files.refuse_occupied(files.user_path(out))
     models = [first_checkpoint.load(source) for source in sources]
     origin = None if base is None else first_checkpoint.load(base)
@@ -130,6 +143,12 @@ def check_same(folder: Folder, mine: Model, other_folder: Folder, other: Model) 
             raise UserError(
                 f"{other_folder} has {field.name} {theirs}, but {folder} has {ours}: give runs of the same shape."
             )
+    tuned = [path for path, model in ((folder, mine), (other_folder, other)) if chat.can_chat(model.tokenizer)]
+    if len(tuned) == 1:
+        raise UserError(
+            f"{tuned[0]} was tuned and has tokens of a chat that {other_folder if tuned[0] == folder else folder} has "
+            "not: give runs that were all tuned, or none of them."
+        )
     if mine.tokenizer != other.tokenizer:
         raise UserError(
             f"{other_folder} has another tokenizer than {folder}, so the same token means something else: train both "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
+from minimoe.compression.quantize import Plan
 from minimoe.core import files
 from minimoe.core.config import ModelConfig
 from minimoe.cost import offloading
@@ -47,3 +48,11 @@ def shape(folder: str | Path) -> ModelConfig:
     if huggingface.is_folder(folder):
         return huggingface_config.read(folder).config
     return checkpoint.load_config(folder).config
+
+
+def quantization(folder: str | Path) -> Plan | None:
+    """The schemes by which the model in ``folder`` is quantised, if it is; raises ``UserError`` like ``shape``."""
+    folder = files.user_path(folder)
+    if huggingface.is_folder(folder):
+        return huggingface_config.read(folder).plan
+    return checkpoint.load_config(folder).quantization

@@ -92,10 +92,13 @@ def sample(
     """
     if tokens < 1:
         raise UserError(f"tokens {tokens} is too small: the sample needs at least 1 token.")
+    if seed < 0:
+        raise UserError(f"seed {seed} is not a seed: choose a whole number of at least 0.")
     length = min(model.config.context, LONGEST, tokens)
     texts = _texts_of_the_run(model, corpus)
     if texts is not None:
-        return next(texts.batches(max(tokens // length, 1), length, seed))[0]
+        there = sum(max((span.stop - span.start) // length, 1) for span in texts.spans)  # more would repeat the text
+        return next(texts.batches(min(max(tokens // length, 1), there), length, seed))[0]
     if corpus is None:
         raise UserError("the model was trained elsewhere, so its text is not known: give a text with --text.")
     documents = [model.tokenizer.encode(text) for text in corpus.documents.values()]

@@ -44,6 +44,8 @@ def write(source: str | Path, out: str | Path, experts: str, attention: str | No
         raise UserError(f"{source} is quantised already: quantise the model that it came from.")
     if huggingface.is_folder(source):
         return _stream(source, out, plan)
+    if checkpoint.load_config(source).recipe.dtype == "float64":
+        raise UserError(f"{source} has weights of float64, but float32 is expected: train with --dtype float32.")
     model = checkpoint.load_model(source)
     checkpoint.save_quantized(out, model, plan)
     return quantize.sizes(model.config, plan)

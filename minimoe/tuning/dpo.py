@@ -141,7 +141,10 @@ def task_of(run: RunConfig, folder: Path) -> Task:
         return _task(run, found, None)
     path = folder / REFERENCE
     if not path.exists():
-        raise UserError(f"{path} is missing, so it is not known what this run began with: restore it, or tune again.")
+        raise UserError(
+            f"{path} is missing, so it is not known what this run began with: restore it, or begin a new "
+            f"run with `minimoe dpo {folder}`."
+        )
     tensors, metadata = files.read_tensors(path)
     reference = Reference(*(tensors.get(name, np.zeros(0)) for name in Reference._fields))
     shapes = [(len(found.train), 2), (len(found.validation), 2)]

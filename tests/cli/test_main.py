@@ -412,6 +412,13 @@ def test_quantize_writes_a_folder_that_the_other_commands_open(
         losses.append(json.loads(capsys.readouterr().out)["loss"])
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], abs=0.05)
+    assert main.main(["params", out]) == 0
+    sizes = quantize.sizes(checkpoint.load_config(out).config, quantize.plan("rtn3", "int8"))
+    assert quantize.table(sizes) in capsys.readouterr().out
+    assert main.main(["params", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quantised"] == [size._asdict() for size in sizes]
+    assert main.main(["params", str(finished()), "--json"]) == 0
+    assert "quantised" not in json.loads(capsys.readouterr().out)
     for words in (["generate", out, "--prompt", "ça", "--tokens", "3"], ["routing", out], ["params", out]):
         assert main.main(words) == 0
         assert capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The evaluation suite: what it measures is what it says, and what cannot be measured is said, not invented."""
 
 import dataclasses
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from minimoe.core.errors import UserError
 from minimoe.evaluate import suite, suite_table, sums, text_loss, well_formed
 from minimoe.evaluate.suite import Marks, Means, Measured, Settings
 from minimoe.inference import generation
-from minimoe.storage import checkpoint, huggingface, open_model
+from minimoe.storage import checkpoint, huggingface, open_model, quantized
 from minimoe.text import batches
 from minimoe.text.corpus import UNKNOWN, Corpus
 from minimoe.training import trainer
@@ -343,3 +344,38 @@ def test_what_real_python_reaches_is_measured_on_text_that_was_held_out(tmp_path
     data, _, _ = batches.prepare(Corpus("code", {"code": code}), model.run.recipe, model.config.context)
     marks = suite.measure("run", model, data, 0, Settings(samples=2, tokens=5)).marks[suite.PYTHON]
     assert isinstance(marks, Marks) and marks.reachable is None
+
+
+# Quantised models
+
+
+def test_the_suite_shows_what_a_quantised_run_lost(tmp_path: Path) -> None:
+    dense: dict[str, Any] = {"experts": 1, "active_experts": 1, "capacity_factor": None}
+    dense |= {"importance_loss": 0.0, "load_loss": 0.0}
+    for name, settings in (("run", {"seed": 1}), ("dense", dense), ("apart", {"seed": 2})):
+        small_runs.train(tmp_path / name, **settings)
+    for name in ("run", "dense"):
+        quantized.write(tmp_path / name, tmp_path / f"{name}-2", "hqq2")
+
+    def of(*names: str) -> suite.Results:
+        folders = [tmp_path / name for name in names]
+        return suite.run(*folders, settings=FEW, corpus=small_runs.CORPUS, device="cpu", threads=1)
+
+    found = of("run-2", "run")
+    lost = found.changes
+    assert lost is not None and lost.name.endswith("run-2") and lost.against.endswith("run")
+    small, model = (checkpoint.load_model(tmp_path / name) for name in ("run-2", "run"))
+    held_out = batches.reload(model.run.source, model.tokenizer, 8, small_runs.CORPUS).validation
+    losses = [text_loss.evaluate(one.params, one.config, held_out).loss for one in (small, model)]
+    assert lost.nats.value == pytest.approx(losses[0] - losses[1], abs=1e-6)
+    table, written = suite_table.table(found), json.loads(suite_table.to_json(found))["quantisation"]
+    assert f"against {lost.against}: {lost.nats.value:+.4f} [" in table
+    assert f"Changed routings: {100 * lost.share:.1f}%, by layer" in table
+    assert written["changed_routings"] == {"share": lost.share, "layers": lost.others.tolist(), "of": lost.tokens}
+    turned = of("run", "run-2").changes
+    assert turned is not None and turned.nats == lost.nats and turned.share == lost.share, "whichever is first"
+    twin = of("dense-2", "dense")
+    assert twin.changes is not None and "Changed routings" not in suite_table.table(twin)
+    for other in (of("run"), of("run-2"), of("run", "apart"), of("run-2", "apart"), of("run-2", "dense")):
+        assert other.changes is None and "nats" not in suite_table.table(other)
+        assert json.loads(suite_table.to_json(other))["quantisation"] is None

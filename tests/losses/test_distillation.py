@@ -309,6 +309,8 @@ def test_a_batch_without_targets_has_loss_0_and_no_gradient(rng: np.random.Gener
         (Settings(0.0), "temperature 0.0 is not possible"),
         (Settings(-1.0), "temperature -1.0 is not possible"),
         (Settings(math.inf), "temperature inf is not possible"),
+        (Settings(1e300), "give a number from 0.001 to 1000"),
+        (Settings(1e-300), "give a number from 0.001 to 1000"),
         (Settings(math.nan), "temperature nan is not possible"),
         (Settings(1.0, 1.5), "hard_share 1.5 is not a share"),
         (Settings(1.0, math.nan), "hard_share nan is not a share"),

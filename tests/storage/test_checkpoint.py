@@ -247,6 +247,7 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], Any]) -> None:
         (b"null", "not a run's config"),
         (b'"format"', "not a run's config"),
         (b"{}", "has format None, but this version reads 2"),
+        (b'{"model_type": "mixtral"}', "is a Hugging Face model, which has no recipe and no text"),
     ],
 )
 def test_a_broken_config_is_refused(run: Path, content: bytes, says: str) -> None:

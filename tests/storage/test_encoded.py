@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from small_runs import finished, train
 
-from minimoe.core import tree
+from minimoe.core import files, tree
 from minimoe.core.errors import UserError
 from minimoe.storage import encoded, huggingface, open_model, quantized
 from minimoe.storage.encoded import Encoded
@@ -104,10 +104,23 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 def test_a_type_that_is_not_the_expected_one_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "run", dtype="float64", steps=1)
-    with pytest.raises(UserError, match="as F64, expected F32"):
+    with pytest.raises(UserError, match="has weights of float64, .* leave the bound of memory out"):
         encoded.locate(tmp_path / "run")
     with pytest.raises(UserError, match="is not a run"):
         encoded.locate(tmp_path)
+
+
+def test_shared_experts_that_an_earlier_version_left_in_floating_point(tmp_path: Path) -> None:
+    train(tmp_path / "run", shared_experts=1, steps=1)
+    quantized.write(tmp_path / "run", tmp_path / "small", "nf4")
+    plain, _ = files.read_tensors(tmp_path / "run" / "model.safetensors")
+    tensors, about = files.read_tensors(tmp_path / "small" / "model.safetensors")
+    mixed = {name: values for name, values in tensors.items() if ".shared." not in name}
+    mixed |= {name: values for name, values in plain.items() if ".shared." in name}
+    files.write_tensors(tmp_path / "small" / "model.safetensors", mixed, about)
+    for opened in (encoded.locate, open_model.load):
+        with pytest.raises(UserError, match="as an earlier version left shared experts: quantise again"):
+            opened(tmp_path / "small")
 
 
 def test_a_file_that_was_cut_short_after_it_was_described(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from small_runs import CORPUS, SEASONS, finished, lasting, resume, train
 from minimoe.core import tree
 from minimoe.core.errors import UserError
 from minimoe.storage import checkpoint, first_checkpoint, quantized
+from minimoe.storage.checkpoint import Tuning
 from minimoe.text.corpus import Corpus
 from minimoe.training import run_report
 
@@ -98,3 +99,18 @@ def test_a_full_folder_and_a_quantised_run_are_refused(tmp_path: Path) -> None:
         first_checkpoint.load(tmp_path / "small")
     with pytest.raises(UserError, match="mixtral is a Hugging Face model, which has no recipe and no text"):
         first_checkpoint.load(Path(__file__).parent.parent / "golden" / "mixtral")
+
+
+def test_a_run_that_trained_adapters_is_taken_without_them_and_reads_no_text(tmp_path: Path) -> None:
+    train(tmp_path / "run", steps=1)
+    model = checkpoint.load_model(tmp_path / "run")
+    settings = {"base": "b", "lora": {"rank": 2}, "freeze": ["router"]}
+    run = model.run._replace(tuning=Tuning("sft", settings, ("head.weight.base",)))
+    checkpoint.save_config(tmp_path / "run", run)
+    checkpoint.save_model(tmp_path / "run", run, model.params, 1)
+    found = first_checkpoint.load(tmp_path / "run").run
+    assert found.tuning == Tuning("sft", {"base": "b"})
+    with pytest.raises(UserError, match="a tuned run learns from answers and reads no text: leave the text out"):
+        first_checkpoint.with_text(found, CORPUS)
+    plain = found._replace(tuning=Tuning("distill", {"teacher": "t"}))
+    assert first_checkpoint.with_text(plain, CORPUS).tuning == plain.tuning, "a student reads a text"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_chats
 from small_runs import CORPUS, PYRAMID, SEASONS, SMALL, finished, resume, train
 
 from minimoe.compression import alignment, upcycle, vectors
@@ -14,6 +15,7 @@ from minimoe.core import presets, tree
 from minimoe.core.errors import UserError
 from minimoe.layers import decoder
 from minimoe.storage import checkpoint, first_checkpoint, merged
+from minimoe.storage.checkpoint import Tuning
 from minimoe.text.corpus import Corpus
 from minimoe.training import run_report
 
@@ -66,8 +68,9 @@ def same(ours: Any, theirs: Any) -> None:
 def test_the_folder_holds_the_merged_model(runs: list[Path], tmp_path: Path, method: str) -> None:
     base, one, two = runs
     origin = base if method in vectors.NEED_A_BASE else None
-    numbers = {"t": 0.3, "keep": 0.6, "strength": 0.7}
-    made = merged.merge([one, two], tmp_path / "out", method, base=origin, seed=5, **numbers)
+    numbers: dict[str, Any] = {"t": 0.3} if method == "slerp" else {"strength": 0.7} if origin else {}
+    numbers |= {"keep": 0.6} if method in ("ties", "dare") else {}
+    made = merged.merge([one, two], tmp_path / "out", method, base=origin, seed=5 * (method == "dare"), **numbers)
     expected = vectors.merge(
         [params(one), params(two)],
         method,
@@ -190,8 +193,44 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(runs: list[Path], 
             merged.merge(*arguments)
     with pytest.raises(UserError, match="slerp has no use for a base: leave --base out"):
         merged.merge([nowhere] * 2, tmp_path / "out", "slerp", base=nowhere)
+    for given, method in (
+        ({"t": 0.3}, "average"),
+        ({"keep": 0.5}, "task"),
+        ({"strength": 2.0}, "slerp"),
+        ({"seed": 1}, "ties"),
+    ):
+        name, value = next(iter(given.items()))
+        with pytest.raises(UserError, match=f"{method} has no use for {name} {value}: leave --{name} out, or choose"):
+            merged.merge(
+                [nowhere] * 2,
+                tmp_path / "out",
+                method,
+                base=None if method in ("average", "slerp") else nowhere,
+                **given,
+            )
+    with pytest.raises(UserError, match="seed -1 is not a seed"):
+        merged.merge([nowhere] * 2, tmp_path / "out", "dare", base=nowhere, seed=-1)
     with pytest.raises(UserError, match="is not a run"):
         merged.merge([runs[0], tmp_path], tmp_path / "out")
+
+
+def test_tuned_runs_merge_with_each_other_only_and_read_no_text(runs: list[Path], tmp_path: Path) -> None:
+    model = small_chats.tuned(base=runs[0], context=8)
+    names = ("blocks[0].moe.experts.w_up.base",)
+    tuning = Tuning("sft", {"base": "b", "patience": 4, "lora": {"rank": 2}, "freeze": ["router"]}, names)
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    run = model.run._replace(tuning=tuning)
+    checkpoint.save_config(folder, run)
+    checkpoint.save_model(folder, run, model.params, 3)
+    for pair in ((folder, runs[0]), (runs[0], folder)):
+        with pytest.raises(UserError, match=r"tuned was tuned and has tokens of a chat that .*base has not"):
+            merged.merge(pair, tmp_path / "out")
+    with pytest.raises(UserError, match="a tuned run learns from answers and reads no text"):
+        merged.merge([folder, folder], tmp_path / "out", corpus=CORPUS)
+    found = merged.merge([folder, folder], tmp_path / "out").run.tuning
+    assert found == Tuning("sft", {"base": "b", "patience": 4}), "adapters are merged, so all weights learn"
+    assert checkpoint.load_progress(tmp_path / "out", checkpoint.load_config(tmp_path / "out")) is not None
 
 
 def test_upcycling_refuses_what_does_not_fit(runs: list[Path], dense: list[Path], tmp_path: Path) -> None:

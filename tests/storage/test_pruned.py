@@ -120,6 +120,8 @@ def test_a_sample_is_drawn_without_overlap_and_repeats_with_its_seed() -> None:
     assert pruned.sample(model, Corpus("short", {"a": PYRAMID[:5]}), 64).shape == (1, 5)
     assert pruned.sample(model, other, 3).shape == (1, 3)
     assert pruned.sample(model, None, 64).shape == (8, 8)
+    whole = pruned.sample(model, None, 10**12)
+    assert whole.size <= len(PYRAMID), "no sequence is taken twice"
 
 
 def test_the_table_names_every_layer() -> None:
@@ -136,6 +138,9 @@ def test_what_cannot_be_pruned_is_refused_before_anything_is_written(tmp_path: P
         pruned.write(MIXTRAL, out, 2)
     with pytest.raises(UserError, match="tokens 0 is too small"):
         pruned.write(finished(), out, 3, tokens=0)
+    for method in prune.METHODS:
+        with pytest.raises(UserError, match="seed -1 is not a seed"):
+            pruned.write(finished(), out, 3, method, seed=-1)
     with pytest.raises(UserError, match="keep 9 is not possible"):
         pruned.write(finished(), out, 9)
     train(tmp_path / "run", steps=1)

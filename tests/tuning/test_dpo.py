@@ -300,7 +300,7 @@ def test_a_run_whose_pairs_or_reference_are_others_is_not_resumed(tmp_path: Path
     with pytest.raises(UserError, match="is that of another model"):
         resumed(run, steps=4)
     (run / dpo.REFERENCE).unlink()
-    with pytest.raises(UserError, match=r"reference.safetensors is missing.*tune again"):
+    with pytest.raises(UserError, match=r"reference.safetensors is missing.*begin a new run with `minimoe dpo "):
         resumed(run, steps=4)
 
 
