@@ -296,7 +296,7 @@ def shared(co_activation: Array) -> Array:
 
 
 def _columns(title: str, heads: Sequence[str], names: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A title and column heads, then one line per name; columns that do not fit into ``LINE`` follow below."""
+    """A title and column heads, then one line per name; columns too many for one ``LINE`` follow below."""
     left = max(len(title), *(len(name) + 2 for name in names)) + 1
     width = max(len(cell) for cells in (heads, *rows) for cell in cells) + 2
     count = max(1, (LINE - left) // width)
