@@ -186,7 +186,7 @@ CLASS_ERRORS: dict[str, Error] = {
 def step(
     params: AdaptiveMixture, x: Array, target: Array, error: Error, rate: float
 ) -> tuple[AdaptiveMixture, Array, Answers]:
-    """A step of gradient descent on the mean error of x (N, D) → new parameters; error (N,), answers before the step."""
+    """A gradient-descent step on the mean error of x (N, D) → new parameters; error (N,), answers before the step."""
     answers, cache = forward(params, x)
     errors, gradient = error(answers, target)
     _, dparams = backward(params, cache, gradient)
