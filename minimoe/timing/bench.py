@@ -134,7 +134,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
 
 
 def measure(work: Callable[[], Any], seconds: float) -> list[float]:
-    """The seconds of each run: ``LEAST_RUNS`` or more, for ``seconds`` in all; ``WARM_UP`` runs come first, uncounted."""
+    """The seconds of each run: at least ``LEAST_RUNS``, for ``seconds`` in all, after ``WARM_UP`` uncounted runs."""
     for _ in range(WARM_UP):
         work()
     times: list[float] = []
