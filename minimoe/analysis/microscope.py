@@ -109,7 +109,7 @@ class Seen:
 
 
 def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Array]:
-    """The tokens of each file; without files, those of the run's validation split, which it was not trained on.
+    """The tokens of each file; without files, those of the validation split, which the run was not trained on.
 
     Raises:
         UserError: there are neither files nor a run, the run's texts have changed, or a text cannot be encoded.
