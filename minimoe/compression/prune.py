@@ -101,7 +101,7 @@ def prune(
 
 
 def check(config: ModelConfig, keep: int, method: str = "reconstruction") -> None:
-    """Raises ``UserError`` unless ``keep`` experts of each layer of such a model can be chosen by ``method``."""
+    """Raises ``UserError`` unless ``method`` can choose ``keep`` experts of each layer of a model of this config."""
     if method not in METHODS:
         raise UserError(
             f"there is no method {method!r:.40}{suggestion(str(method), METHODS)}: choose one of {', '.join(METHODS)}."
