@@ -63,10 +63,10 @@ KEYS = {"format", "model", "train", "tokenizer", "source"}
 """What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
 
 QUANTIZATION = "quantization"
-"""What the config.json of a quantised model holds besides: its ``Plan``."""
+"""The entry that only a quantised model has in its config.json: its ``Plan``."""
 
 TUNING = "tuning"
-"""What the config.json of a tuned run holds besides: its ``Tuning``."""
+"""The entry that only a tuned run has in its config.json: its ``Tuning``."""
 
 STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
