@@ -42,7 +42,7 @@ ANSWERING = TrainConfig(steps=400, batch=12, learning_rate=1e-2, warmup=20)
 PREFERRING = TrainConfig(batch=32, learning_rate=3e-4, warmup=5, weight_decay=0.0, final_rate=1.0, schedule="linear")
 
 INSTRUCTIONS, PAIRS = ("sums", "yes or no", "manners"), ("truth", "politeness")
-"""The kinds of data/ that these models learn. A pair is used only if its prompt is the question of an instruction."""
+"""The kinds of data/ that these models learn. A pair is used only if one of these instructions has its prompt."""
 
 
 @brief
