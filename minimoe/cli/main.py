@@ -77,7 +77,7 @@ MEMORY_ADVICE = {
 
 
 def _with_prompt(arguments: list[str]) -> list[str]:
-    """The arguments with a prompt that begins with - tied to its option: argparse would read this prompt as an option."""
+    """The arguments with a prompt that begins with - tied to its option: argparse would take it for an option."""
     tied = list(arguments)
     for place in range(len(tied) - 2, -1, -1):
         prompt = tied[place + 1]

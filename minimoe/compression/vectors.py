@@ -88,7 +88,7 @@ def ties(deltas: Sequence[NDArray[Any]], keep: float, weights: Sequence[float] |
 
 
 def dare(rng: np.random.Generator, delta: NDArray[Any], keep: float) -> NDArray[Any]:
-    """Each entry of ``delta`` divided by ``keep`` with probability ``keep``, or else 0: the expectation is ``delta``."""
+    """Each entry of ``delta`` over ``keep`` with probability ``keep``, or else 0: the expectation is ``delta``."""
     return delta * (rng.random(delta.shape) < keep) / keep
 
 

@@ -27,7 +27,8 @@ from minimoe.text.chat import Encoded
 def rows_of(lengths: Sequence[int], space: int, pack: bool) -> list[list[int]]:
     """Which documents, by number, share a row of ``space`` places.
 
-    In the order given, each document goes to the first row with room. Without ``pack``, each document has a row of its own.
+    In the order given, each document goes to the first row with room. Without ``pack``, each document
+    has a row of its own.
 
     Raises:
         UserError: a document is longer than a row, or empty.
