@@ -81,8 +81,8 @@ def _next_uses(uses: Sequence[int]) -> list[float]:
 def by_layers(experts: Array, slots: int, shares: bool) -> float:
     """The hit rate of L layers (L, N, K) that take turns and have ``slots`` together, token by token.
 
-    With ``shares`` this is ``ExpertCache``, in which each layer has slots of its own; without, one queue serves all
-    layers, and the expert whose last use is longest ago leaves, whatever its layer.
+    With ``shares`` this is ``ExpertCache``, in which each layer has slots of its own; without ``shares``, one queue
+    serves all layers, and the expert whose last use is longest ago leaves, whatever its layer.
     """
     layers, tokens, together = experts.shape
     if shares:

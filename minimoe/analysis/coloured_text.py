@@ -5,10 +5,11 @@
     print(ColouredText(…).to_text())                                         without colours
 
 This is Figure 8 of Jiang et al. 2024, arXiv 2401.04088, for every layer: radio buttons choose the layer, and pointing
-at a token shows its experts and weights. The output is HTML and CSS without a script, so it also works in a viewer that
-displays a notebook without running it. Some viewers remove the style sheet: JupyterLab does so in a notebook that it
-does not trust yet, and so do many sites that show notebooks. There the page shows the plain form of the text, in which
-the number of the expert stands below each token. The style sheet hides the plain form where it works.
+at a token shows its experts and weights. The output is HTML and CSS without a script, so the text also looks like this
+in a viewer that displays a notebook without running it. Some viewers remove the style sheet: JupyterLab does so in a
+notebook that it does not trust yet, and so do many sites that show notebooks. Without a style sheet, the page shows the
+plain form of the text, in which the number of the expert stands below each token. Where the style sheet works, it hides
+the plain form.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ def _taken(experts: list[int], weights: list[float]) -> Iterator[tuple[int, floa
 def _in_colour(text: str, expert: int) -> str:
     """``text`` between escape codes that colour it; the colour ends before each newline, or it would fill the line.
 
-    Without an expert (−1), the text keeps the colour of the terminal.
+    If there is no expert (−1), the text keeps the colour of the terminal.
     """
     if expert < 0:
         return text

@@ -109,7 +109,7 @@ class Seen:
 
 
 def read(model: Model | Pretrained, files: Corpus | None = None) -> dict[str, Array]:
-    """The tokens of each file; without files, those of the run's validation split, which it was not trained on.
+    """The tokens of each file; without files, those of the validation split, which the run was not trained on.
 
     Raises:
         UserError: there are neither files nor a run, the run's texts have changed, or a text cannot be encoded.
@@ -296,7 +296,7 @@ def shared(co_activation: Array) -> Array:
 
 
 def _columns(title: str, heads: Sequence[str], names: list[str], rows: list[list[str]]) -> Iterator[str]:
-    """A title and column heads, then one line per name; columns that do not fit into ``LINE`` follow below."""
+    """A title and column heads, then one line per name; columns too many for one ``LINE`` follow below."""
     left = max(len(title), *(len(name) + 2 for name in names)) + 1
     width = max(len(cell) for cells in (heads, *rows) for cell in cells) + 2
     count = max(1, (LINE - left) // width)

@@ -162,7 +162,7 @@ def alike(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def _log_weights(routing: Routing) -> Array:
-    """Scores (N, E) for a router that compares none: the logarithm of the weights, and of nearly 0 for all others."""
+    """Scores (N, E) for a router that compares no scores: log of the weights, or of nearly 0 for other experts."""
     xp = array_module(routing.weight)
     dense = xp.zeros((len(routing.place), len(routing.counts)), routing.weight.dtype)
     expert = xp.repeat(xp.arange(len(routing.counts)), routing.counts)
@@ -347,7 +347,7 @@ def entropy(trace: Trace) -> Array:
 
 
 def margin(trace: Trace) -> Array:
-    """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite if there is none.
+    """By how much the worst chosen expert exceeds the best one not chosen, in logits (L, N); infinite where K = E.
 
     If the margin is small, even a tiny change of the weights sends the token to other experts. It is negative if a
     router chooses by something other than its logits, for example after a capacity has refused an expert.
@@ -390,11 +390,11 @@ def check_experts(experts: int) -> None:
 def favourite_tokens(
     trace: Trace, layer: int, top: int = 5, prior: float = 10.0, choice: Choice = "either"
 ) -> list[list[Favourite]]:
-    """For each of the E experts of a layer, the ``top`` tokens that exceed its base rate most, best first.
+    """For each of the E experts of a layer, the ``top`` tokens with the largest lift, best first.
 
         lift = (n_ve + prior · b_e) / (n_v + prior) / b_e
 
-    n_v is how often token v occurs, n_ve how often it then goes to expert e as its ``choice``, and b_e the share of all
+    n_v is how often token v occurs, n_ve how often token v goes to expert e as its ``choice``, and b_e the share of all
     tokens that go to e. The ``prior`` imaginary occurrences of v, routed like the average token, prevent a rare token
     from ranking high by luck. Only tokens with a lift above 1 are listed.
 

@@ -48,7 +48,7 @@ class Cache(NamedTuple):
 
 
 Error: TypeAlias = Callable[[Answers, Array], tuple[Array, Answers]]
-"""(answers, target) → the error of each case (N,), and the gradient of their sum with respect to the answers."""
+"""(answers, target) → the error of each case (N,), and the gradient of the summed error with respect to the answers."""
 
 
 def init(
@@ -186,7 +186,7 @@ CLASS_ERRORS: dict[str, Error] = {
 def step(
     params: AdaptiveMixture, x: Array, target: Array, error: Error, rate: float
 ) -> tuple[AdaptiveMixture, Array, Answers]:
-    """One step of gradient descent on the mean error of x (N, D) → new parameters; error (N,) and answers before it."""
+    """A gradient-descent step on the mean error of x (N, D) → new parameters; error (N,), answers before the step."""
     answers, cache = forward(params, x)
     errors, gradient = error(answers, target)
     _, dparams = backward(params, cache, gradient)

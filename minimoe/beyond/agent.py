@@ -14,7 +14,7 @@ predicted:
 keeps the agent exploring. A single policy is the case of one skill and no gate.
 
 There are two ways to play. *Soft*: the action is drawn from π, and all skills run. *Sampled*: a skill is drawn from g,
-only this skill runs, and the action is drawn from it.
+only this skill runs, and the action is drawn from the policy of this skill.
 
 Williams 1992 (REINFORCE); Jacobs et al. 1991 (the posterior).  Lesson: lessons/64_an_agent_of_many_skills.ipynb
 """

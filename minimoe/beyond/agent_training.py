@@ -167,7 +167,7 @@ def updates_to(success: Array, share: float = 0.5, window: int = 5) -> int | Non
 
 
 def sizes(agent: Agent, setting: Setting) -> tuple[int, int]:
-    """How many parameters of the policy compute one action, and how many there are.
+    """How many parameters of the policy compute one action, and how many the policy has.
 
     If all skills run, all parameters are active. If the wind is given or a skill is drawn, those of one skill and of
     the gate, if there is one, are active.

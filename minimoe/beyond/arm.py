@@ -1,4 +1,4 @@
-"""The forward dynamics of an arm with two joints: which accelerations follow from these torques?
+"""The forward dynamics of an arm with two joints: which accelerations follow from given torques?
 
 The state of an arm in a plane is two angles and two speeds; with two torques that makes six inputs. The equations of
 motion are
@@ -76,8 +76,7 @@ def moves(rng: np.random.Generator, cases: int) -> Moves:
 
 
 def relative_error(guess: Array, y: Array) -> float:
-    """Mean squared error of a guess (N, M), relative to that of the mean of y: 1 is no better than the mean, 0 is
-    perfect."""
+    """Mean squared error of a guess (N, M), relative to that of always guessing the mean of y; 0 is perfect."""
     return float(((guess - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum())
 
 

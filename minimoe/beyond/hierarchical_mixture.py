@@ -8,8 +8,8 @@ Gaussian noise. It is not known which leaf made y, but once y has been seen, the
 
     h_i ∝ g_i Σ_j g_{j|i} N(y; μ_ij, σ²_ij),     h_{j|i} ∝ g_{j|i} N(y; μ_ij, σ²_ij),     h_ij = h_i h_{j|i}
 
-EM uses that: for given posteriors, every leaf is a weighted least-squares problem and every gate is a weighted
-classification. No learning rate is needed, and the objective never falls.
+EM uses these posteriors: with all of them given, every leaf is a weighted least-squares problem and every gate is a
+weighted classification. No learning rate is needed, and the objective never falls.
 
 The last column of x is 1 in all rows (``with_one``), so the offsets are rows of the weights. I branches have J leaves
 each; M is the number of entries of y. The objective is the log-likelihood less ½ ridge ‖gates and experts‖². Without
@@ -33,7 +33,7 @@ from minimoe.core.arrays import Array, array_module
 from minimoe.core.errors import UserError
 
 RIDGE = 1e-3
-"""The default weight of ½ ‖weights‖² beside the sum of the log-likelihoods of all cases."""
+"""The default weight of ½ ‖weights‖², which is subtracted from the sum of the log-likelihoods of all cases."""
 
 FLOOR = 1e-6
 """The least variance of a leaf, in the square of the units of y."""
@@ -45,8 +45,8 @@ HALVINGS = 30
 """How often a Newton step that does not climb is halved before the gate stays as it is."""
 
 LEAST_POSTERIOR = 1e-3
-"""A posterior below this counts as this where its logarithm is fitted by least squares. ln h goes to −∞, and without a
-bound the cases that a leaf has nothing to do with would decide its gate."""
+"""Where the logarithm of a posterior h is fitted by least squares, a smaller h counts as this number. ln h goes to −∞
+as h goes to 0, so without a bound the cases that a leaf has nothing to do with would decide its gate."""
 
 
 class HierarchicalMixture(NamedTuple):

@@ -2,7 +2,7 @@
 
     i, f, o = sigmoid,  u = tanh   of the four parts of   x_t W_x + h_{t−1} W_h + b
     c_t = f ⊙ c_{t−1} + i ⊙ u          the cell: keep by the forget gate, add by the input gate
-    h_t = o ⊙ tanh(c_t)                what the layer shows of it, by the output gate
+    h_t = o ⊙ tanh(c_t)                what the layer shows of the cell, by the output gate
 
 Every sequence starts with h = c = 0.
 
@@ -79,7 +79,7 @@ def backward(params: LSTM, cache: Cache, dh: Array) -> tuple[Array, LSTM]:
     """dh (B, T, D) → dx (B, T, D_in) and the gradient of the parameters. From the last step to the first:
 
         dh_t += da_{t+1} W_hᵀ                       h_t is the output of step t and an input of step t + 1
-        dc_t  = dh_t ⊙ o (1 − tanh² c_t) + dc_{t+1} ⊙ f_{t+1}      and so is c_t
+        dc_t  = dh_t ⊙ o (1 − tanh² c_t) + dc_{t+1} ⊙ f_{t+1}      c_t is also an input of step t + 1
         di = dc ⊙ u,   df = dc ⊙ c_{t−1},   do = dh ⊙ tanh c,   du = dc ⊙ i
         da = each times the slope of its own function: g (1 − g) for i, f and o, and 1 − u² for u
 

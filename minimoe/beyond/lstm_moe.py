@@ -8,11 +8,12 @@
 
 The mixture is applied *convolutionally*: the same layer at every position in time, as a convolution of width 1. Unlike
 an LSTM it looks at no other position, so nothing has to wait, and all B·T rows go through it in one call. Called step
-by step it would give the same numbers, and each expert would get 1/T of the rows at a time.
+by step, the mixture would give the same numbers, but each expert would get 1/T of the rows at a time.
 
 The mixture is ``layers/moe.py`` with noisy top-k gating, and the losses that balance it are those of
-``losses/balance.py``: all three are from the paper of 2017. The experts are SwiGLU; those of the paper have one hidden
-layer with ReLU. The dropout of the paper is left out, because these models see every text only once or twice.
+``losses/balance.py``: the mixture, its gating and its losses are from the paper of 2017. The experts are SwiGLU; those
+of the paper have one hidden layer with ReLU. The dropout of the paper is left out, because these models see every text
+only once or twice.
 
 Shazeer et al. 2017, arXiv 1701.06538.  Lesson: lessons/63_between_two_lstms.ipynb
 """

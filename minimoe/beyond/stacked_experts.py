@@ -231,12 +231,12 @@ def information(gate: Array, labels: Array) -> float:
 
 
 def by_place(gate: Array, rows: Array, columns: Array) -> Array:
-    """gate (N, E) of images with their corners at rows and columns (N,) → (E, 9, 9), its mean at every place."""
+    """gate (N, E) of images with their corners at rows and columns (N,) → (E, 9, 9), the mean gate at every place."""
     return by_label(gate, rows * PLACES + columns, PLACES * PLACES).reshape(-1, PLACES, PLACES)
 
 
 def by_label(gate: Array, labels: Array, kinds: int = 10) -> Array:
-    """gate (N, E) of images with labels (N,) → (E, kinds), its mean over the images of each label; NaN for none."""
+    """gate (N, E) of images with labels (N,) → (E, kinds), the mean gate for the images of each label; NaN for none."""
     total = np.zeros((kinds, gate.shape[1]))
     np.add.at(total, labels, gate.astype(np.float64))
     images = np.bincount(labels, minlength=kinds)[:, None]

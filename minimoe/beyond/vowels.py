@@ -23,7 +23,7 @@ from minimoe.core.arrays import Array, to_host
 from minimoe.core.errors import UserError
 
 VOWELS = ("i", "ɪ", "ɑ", "ʌ")
-"""heed, hid, hod, hud: the number of a vowel is its place here."""
+"""heed, hid, hod, hud: the number of a vowel is its place in this tuple."""
 
 MEASURED = {
     "children": {
@@ -45,13 +45,13 @@ MEASURED = {
         "ʌ": (758, 68, 1409, 119, 0.28),
     },
 }
-"""F1 and its standard deviation, F2 and its, in Hz, and the correlation of F1 and F2.
+"""F1, the standard deviation of F1, F2, the standard deviation of F2, all in Hz; then the correlation of F1 and F2.
 
 Computed from the measurements of Peterson and Barney 1952, in the form in which the program Praat distributes them.
 """
 
 SPEAKERS = {"children": 15, "men": 32, "women": 28}
-"""75 speakers, as in the experiment of 1991; 50 of them are learned from."""
+"""75 speakers, as in the experiment of 1991; 50 of them are for training."""
 LEARNED = 50
 REPETITIONS = 2
 

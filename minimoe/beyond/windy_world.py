@@ -6,13 +6,13 @@ another quarter turn:
 
     direction = (key + wind) mod 4
 
-So each key moves the point in each of the four directions, under one wind each. An agent that ignores the wind can do
-no better than guess, and one that has learned a wind must learn something else for the next one.
+So each key moves the point in another direction under each of the four winds. An agent that ignores the wind can do no
+better than guess, and one that has learned a wind must learn something else for the next one.
 
     reward of a step = distance before − distance after − 0.05,    and 1 more on arrival
 
-The wind stays the same for an episode. The agent sees it through noise. Many episodes are played side by side; those
-that have arrived wait, without reward. Only ``start`` and ``draw_noise`` draw random numbers.
+The wind stays the same for an episode. The agent sees it through noise. Many episodes are played side by side; episodes
+whose point has arrived wait, without reward. Only ``start`` and ``draw_noise`` draw random numbers.
 
 Lesson: lessons/64_an_agent_of_many_skills.ipynb
 """

@@ -84,7 +84,7 @@ def outcome(done: Trained) -> int:
 
 
 def leave_out(chosen: argparse.Namespace, option: str, *others: str) -> None:
-    """Raises ``UserError`` if an option was given together with one whose folder already determines it."""
+    """Raises ``UserError`` if one of ``others`` was given although the folder of ``option`` already determines it."""
     for name in others:
         if getattr(chosen, "origin" if name == "from" else name) is not None:
             other = name.replace("_", "-")
@@ -172,7 +172,7 @@ def _report(chosen: argparse.Namespace, model: Any) -> None:
 
 
 def _found_again(folder: str, run: RunConfig, given: Corpus) -> RunConfig | None:
-    """The run with the new place of its text, if that is what was given; says so, because it is not another text."""
+    """The run with the new place of its text, if ``given`` is this text; says so, because it is not another text."""
     from minimoe.storage import checkpoint
 
     moved = checkpoint.with_moved_text(folder, run, given)

@@ -60,7 +60,7 @@ def _main(arguments: list[str]) -> int:
 
 
 TRAINING = ("train", "sft", "dpo", "distill")
-"""Commands whose result is a run folder; what they show meanwhile is not."""
+"""Commands whose result is a run folder; what they show meanwhile is no result."""
 
 MEMORY_ADVICE = {
     "train": "choose a smaller --batch, --context or model, a larger --accumulate, or --threads 1",
@@ -77,7 +77,7 @@ MEMORY_ADVICE = {
 
 
 def _with_prompt(arguments: list[str]) -> list[str]:
-    """The arguments with a prompt that begins with - tied to its option: argparse would read it as an option."""
+    """The arguments with a prompt that begins with - tied to its option: argparse would take it for an option."""
     tied = list(arguments)
     for place in range(len(tied) - 2, -1, -1):
         prompt = tied[place + 1]

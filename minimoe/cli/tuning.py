@@ -1,4 +1,4 @@
-"""The commands that tune a model, sft and dpo, and that talk with it, and their options."""
+"""The commands that tune a model (sft and dpo), the one that talks with a model, and their options."""
 
 from __future__ import annotations
 

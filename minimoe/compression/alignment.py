@@ -7,10 +7,12 @@ What can be changed in a mixture of SwiGLU experts without any change of its fun
     the order of the experts              with the columns of the router (where logits tie, the index decides)
 
 ``neurons``, ``mixture`` and ``decoder`` return another form of ``other`` with the same function. They choose the orders
-for which the sum of the products of all aligned parameters with those of ``to`` is largest, and the scales that ``to``
-has. The choice of orders is an assignment problem, within one expert and then between the experts.
+that make a sum of products largest: each aligned parameter times the parameter of ``to`` at the same place. They choose
+the scales that ``to`` has. The choice of orders is an assignment problem, within one expert and then between the
+experts.
 
-The attention heads and the residual stream are left as they are: two models must share them to be merged.
+The orders of the attention heads and of the channels of the residual stream are left as they are, so two models can be
+merged only if these orders already agree.
 
 Ainsworth et al. 2023, arXiv 2209.04836 (Git Re-Basin); Li et al. 2024, arXiv 2310.01334 (M-SMoE).
 Lesson: lessons/52_merging_and_upcycling.ipynb
@@ -46,7 +48,8 @@ class Match(NamedTuple):
 def match(to: Experts, other: Experts) -> Match:
     """Two experts, without the axis of experts → the best order of the other's neurons.
 
-    Both are balanced before they are compared, so their scales do not matter. Each pair has the sign that fits better.
+    Both experts are balanced before they are compared, so their scales do not matter. Each pair of neurons gets the
+    sign that fits better.
     """
     ours, theirs = scaled(to, balance(to)), scaled(other, balance(other))
     alike = ours.w_gate.T @ theirs.w_gate  # (F, F)
@@ -82,7 +85,7 @@ def neurons(to: Experts, other: Experts, order: NDArray[np.int64] | None = None)
 
 
 def mixture(to: MoE, other: MoE) -> MoE:
-    """``other`` with its experts, their neurons and the columns of its router in the order that fits best to ``to``.
+    """``other`` with its experts, their neurons and the columns of its router in the order that fits ``to`` best.
 
     A dense layer has only its neurons to put in order.
     """
@@ -120,7 +123,7 @@ def decoder(to: Decoder, other: Decoder, config: ModelConfig) -> Decoder:
 def shuffled(rng: np.random.Generator, moe: MoE) -> MoE:
     """Another form of the same function, drawn at random: order of experts and neurons, scales from ½ to 2, signs.
 
-    Lessons and tests merge it with the original. The shared experts and dense layers stay as they are.
+    Lessons and tests merge this form with the original. The shared experts and dense layers stay as they are.
     """
     if dense.is_dense(moe):
         return moe
@@ -157,5 +160,5 @@ def stack(found: list[Experts]) -> Experts:
 
 
 def _columns(moe: MoE) -> NDArray[Any]:
-    """The parameters of the router under each other, a column for each expert: (rows, E)."""
+    """All parameters of the router in one array (rows, E), with a column for each expert."""
     return np.concatenate(tree.leaves(moe.router))

@@ -2,8 +2,8 @@
 
 Rows are added one at a time. For each row, Dijkstra's algorithm finds the cheapest path of exchanges to a free column
 in O(n²) steps, so n rows take O(n³). A price u_i for each row and a price v_j for each column keep all reduced costs
-c_ij − u_i − v_j at zero or above. For each row and the column that it is given, the reduced cost is zero. This proves
-that the result is the best one: every assignment costs at least Σu + Σv, and this one costs exactly that.
+c_ij − u_i − v_j at zero or above. For each row and the column that it is given, the reduced cost is zero. These two
+facts prove that the result is the best one: every assignment costs at least Σu + Σv, and this one costs exactly that.
 
 Kuhn 1955 (the Hungarian method); Jonker and Volgenant 1987 (shortest augmenting paths).
 Lesson: lessons/52_merging_and_upcycling.ipynb
@@ -33,7 +33,7 @@ class Assignment(NamedTuple):
 
 
 def assign(cost: NDArray[Any]) -> Assignment:
-    """cost (n, n) → the column of each row, for the least sum; raises ``UserError`` unless it is square and finite."""
+    """cost (n, n) → the column of each row, for the least sum. ``UserError`` unless ``cost`` is square and finite."""
     if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
         raise UserError(f"costs of shape {cost.shape} are not a square matrix: give a row and a column for each pair.")
     if not np.isfinite(cost).all():

@@ -8,8 +8,9 @@
 If the experts of each group are equal, the bound model computes what the model computed before. With a router of only R
 outputs it would not, because the softmax would be over fewer logits.
 
-The bound experts take R/E of the memory. ``unbound`` makes an ordinary stack of E experts out of them, in which those
-of a group are equal: every other part of this package can use it, but it is as large as before.
+The bound experts take R/E of the memory. ``unbound`` makes an ordinary stack of E experts out of them, in which the
+experts of a group are equal. Every other part of this package can use this stack, but it takes as much memory as before
+the merge.
 
 Li et al. 2024, arXiv 2310.01334.  Lesson: lessons/52_merging_and_upcycling.ipynb
 """
@@ -76,7 +77,7 @@ def groups(seen: Seen, count: int) -> NDArray[np.int64]:
 
 
 def bind(moe: MoE, seen: Seen, group: Sequence[int] | NDArray[np.int64]) -> Bound:
-    """The experts of each group, aligned with the one that has most tokens, and averaged by tokens."""
+    """The experts of each group, aligned with the one that has most tokens; averages weighted by numbers of tokens."""
     index = np.asarray(group)
     merged = []
     for g in range(int(index.max()) + 1):
@@ -90,14 +91,14 @@ def bind(moe: MoE, seen: Seen, group: Sequence[int] | NDArray[np.int64]) -> Boun
 
 
 def unbound(bound: Bound) -> Experts:
-    """An ordinary stack of E experts, in which those of a group are equal."""
+    """An ordinary stack of E experts, in which the experts of a group are equal."""
     return Experts(*(leaf[bound.group] for leaf in bound.experts))
 
 
 def merge_experts(params: Decoder, config: ModelConfig, tokens: NDArray[Any], count: int) -> Decoder:
-    """The model with ``count`` different experts in each layer, chosen by what it does with ``tokens`` (B, T).
+    """The model with ``count`` different experts in each layer, chosen by what the model does with ``tokens`` (B, T).
 
-    Its shape is as before: see ``unbound``.
+    The shape of the model is as before: see ``unbound``.
 
     Raises:
         UserError: the experts are not SwiGLUs, or there are fewer than ``count``.

@@ -1,9 +1,9 @@
 """Quantised matrices as a part of a model: the frozen base of an adapted weight (QLoRA).
 
-The other modules of this room make codes that are saved in a file; a model that is loaded from this file is in floating
-point again. Here the codes stay in memory, and ``dense`` computes the matrix each time that the matrix is used, so only
-one matrix at a time is in floating point. The fields are arrays, or stacks of them for a stack of experts; the shape of
-the matrix is that of its adapter.
+The other modules of this room make codes that are saved in a file; a model that is loaded from such a file is in
+floating point again. Here the codes stay in memory, and ``dense`` computes the matrix each time that the matrix is
+used, so only one matrix at a time is in floating point. The fields of ``NF4`` and ``Int8`` are arrays, or stacks of
+arrays for a stack of experts. The shape of the matrix is not stored: it follows from the adapter of the matrix.
 
 Dettmers et al. 2023, arXiv 2305.14314 (QLoRA).  Lesson: lessons/42_lora.ipynb
 """

@@ -12,11 +12,11 @@ e holds the errors that look like outliers. For fixed e, the problem is quadrati
 iteration ends after 20 rounds, or when the mean of |w − ŵ| over the matrix does not fall. No calibration text is
 needed.
 
-With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier, whatever the step. Where all errors are
-smaller, z only moves to where the errors of each group add up to zero.
+With this β an error below 0.1^(1/1.3) = 0.17 is never taken for an outlier, whatever the step. If all errors are below
+this limit, z only moves to where the errors of each group add up to zero.
 
-Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models. Their write-up lets β grow by 1 % in
-each round, their library does not; this module does as the library does, and gives the same codes.
+Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models. In their write-up, β grows by 1 % in
+each round; in their library, β stays the same. This module follows the library and gives the same codes.
 """
 
 from __future__ import annotations

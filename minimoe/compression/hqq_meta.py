@@ -1,16 +1,17 @@
 """HQQ whose steps and offsets are quantised too, so that small groups cost less.
 
 A step and an offset in float16 are 32 bits for each group: in groups of 16, two more bits for each weight. Here both
-have 8 bits. For every 128 groups in turn, the steps lie in one interval of 255 equal parts, whose beginning and part
-are kept in float16, and so do the offsets:
+have 8 bits. Every 128 groups in turn share one interval for their steps and another for their offsets. An interval has
+255 equal parts; its beginning and the length of a part are kept in float16:
 
     step ≈ low + part code,    offset ≈ low' + part' code'
 
 With the codes of b bits in groups of G, a weight takes b + 16/G + 64/(128 G) bits: 3.03 for 2 bits in groups of 16.
 
 The codes of the weights are computed at the end, with the step and the offset that are stored, so their errors are
-taken into account. (The library of HQQ computes them before. It also keeps the zero point −offset/step, which is large
-where a step is small, and takes as neighbours groups that are far from each other.)
+taken into account. (The library of HQQ computes the codes before steps and offsets are quantised. It also keeps the
+zero point −offset/step, which is large where a step is small, and lets groups share an interval although they are far
+from each other in the matrix.)
 
 Badri and Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models.
 """
@@ -26,7 +27,7 @@ from minimoe.compression import hqq, layout, rtn
 from minimoe.core.arrays import placeholder
 
 SHARED = 128
-"""Groups whose steps share an interval, as their offsets do."""
+"""How many groups share an interval for their steps, and another for their offsets."""
 
 LARGEST = 255
 """The largest code of a step or an offset."""
@@ -50,8 +51,9 @@ def quantize(w: NDArray[Any], bits: int = 2, group: int = 16) -> Quantized:
     """w (inputs, outputs) in float16 or float32 → its codes.
 
     A weight within [offset, offset + (2^bits − 1) step] is at most step/2 away from ŵ, with the offset and the step
-    that are stored. Outside, the distance to the interval is added. Of 128 steps that differ by s, each is at most
-    s/510 away from that of ``hqq``, but for the rounding of float16; the same is true of offsets.
+    that are stored. For a weight outside this interval, the distance to the interval is added. If the largest and the
+    smallest of 128 steps differ by s, each stored step is at most s/510 away from the step that ``hqq`` computes, apart
+    from the rounding of float16; the same is true of offsets.
 
     Raises:
         UserError: as for ``rtn.quantize``.
@@ -89,7 +91,8 @@ def _share(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float16], NDArray[np.float16]]:
     """values (R,) → their codes, and the beginning and the part of each interval.
 
-    The beginning is rounded in ``direction``. For steps this is up, since a step that is rounded to 0 could not divide.
+    The beginning is rounded in ``direction``. For steps this direction is up, because no weight can be divided by a
+    step that was rounded to 0.
     """
     rows = np.pad(values.astype(np.float64), (0, -values.size % SHARED), "edge").reshape(-1, SHARED)
     low = rtn.towards(rows.min(1), direction, np.float16)

@@ -2,9 +2,9 @@
 
     c = max |w| over the inputs of an output,    q = round(127 w / c),    w ≈ q c / 127
 
-A product of two int8 matrices is exact in whole numbers. ``matmul`` quantises the rows of x in the same way. A few
-columns of x are much larger than the others in large language models, and one large number in a row would leave few
-codes for the rest, so those columns are multiplied in floating point.
+A product of two int8 matrices is exact in whole numbers. ``matmul`` quantises the rows of x in the same way. In large
+language models, a few columns of x are much larger than the others. One large number in a row would leave few codes for
+the rest of the row, so these few columns are multiplied in floating point.
 
 Dettmers et al. 2022, arXiv 2208.07339 (LLM.int8).
 """
@@ -56,7 +56,7 @@ def blank(shape: tuple[int, int]) -> Quantized:
 def matmul(x: NDArray[Any], q: Quantized, threshold: float = THRESHOLD) -> NDArray[Any]:
     """x (N, inputs), finite → x ŵ (N, outputs) in the type of x, with x in 8 bits too, except its outlier columns.
 
-    The weights that meet an outlier column are the dequantised ones, so only x is exact there.
+    An outlier column is multiplied by dequantised weights, so of the two factors only x is exact there.
 
     With c_x the largest number of a row of x outside the outlier columns, the codes of x add an error of at most
     (c_x/254) Σ |ŵ| over the inputs outside these columns.

@@ -1,8 +1,8 @@
 """How a weight matrix becomes blocks, and how codes of a few bits become bytes.
 
-A matrix is (inputs, outputs) here and (outputs, inputs) in bitsandbytes and HQQ. Their blocks follow each other in the
-second form, row by row, so a matrix is transposed before it is divided: a block then holds weights of one output, or of
-two that follow each other if the inputs do not fill whole blocks.
+A matrix is (inputs, outputs) here and (outputs, inputs) in bitsandbytes and HQQ. In these libraries, the blocks follow
+each other along the rows of (outputs, inputs), so a matrix is transposed here before it is divided: a block then holds
+weights of one output, or of two that follow each other if the inputs do not fill whole blocks.
 
 The codes of R blocks of G weights, (R, G), are packed in HQQ's layout. Several blocks share one integer: with 4 bits,
 the first half of the blocks is in the high half of each byte and the second half in the low half. With 2 bits, each
@@ -30,11 +30,11 @@ class Packing(NamedTuple):
 
 
 PACKINGS = {2: Packing(np.uint8, 4), 3: Packing(np.int32, 10), 4: Packing(np.uint8, 2)}
-"""For each number of bits."""
+"""The packing of codes with each number of bits."""
 
 
 def checked(w: NDArray[Any]) -> NDArray[np.float64]:
-    """A weight matrix in float64, in which every step of quantisation is computed.
+    """The weight matrix ``w`` in float64; every step of quantisation is computed in float64.
 
     Raises:
         UserError: ``w`` is not a matrix of float16 or float32, is empty, or holds a number that is not finite.

@@ -6,8 +6,9 @@ The levels are quantiles of a normal distribution, divided by the largest: they 
 are. One level is exactly 0. The smaller code wins a tie.
 
 Sixteen levels need 4 bits a weight, but a float32 c for each block of 64 adds half a bit. Double quantisation keeps the
-c of all blocks in 8 bits: their mean is subtracted, and 256 of them at a time are divided by their largest and rounded
-to a map of 256 values whose steps grow with the size of the number. A weight then takes 4 + 8/64 + 32/(64 · 256) bits.
+c of all blocks in 8 bits: the mean of all c is subtracted; then 256 numbers at a time are divided by the largest of the
+256, and rounded to a map of 256 values whose steps grow with the size of the number. A weight then takes 4 + 8/64 +
+32/(64 · 256) bits.
 
 Dettmers et al. 2023, arXiv 2305.14314 (QLoRA); Dettmers 2015, arXiv 1511.04561 (the dynamic map). Levels, blocks and
 bytes are those of bitsandbytes.
@@ -25,7 +26,7 @@ from minimoe.compression import layout
 from minimoe.core.arrays import placeholder
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""Weights that share a c, and c that share a maximum."""
+"""How many weights share a c, and how many c share a maximum."""
 
 
 class Quantized(NamedTuple):
@@ -102,7 +103,7 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
 
 
 def absmax_of(q: Quantized) -> NDArray[np.float32]:
-    """The c (R,) of every block, from their codes if they have been quantised too."""
+    """The c of every block, (R,); c that have been quantised too are computed from their codes."""
     if q.nested_absmax is None or q.offset is None:
         return q.absmax.astype(np.float32)
     return DYNAMIC_MAP[q.absmax] * np.repeat(q.nested_absmax, NESTED_BLOCK)[: q.absmax.size] + q.offset

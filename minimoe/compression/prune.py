@@ -12,7 +12,7 @@ The output of every expert for every token of the sample is computed once. Then 
 weighted sum. Every layer is given the input that it has in the whole model, so the experts of a layer are chosen
 independently of the other layers.
 
-A cheaper measure keeps all experts but uses fewer: a token leaves out its second expert if the weight of this expert is
+A cheaper way keeps all experts but uses fewer: a token leaves out its second expert if the weight of this expert is
 small beside that of the first. See ``median_ratios``, ``Mode.skip_below`` and ``routing.skip_second``.
 
 Lu et al. 2024, arXiv 2402.14800.  Lesson: lessons/51_distillation_and_pruning.ipynb
@@ -103,7 +103,7 @@ def prune(
 
 
 def check(config: ModelConfig, keep: int, method: str = "reconstruction") -> None:
-    """Raises ``UserError`` unless ``keep`` experts of each layer of such a model can be chosen by ``method``."""
+    """Raises ``UserError`` unless ``method`` can choose ``keep`` experts of each layer of a model of this config."""
     if method not in METHODS:
         raise UserError(
             f"there is no method {method!r:.40}{suggestion(str(method), METHODS)}: choose one of {', '.join(METHODS)}."

@@ -1,4 +1,4 @@
-"""Which parts of a decoder are quantised, with which scheme, and how many bytes they take then.
+"""Which parts of a decoder are quantised, with which scheme, and how many bytes the result takes.
 
 The matrices of the experts and of the attention are quantised: nearly all parameters of a large mixture. Shared experts
 and dense layers have the scheme of the experts. The router, the norms, the embedding and the output layer stay in
@@ -38,7 +38,7 @@ from minimoe.layers import decoder
 from minimoe.layers.decoder import Decoder
 
 FORMAT = 1
-"""The version of what ``compress`` makes; a change of a group size or of a layout needs another one."""
+"""The version of what ``compress`` makes; a change of a group size or of a layout needs a new version."""
 
 FLOAT = "float"
 """The scheme of what stays as it is."""
@@ -118,7 +118,7 @@ def from_dict(values: Any) -> Plan:
 
 
 def parts(params: Decoder) -> dict[str, str]:
-    """The part of every matrix of the blocks by its name: experts, attention or router."""
+    """For the name of every matrix of the blocks, the part it belongs to: experts, attention or router."""
     matrices, training_only = (set(tree.marked(params, mark)) for mark in ("matrices", "training_only"))
     found = {}
     for i, block in enumerate(params.blocks):

@@ -75,9 +75,9 @@ def grouped(w: NDArray[Any], bits: int, group: int, dtype: DTypeLike) -> NDArray
 
 
 def step_of(span: NDArray[np.float64], bits: int, dtype: DTypeLike) -> NDArray[Any]:
-    """The step (R,) that divides intervals of these lengths; 1 for an interval without length, whose code is always 0.
+    """The step (R,) that divides intervals of these lengths; 1 where the length is 0, so that the code is 0.
 
-    It is rounded up, so that the last code is not below the end of the interval.
+    The step is rounded up, so that the last code is not below the end of the interval.
     """
     step = towards(span / (2**bits - 1), np.inf, dtype)
     return np.where(step > 0, step, np.ones_like(step))

@@ -113,7 +113,7 @@ def upcycle(
 
 
 def mix(rng: np.random.Generator, models: Sequence[Decoder], config: ModelConfig, granularity: int = 1) -> Decoder:
-    """Dense decoders of one shape → a mixture whose experts are theirs, in this order; all else is their average.
+    """Dense decoders of one shape → a mixture whose experts come from them, in this order; all else is averaged.
 
     ``config`` is one that ``config_of`` made with as many experts as there are models. The router is drawn at random:
     it must be trained.

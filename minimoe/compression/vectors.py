@@ -34,11 +34,11 @@ NEED_A_BASE = ("task", "ties", "dare")
 """The methods that merge task vectors."""
 
 PARALLEL = 0.9995
-"""Above this cosine, SLERP divides two small numbers by each other; the straight line is the same to rounding."""
+"""Above this cosine, SLERP would divide two small numbers by each other; ``lerp`` gives the same up to rounding."""
 
 
 def average(vectors: Sequence[NDArray[Any]], weights: Sequence[float] | None = None) -> NDArray[Any]:
-    """Arrays of one shape → their mean, weighted by ``weights`` over the sum of these."""
+    """Arrays of one shape → their weighted mean; ``weights`` are first divided by their sum."""
     shares = np.ones(len(vectors)) if weights is None else np.asarray(weights, np.float64)
     shares = shares / shares.sum()
     return sum((share * v for share, v in zip(shares[1:].tolist(), vectors[1:], strict=True)), shares[0] * vectors[0])
@@ -76,8 +76,8 @@ def trim(delta: NDArray[Any], keep: float) -> NDArray[Any]:
 def ties(deltas: Sequence[NDArray[Any]], keep: float, weights: Sequence[float] | None = None) -> NDArray[Any]:
     """Task vectors of one shape → one: trimmed, with an elected sign, averaged over those that have this sign.
 
-    ``weights`` are those of the average, all above 0. They have no part in the vote, which is the sign of the sum of
-    the trimmed vectors. An entry whose sum is 0 elects no sign and becomes 0.
+    ``weights`` are those of the average, all above 0. They have no part in the vote: the elected sign is that of the
+    plain sum of the trimmed vectors. An entry whose sum is 0 elects no sign and becomes 0.
     """
     trimmed = np.stack([trim(delta, keep) for delta in deltas])
     elected = np.sign(trimmed.sum(0))
@@ -88,7 +88,7 @@ def ties(deltas: Sequence[NDArray[Any]], keep: float, weights: Sequence[float] |
 
 
 def dare(rng: np.random.Generator, delta: NDArray[Any], keep: float) -> NDArray[Any]:
-    """``delta`` with each entry kept with probability ``keep`` and divided by it: its expectation is ``delta``."""
+    """Each entry of ``delta`` over ``keep`` with probability ``keep``, or else 0: the expectation is ``delta``."""
     return delta * (rng.random(delta.shape) < keep) / keep
 
 
@@ -104,7 +104,7 @@ def merge(
 ) -> Decoder:
     """Models of one shape → one model.
 
-    ``t`` is the place of SLERP between two models. ``base`` is the model from which all of them were trained on.
+    ``t`` is the place of SLERP between two models. ``base`` is the model with which the training of all of them began.
     ``keep`` is the share of entries that TIES (0.2 by default) and DARE (0.5) keep, and ``strength`` multiplies the
     merged task vector. ``rng`` draws what DARE keeps.
 

@@ -26,7 +26,8 @@ OLDEST_CUPY = 14
 
 underflow_is_right = np.errstate(under="ignore")
 """Decorator for functions in which a number that is too small for its dtype becomes 0, as it should: a weight far from
-the largest, a squared gradient. A program that has called ``np.seterr(all="raise")`` is not stopped by these."""
+the largest, a squared gradient. A program that has called ``np.seterr(all="raise")`` is not stopped by such numbers.
+"""
 
 
 def array_module(x: Array) -> Any:
@@ -79,7 +80,7 @@ def select_device(wish: str = "auto") -> Device:
 def gpu_problem() -> str | None:
     """None if the GPU can compute; otherwise one sentence that says what is missing: CuPy, a GPU or its libraries.
 
-    CuPy can be imported without a GPU, and with one it may still lack cuBLAS or the run-time compiler. Only a
+    CuPy can be imported without a GPU, and even with a GPU it may lack cuBLAS or the run-time compiler. Only a
     computation shows whether it works. This function never raises, in whatever state CuPy is: an older CuPy beside a
     newer NumPy, for example, fails with an ``AttributeError`` when it is imported.
     """

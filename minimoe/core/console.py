@@ -2,7 +2,7 @@
 
 A terminal may not know a character, a pipe may have lost its reader, a disk may be full, and a stream may be closed.
 None of these is a reason to lose a training run, so nothing here raises. A command whose output is its result, such as
-``evaluate``, prints it instead, and fails if it cannot be written.
+``evaluate``, prints its result in the ordinary way, and fails if the result cannot be written.
 """
 
 from __future__ import annotations

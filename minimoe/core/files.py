@@ -31,7 +31,7 @@ def user_path(given: str | os.PathLike[str]) -> Path:
     """A path that the user gave, with ``~`` replaced by the home folder, as a shell does for most arguments.
 
     Raises:
-        UserError: it is empty or not a path, or it has a character that no path can have.
+        UserError: the text is empty or not a path, or it has a character that no path can have.
     """
     if not isinstance(given, str | os.PathLike):
         raise UserError(f"{given!r:.60} is not a path, expected the name of a file or folder: give it as a string.")

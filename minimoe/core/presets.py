@@ -83,7 +83,7 @@ SFT_RECIPE: dict[str, Any] = {
 """Where the recipe of a run that learns to answer instructions differs from that of the run that it begins with."""
 
 SFT_PATIENCE = 4
-"""Such a run stops after so many evaluations without a new lowest loss."""
+"""A run that learns to answer stops after this many evaluations in a row without a new lowest loss."""
 
 DPO_RECIPE: dict[str, Any] = {
     "steps": 60,
@@ -105,7 +105,7 @@ DPO_RECIPE: dict[str, Any] = {
 A batch of 32 sequences is 16 pairs of answers."""
 
 DPO_PATIENCE = 4
-"""Such a run stops after so many evaluations without a new lowest loss."""
+"""A run that learns preferences stops after this many evaluations in a row without a new lowest loss."""
 
 
 def preset(name: str) -> Preset:
@@ -137,8 +137,8 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
 
 
 def dense_twin(sparse: Preset) -> Preset:
-    """A dense model with as many active parameters, whose one expert is as wide as the active ones together; and its
-    recipe.
+    """A dense model with as many active parameters as ``sparse``, and its recipe. Its one expert is as wide as all
+    active experts of ``sparse`` together.
 
     The active experts are the K experts that a token is sent to and the S shared ones. The only difference is the
     router, which a dense model does not need. Corpus, steps, batch and optimiser stay the same; everything about

@@ -45,7 +45,7 @@ LIBRARIES = 60_000_000
 
 ADDRESS_SPACE, ADDRESS_SPACE_OF_A_THREAD = 150_000_000, 16_000_000
 """Bytes of address space that a run needs besides its arrays, and for each thread. Beyond a limit on address space,
-libraries abort the process instead of raising an error, so it must be known before."""
+libraries abort the process instead of raising an error, so the need must be known before."""
 
 
 def check_memory(config: ModelConfig, recipe: TrainConfig, threads: int = 1) -> None:

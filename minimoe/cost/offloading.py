@@ -1,6 +1,6 @@
 """The cost of a model whose experts stay on the disk: bytes read per token, seconds at a bandwidth, and memory.
 
-A token uses K experts in each of L layers. Those that a cache does not hold are read:
+A token uses K experts in each of L layers. The experts that a cache does not hold are read:
 
     bytes per token = L · K · (1 − hit rate) · bytes of an expert
 

@@ -26,7 +26,7 @@ DASHES: tuple[Line, ...] = ("-", "--", ":", "-.")
 
 
 def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal["center", "top"] = "center") -> None:
-    """Draws a grey horizontal line, labelled at its right end unless another panel follows there."""
+    """Draws a grey horizontal line, labelled at its right end unless another panel follows to its right."""
     axes.axhline(height, color=QUIET, linestyle=line, linewidth=1, zorder=0)
     place = axes.get_subplotspec()
     if place is not None and place.is_last_col():
@@ -34,7 +34,7 @@ def guide(axes: Axes, height: float, name: str, line: Line = "-", align: Literal
 
 
 def expert_key(figure: Figure, experts: int) -> None:
-    """Draws a key above the figure: the colour and dash of every expert. No key if they repeat (over 32 experts)."""
+    """Draws a key above the figure: the colour and dash of every expert. No key if these repeat (over 32 experts)."""
     from matplotlib.lines import Line2D
 
     if experts > len(DASHES) * len(palette.COLOURS):

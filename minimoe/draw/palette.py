@@ -10,7 +10,7 @@ from __future__ import annotations
 
 COLOURS = ("#1E61A6", "#E69F00", "#07976B", "#BE75C0", "#69C0FF", "#DD5800", "#E5D54A", "#4D4D4D")
 TERMINAL = (25, 214, 36, 134, 81, 166, 228, 238)
-"""The same eight as numbers of a 256-colour terminal, again chosen so that every reader can tell them apart."""
+"""The same eight colours as numbers of a 256-colour terminal, again chosen so that every reader can tell them apart."""
 
 
 def colour(expert: int) -> str:

@@ -76,7 +76,7 @@ def reply(model: Talker, item: Instruction) -> Reply:
 
 
 def _fits(model: Talker, item: Instruction) -> bool:
-    """Whether the model can read the prompt and write the expected answer; its last token is never read."""
+    """Whether the model can read the prompt and write the expected answer, whose last token is never read."""
     return len(chat.encode(model.tokenizer, item.turns).ids) <= model.config.context + 1
 
 

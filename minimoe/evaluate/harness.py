@@ -8,16 +8,16 @@ The harness asks a model for three things: the log-probability of a text after a
 tokens are exactly that text), the log-probability of a whole document, and a text that is written until a stop string.
 ``Harness`` answers them as the harness's own backend for transformers does, in these points:
 
-- Spaces at the end of a context belong to what follows it, and both are encoded as one text.
+- Spaces at the end of a context belong to the continuation; context and continuation are encoded as one text.
 - A context that is too long for the model loses its beginning.
 - A document that is longer than the context is read in pieces, so that each of its tokens is predicted once.
 
 ``Harness`` differs from that backend in one point: a token that begins every text is never predicted. If a tokenizer
 adds such a token, that backend also counts, in documents, how likely the token is after itself.
 
-An empty context is the token that begins every text of the tokenizer, or one that ends texts. A model with neither, as
-those that ``minimoe train`` makes, has nothing that predicts the first token of a document; this token is then left out
-of the sum, as ``text_loss`` leaves it out.
+An empty context is replaced by the token with which the tokenizer begins every text, or else by one that ends texts. A
+model without such tokens, such as one that ``minimoe train`` makes, has nothing that predicts the first token of a
+document; this token is then left out of the sum, as ``text_loss`` leaves it out.
 
 The harness writes a chat as one string, in which a user could type what ends a question. minimoe never reads special
 ids from a text (see ``text.chat``), so ``apply_chat_template`` is not possible with this adapter.
@@ -110,8 +110,8 @@ def lm(folder: str | Path, device: str = "auto") -> Any:
 def score(model: Writer, pairs: Sequence[tuple[list[int], list[int]]]) -> list[Scored]:
     """The ids of a context, at least one, and of its continuation → how likely the continuation is.
 
-    Together they may be one token longer than the model's context, because the last token predicts nothing. Longer ones
-    lose their beginning.
+    Together they may be one token longer than the model's context, because the last token predicts nothing. If they are
+    longer, the context loses its beginning.
 
     Raises:
         UserError: a context is empty, or a continuation alone is longer than the model's context.
@@ -207,8 +207,8 @@ def _without_beginning(model: Writer, text: str) -> list[int]:
 def write_until(model: Writer, context: str, settings: Mapping[str, Any]) -> str:
     """What the model writes after a context, up to a stop string or a token that ends a text, both left out.
 
-    The likeliest token is taken unless ``do_sample`` is on or a ``temperature`` above 0 is given without it. The
-    context loses its beginning if there would be no room for what is to be written.
+    The likeliest token is taken unless ``do_sample`` is on, or a ``temperature`` above 0 is given without
+    ``do_sample``. The context loses its beginning if there would be no room for what is to be written.
 
     Raises:
         UserError: a setting is unknown, or more is to be written than the model's context holds.

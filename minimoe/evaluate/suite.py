@@ -182,7 +182,7 @@ def _of_text(model: Model) -> Tokenizer | PretrainedTokenizer:
 
 
 def _trained_tokens(model: Model) -> int:
-    """From the step in the file of the model, because the run may have taken more steps that this model lacks."""
+    """Counted up to the step in the model's file: the run may have taken more steps than the model that it keeps."""
     return model.step * model.run.recipe.batch * model.config.context
 
 

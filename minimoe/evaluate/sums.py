@@ -37,7 +37,7 @@ def are_in(text: str) -> bool:
 
 
 def unseen(text: str, kind: str, count: int, seed: int = 0) -> list[Question]:
-    """At most ``count`` different questions of a kind whose facts occur nowhere in ``text``, ordered by ``seed``."""
+    """At most ``count`` different questions of a kind, ordered by ``seed``; ``text`` has none of their facts."""
     facts = set(re.findall(r"(?=(?<!\d)(\d+ [+-] \d+)(?!\d))", text))  # the lookahead finds both in 1 + 2 + 3
     pairs = [(a, b) for a in A for b in B if facts.isdisjoint(_family(a, b))]
     order = np.random.default_rng(seed).permutation(len(pairs))[:count]

@@ -118,7 +118,7 @@ def _read(
     """Yields the logits (b, t, V) and targets (b, t) of some tokens, at most ``LOGITS`` logits at a time.
 
     The number in front is the index of the first of these sequences in the shard. The list at the end has the reports
-    of the routers; it is empty if they were yielded before, with other logits of the same positions.
+    of the routers; it is empty if other logits of the same positions were yielded before, with these reports.
     """
     head = decoder.output_layer(params)
     for where, found in reading.read(params, config, shard.tokens, mode=mode):

@@ -5,9 +5,9 @@
     length of answers       characters, beside those of the expected answers                 ``exchanges``
     praise and blame        which word of a pair praise goes with, in nats                   ``bias``
 
-A run that was tuned with a file of its own is asked what is held out in that file; otherwise, the file is that of
-``data/``. A model that was tuned with preferences only was tuned with instructions before, in another run, whose file
-is not known here. Models that are compared answer the same questions, those of the first one.
+A run that was tuned with a file of its own is asked what is held out in that file; every other run is asked what is
+held out in the file of ``data/``. A model that was tuned with preferences only was tuned with instructions before, in
+another run, whose file is not known here. Models that are compared answer the same questions, those of the first one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from minimoe.text.instructions import Instruction, Pair
 
 INSTRUCTIONS, PREFERENCES = "held-out instructions", "preferred answers"
 LENGTH, BIAS = "length of answers, characters", "praise and blame, nats"
-"""Groups of the table; that of a mean ends with its unit."""
+"""Groups of the table; the name of a group of means ends with their unit."""
 
 
 TOO_LONG = "not asked: none of them fits into the model's context"
@@ -90,7 +90,7 @@ def questions_for(run: RunConfig) -> Questions:
 def measure(model: Model, held_out: Questions, questions: int, pool: Map = map) -> Found:
     """All results for one model, with at most ``questions`` of each kind.
 
-    A model that was not tuned, beside one that was, has reasons in the places of the results.
+    If a model was not tuned but is compared with one that was, strings that say so take the place of its results.
     """
     marks: dict[str, Marks | str] = {}
     means: dict[str, Means | str] = {}

@@ -190,7 +190,7 @@ def _save(path: str, turns: list[Turn]) -> None:
 
 
 def _exchange(model: Talker, turns: list[Turn], settings: Settings, answers: int) -> list[Turn]:
-    """Shows the answer to the last turn while it is written, and returns the turns with it.
+    """Shows the answer to the last turn while it is written, and returns the turns with this answer.
 
     If the answer has no text, its question is removed too, since two turns of the user cannot follow each other.
     """

@@ -1,10 +1,11 @@
 """One token through the decoder: only the arithmetic of the layers, with everything else prepared once per text.
 
 The layers sort tokens by expert, mask the future and keep what backward needs. For one token of one sequence there is
-nothing to sort, to mask or to keep, and that bookkeeping takes several times as long as the arithmetic. So does looking
-things up and allocating small arrays, once per token and layer. A ``Plan`` does this once: it holds the matrices of
-query, key and value side by side, as one product; the buffer that this product writes to, and views of its parts; the
-angles of many positions; and the functions of the router and the experts, which come from the tables in ``moe``.
+nothing to sort, to mask or to keep, and that bookkeeping takes several times as long as the arithmetic. Looking things
+up and allocating small arrays, once per token and layer, also takes several times as long. A ``Plan`` does all this
+once per text: it holds the matrices of query, key and value side by side, as one product; the buffer that this product
+writes to, and views of its parts; the angles of many positions; and the functions of the router and the experts, which
+come from the tables in ``moe``.
 
 The plain form is ``decoder.forward``, and tests compare the two.
 """
@@ -36,7 +37,7 @@ POSITIONS = 64
 
 
 Matrix = Callable[[], Array]
-"""A matrix is called for: one that is kept in few bits becomes an array each time, with its method ``dense``."""
+"""Gives a matrix when it is called: one that is kept in few bits becomes an array at each call, by its ``dense``."""
 
 
 class Layer(NamedTuple):
@@ -125,8 +126,8 @@ def _matrices(params: Attention) -> list[Array]:
 def prepared_bytes(config: ModelConfig, arrays: bool = True) -> int:
     """The bytes of a plan in float32, beside the parameters: angles, and query, key and value side by side.
 
-    If these matrices are not ``arrays``, each product makes arrays of them, one layer at a time, and copies these side
-    by side. This takes twice the size of the matrices of one layer.
+    If the matrices are not ``arrays``, each product makes arrays of them, one layer at a time, and copies these arrays
+    side by side. This takes twice the size of the matrices of one layer.
     """
     heads = config.heads + config.kv_heads
     of_layer = config.width * (heads + config.kv_heads) * config.head_width

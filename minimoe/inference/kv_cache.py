@@ -32,7 +32,7 @@ class LayerCache:
         self.window = window
 
     def append(self, keys: Array, values: Array) -> KeyValues:
-        """keys and values (B, n, G, C) of the next n ≤ w positions → those that at least one of them sees.
+        """keys and values (B, n, G, C) of the next n ≤ w positions → all that at least one of these positions sees.
 
         The returned keys and values are (B, S, G, C), and include the new ones.
         """

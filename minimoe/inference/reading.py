@@ -1,7 +1,7 @@
 """Reading a text that is already there: the hidden states of every token, in pieces that need little memory.
 
 Evaluation and the routing microscope read long texts and keep almost nothing of what a layer computes. A sequence of
-more than ``TOKENS`` tokens is read in pieces, with the keys and values of the earlier ones in a cache, so only the
+more than ``TOKENS`` tokens is read in pieces, with the keys and values of the earlier pieces in a cache, so only the
 memory for this cache grows with the length of the sequence. The logits are not computed here: for a large vocabulary,
 they need more memory than everything else.
 """

@@ -2,12 +2,12 @@
 
     A = softmax(q kᵀ / √C),    o = A v,    y = o W_o
 
-Attention is causal: query i sees key j only if j ≤ i. With a sliding window w, it sees key j only if also i − j < w.
-Queries are grouped: each of the G key/value heads serves H/G of the H query heads, which makes the key/value cache
-H/G times smaller.
+Attention is causal: query i sees key j only if j ≤ i. With a sliding window w, i − j < w is a second condition. Queries
+are grouped: each of the G key/value heads serves H/G of the H query heads, which makes the key/value cache H/G times
+smaller.
 
-Several documents may be packed into one sequence. Query i then sees key j only if also j ≥ s_i, where s_i is the first
-position of its document. Because RoPE depends only on i − j, each document is read as if it were alone, although its
+Several documents may be packed into one sequence. Then j ≥ s_i is one more condition, where s_i is the first position
+of the document of query i. Because RoPE depends only on i − j, each document is read as if it were alone, although its
 positions do not begin at 0 (Krell et al. 2021).
 
 Queries and keys may pass through an RMSNorm before they are rotated, each with gains of its own. This bounds the
@@ -61,7 +61,7 @@ class KeyValues(NamedTuple):
     values: Array  # (B, S, G, C)
 
     def append(self, keys: Array, values: Array) -> KeyValues:
-        """New arrays: these, followed by the keys and values (B, T, G, C) of T further positions."""
+        """New arrays: these keys and values, followed by those (B, T, G, C) of T further positions."""
         xp = array_module(keys)
         return KeyValues(xp.concatenate([self.keys, keys], axis=1), xp.concatenate([self.values, values], axis=1))
 
@@ -145,8 +145,8 @@ def forward(
     """x (B, T, D) → y (B, T, D).
 
     ``rotation`` holds the angles of the T positions of x. With ``past``, x continues a sequence whose keys and values
-    are already known, and its queries see those too. ``norm_eps`` is the epsilon of the norms of queries and keys.
-    ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without
+    are already known, and the queries of x see those keys too. ``norm_eps`` is the epsilon of the norms of queries and
+    keys. ``starts`` (B, T) holds, for each query, the first position that it may see, which is at most its own; without
     ``starts``, every query may see from position 0 on. ``starts`` and ``past`` cannot be used together.
 
     Raises:
@@ -205,7 +205,7 @@ def normalised(params: RMSNorm | None, x: Array, eps: float) -> tuple[Array, rms
 def mixtral_tensors(params: Attention) -> Iterator[tuple[str, Array]]:
     """The names of the parameters within a layer of Mixtral's layout, each with a view in the shape used there.
 
-    A Mixtral has no norms of queries and keys; the layouts that have them use these names.
+    A Mixtral has no norms of queries and keys; the layouts that have such norms use the names given here.
     """
     for letter, projection in zip("qkvo", params[:4], strict=True):
         yield f"self_attn.{letter}_proj.weight", projection.weight.T

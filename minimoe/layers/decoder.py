@@ -97,7 +97,7 @@ def init(
     The embedding starts large enough that the first blocks add to a token and do not dominate it. A table that is also
     the output layer starts as small as an output layer, so that the first predictions are nearly uniform.
 
-    ``look_ahead`` allows a router that is not causal, to show what goes wrong then.
+    ``look_ahead`` allows a router that is not causal, to show what goes wrong with it.
 
     Raises:
         UserError: the router or the kind of experts does not exist, the router does not allow these settings, or it
@@ -147,8 +147,8 @@ def forward(
     """tokens (B, T) of integers in [0, V) → logits (B, T, V), and what the routers report.
 
     ``mode`` says how the pass is run: see ``Mode``. By default the model is deterministic and drops nothing. ``past``
-    holds the keys and values of each layer for the ``position`` earlier tokens, or for only the latest of these if
-    there is a window.
+    holds the keys and values of each layer for the ``position`` earlier tokens, or, if there is a window, for only the
+    latest of these tokens.
     """
     x, routed, embedded, caches, normed = hidden(params, tokens, config, mode, past=past, position=position)
     logits, headed = linear.forward(output_layer(params), x)

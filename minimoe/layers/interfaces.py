@@ -7,7 +7,7 @@ tuple (``tree.marks``), which say which parameters are matrices for Muon and whi
 Other names are optional: minimoe uses them if a module defines them. In any module:
 
     decode            a faster form of ``forward`` for a single token
-    mixtral_tensors   the names of the parameters in Mixtral's layout; a model without it cannot be written in that way
+    mixtral_tensors   the names of the parameters in Mixtral's layout; a model without it cannot be saved in this layout
 
 In a router:
 

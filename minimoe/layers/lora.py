@@ -4,7 +4,8 @@
 
 W is frozen: it has no gradient and no moments. A and B have r (D_in + D_out) numbers, far fewer than the D_in D_out of
 W. B starts at zero, so a fresh adapter changes nothing. ``keep`` is the dropout of this path, 0 or 1/(1 − rate) for
-each number; x W sees all of x. s is kept for each of the r directions, so that adapters side by side may differ in it.
+each number; x W sees all of x. s is kept for each of the r directions, so that adapters side by side may have
+different s.
 
 An ``Adapted`` stands in the tree of parameters where the array W was, in a ``Linear`` or in a stack of E experts. In a
 stack, all its arrays begin with the axis E. The base may also be a quantised matrix (QLoRA), which is dequantised
@@ -58,7 +59,7 @@ def init(rng: np.random.Generator, base: Array, rank: int, scale: float) -> Adap
     first step, and that of B is not.
 
     Raises:
-        UserError: the rank is not positive, or larger than that of any matrix of this shape.
+        UserError: the rank is not positive, or larger than the rank that a matrix of this shape can have.
     """
     *stack, inputs, outputs = base.shape
     if not 1 <= rank <= min(inputs, outputs):
@@ -71,7 +72,7 @@ def init(rng: np.random.Generator, base: Array, rank: int, scale: float) -> Adap
 
 
 def scaling(rank: int, alpha: float, stabilized: bool = False) -> float:
-    """s = α/r, or α/√r for rsLoRA: the size of s AB then does not shrink when the rank grows."""
+    """s = α/r, or α/√r for rsLoRA, with which the size of s AB does not shrink when the rank grows."""
     return alpha / (rank**0.5 if stabilized else rank)
 
 

@@ -83,13 +83,13 @@ def from_choice(choice: Choice, experts: int, kept: Array | None = None, dropped
 
 
 def skip_second(routing: Routing, below: float) -> Routing:
-    """A routing with two places per token, without a second entry whose weight is less than ``below`` times the first.
+    """A routing with two places per token, without the second entries whose weight is below ``below`` times the first.
 
-    The first expert then gets the weight of both, so the weights of a token add up to the same as before. This is a
-    measure for evaluation: the router's backward pass knows nothing of it (Lu et al. 2024, arXiv 2402.14800).
+    The first expert then gets the weight of both, so the weights of a token add up to the same as before. Entries are
+    skipped only in evaluation: the router's backward pass knows nothing of this (Lu et al. 2024, arXiv 2402.14800).
 
     Raises:
-        UserError: a token has another number of places for experts than two.
+        UserError: the routing does not have two places for experts per token.
     """
     if routing.place.shape[1] != 2:
         raise UserError(

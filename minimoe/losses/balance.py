@@ -6,9 +6,9 @@
     z            Σ_t lse_t² / N  how large the logits are                                 keeps them small
     sequence     the balance loss of each sequence by itself, averaged over the tokens    1 at perfect balance
 
-They are computed for each layer separately. If the layers' sums were pooled, layers that collapse in different ways
-would hide each other: four layers that each use only two of 8 experts, every layer a different pair, look perfectly
-balanced in the pooled sum.
+The losses are computed for each layer separately. If the layers' sums were pooled, layers that collapse in different
+ways would hide each other: four layers that each use only two of 8 experts, every layer a different pair, look
+perfectly balanced in the pooled sum.
 
 Fedus et al. 2021, arXiv 2101.03961 (balance, here with f divided by K so that 1 means balanced for any K); Shazeer et
 al. 2017, arXiv 1701.06538 (importance, load); Zoph et al. 2022, arXiv 2202.08906 (z).
@@ -96,9 +96,10 @@ def pooled(
         E Σ_e f_e p̄_e,    f_e = Σ_l assignments_le / Σ_l N_l,    p̄_e = Σ_l Σp_le / Σ_l N_l
 
     The value at perfect balance is therefore K, not 1. With one layer it is K times ``Losses.balance``, so the same
-    coefficient has K times the effect. It also hides collapse: for the four layers in the example at the top of this
-    file, it is K, as at perfect balance. Use it to compare with models that were trained elsewhere; ``loss`` is better
-    for training. A layer's sums enter only through the total, so the gradient is the same for every layer:
+    coefficient has K times the effect. This loss also hides collapse: for the four layers in the example at the top of
+    this file, its value is K, as at perfect balance. Use it to compare with models that were trained elsewhere;
+    ``loss`` is better for training. A layer's sums enter only through the total, so the gradient is the same for every
+    layer:
 
         ∂/∂Σp_le = α E f_e / Σ_l N_l
 

@@ -87,7 +87,7 @@ def forward(
     its number of tokens.
 
     Raises:
-        UserError: the two do not give a logit for the same tokens, or as for ``check``.
+        UserError: student and teacher do not give logits for the same tokens, or as for ``check``.
     """
     check(settings)
     if logits.shape != teacher.shape:

@@ -2,8 +2,8 @@
 
     loss = token loss + Σ_layers (Σ_losses coefficient · auxiliary loss + the router's own loss)
 
-The token loss is the mean cross-entropy, or another function of the logits: ``losses/token_loss.py``. Both kinds of
-term are functions of sums over tokens, so a step has two phases:
+The token loss is the mean cross-entropy, or another function of the logits: ``losses/token_loss.py``. All of these
+losses are functions of sums over tokens, so a step has two phases:
 
     1  forward on every shard; add up the sums (cross-entropy, token count, RouterStats)
     2  compute the gradient with respect to each total; backward on every shard; add up the gradients
@@ -161,8 +161,8 @@ def loss_and_gradient(
     With ``recompute``, no cache is kept between the phases and forward runs again: this is a third more work, but each
     worker needs memory for only one shard at a time (gradient accumulation). In a ``group``, each worker passes its own
     shards and gets the losses of the whole batch, and the part of the gradient that flows through its shards. With an
-    ``exchange`` between workers, each worker owns some of the experts. All workers must then have the same number of
-    shards, and each gets the complete gradient of its own experts and none for the others.
+    ``exchange`` between workers, each worker owns some of the experts. With an exchange, all workers must have the same
+    number of shards, and each gets the complete gradient of its own experts and none for the others.
     """
     forwards = [forward(params, shard, config, objective, keep=not recompute, exchange=exchange) for shard in shards]
     totals = add_up(params, forwards, config, objective, group)

@@ -4,7 +4,7 @@ Each answer has a score s. The loss of a pair is a function of h, the score of t
 rejected one; the loss of a batch is the mean over its P pairs:
 
     dpo     s = ℓ − ℓ′          −(1 − ε) log σ(βh) − ε log σ(−βh)         how sure the preference is: ε = 0 for certain
-    ipo     s = (ℓ − ℓ′)/|y|    (h − 1/2β)²                               h has a target, so it does not grow for ever
+    ipo     s = (ℓ − ℓ′)/|y|    (h − 1/2β)²                               h has a target, so h does not grow for ever
     simpo   s = ℓ/|y|           −(1 − ε) log σ(βh − γ) − ε log σ(γ − βh)  needs no reference
 
 ℓ is the log-probability of an answer, summed over the tokens where the loss mask is 1: those of the answer, not those
@@ -131,7 +131,7 @@ class Preference(NamedTuple):
 
 
 def places(count: int) -> NDArray[np.float32]:
-    """(2P, 2P) for P = ``count`` pairs: the rows of ``Answers.place``, chosen and rejected answers in turn."""
+    """The rows of ``Answers.place`` for P = ``count`` pairs, (2P, 2P): chosen and rejected answers in turn."""
     return np.eye(2 * count, dtype=np.float32)
 
 

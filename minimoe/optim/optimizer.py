@@ -43,8 +43,8 @@ State = dict[str, Moments]
 
 
 def init(params: Any, recipe: TrainConfig, frozen: Collection[str] = ()) -> State:
-    """The state before the first step, for a tree of parameters; none for those that are marked ``state`` or
-    ``frozen``.
+    """The state before the first step, for a tree of parameters; those that are marked ``state`` or are
+    ``frozen`` have none.
 
     Raises:
         UserError: ``frozen`` holds what is not the name of a leaf.

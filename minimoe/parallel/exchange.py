@@ -33,7 +33,7 @@ WAITING_COST = 2**20
 
 
 class AllToAll(NamedTuple):
-    """Sends rows between the workers of a group. With a single worker they stay where they are."""
+    """Sends rows between the workers of a group. With a single worker, rows stay where they are."""
 
     group: Group
     sent: Array  # (W, E) integers: the number of rows that each worker has for each expert
@@ -84,7 +84,7 @@ def worth_exchanging(config: ModelConfig, recipe: TrainConfig, workers: int) -> 
     """Whether each worker should own some of the experts.
 
     This needs at least one expert for each worker, parameters that are stacks of all E experts, and the same number of
-    shards for all, and it must be faster.
+    shards for all workers. The exchange must also be faster.
     """
     shards = min(recipe.batch, workers * recipe.accumulate)
     stacks = tree.leaves(moe.experts_of(config).blank(config, placeholder))
@@ -109,8 +109,8 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
 
     In each layer the rows are sent there and back, in forward and in backward. In return, the gradient of the experts
     need not be added up between workers. The exchange is chosen only if that gradient has at least twice as many
-    numbers as these four transfers together, plus ``WAITING_COST``. That term is there because owners wait for each
-    other in every layer. On 2 cores, a gradient of ``toy`` with other numbers of experts took, in ms:
+    numbers as these four transfers together, plus ``WAITING_COST``, which is there because owners wait for
+    each other in every layer. On 2 cores, a gradient of ``toy`` with other numbers of experts took, in ms:
 
         experts                      rows sent    rows kept
         64                           218          246

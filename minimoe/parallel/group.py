@@ -26,7 +26,7 @@ class Group:
     size = 1
 
     def all_gather(self, mine: Tree) -> list[Tree]:
-        """The values ``mine`` of all workers, by rank. Every worker must call it, and waits for all others."""
+        """The values ``mine`` of all workers, by rank. Every worker must call this, and waits for all others."""
         return [mine]
 
     def all_reduce(self, mine: Tree) -> Tree:
@@ -44,8 +44,8 @@ class Group:
     def assemble(self, part: Array, start: int, total: int) -> Array:
         """The rows (n, ...) of all workers, in the order of the workers → one array (total, ...).
 
-        This worker's rows begin at ``start``. Every worker must call it. The result may only be read, and only until
-        the next call; until then, no worker may change its own rows either.
+        In the result, this worker's rows begin at ``start``. Every worker must call this function. The result may only
+        be read, and only until the next call; until then, no worker may change its own rows either.
         """
         return part
 

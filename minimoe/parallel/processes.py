@@ -45,7 +45,7 @@ def shared(array: Array) -> Array:
 
 
 def shared_memory(size: int) -> mmap.mmap:
-    """``size`` bytes of shared memory, or ``MemoryError``. The system provides only those that are used."""
+    """``size`` bytes of shared memory, or ``MemoryError``. The system provides only the bytes that are used."""
     try:
         return mmap.mmap(-1, max(1, size))
     except OSError as error:
@@ -179,7 +179,7 @@ def _cannot_start(error: OSError) -> UserError:
 def _fork() -> int:
     """Forks a child that ignores Ctrl-C, which reaches all processes: only worker 0 reacts to it.
 
-    The signal is blocked until the child ignores it, so that it cannot stop the child before that.
+    The signal is blocked until the child ignores it; otherwise it could stop the child before that.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -8,12 +8,12 @@ according to ``backward`` is compared, in float64, with one computed from four v
 With top-k, L jumps where two experts change places in the ranking, and at a jump there is no derivative. So all four
 points must rank the experts as the centre does. If they do not, the probe is tried again much nearer to the centre; if
 that fails too, it is refused, and refusals are reported. In this way an unlucky point does not look like a wrong
-gradient, and the tolerance can be narrow enough to find a wrong one.
+gradient, and the tolerance can be narrow enough to find a gradient that is wrong.
 
 At a kink, such as the one of ReLU at 0, the slopes on the two sides differ, and a probe across it finds a mean of them.
 So before a difference counts against ``backward``, the slopes ahead and behind, and those of two step sizes, are
 compared. Where they disagree as much as ``backward`` does, the probe says nothing and is refused. If ``backward`` is
-wrong at a smooth point, they agree with each other and not with ``backward``.
+wrong at a smooth point, the slopes agree with each other and not with ``backward``.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def _check_routed(
     params: Any,
     x: Array,
 ) -> list[Row]:
-    """``check`` for a layer that returns its router's sums: its result is checked together with their losses."""
+    """``check`` for a layer that returns its router's sums: result and losses of the sums are checked together."""
 
     def routing(params: Any, cache: Any) -> list[Ranked]:
         return [Ranked(scores, k) for scores, k in compared(params, cache[0])]

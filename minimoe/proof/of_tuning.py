@@ -42,7 +42,7 @@ def rows(rng: np.random.Generator) -> list[Row]:
 
 
 def _preference(name: str, loss: Preference, rng: np.random.Generator) -> list[Row]:
-    """Two pairs in two shards, which cut one pair in two, prompts that do not count, padding, and a balance loss."""
+    """Two pairs in two shards (one pair is split between them), uncounted prompts, padding, and a balance loss."""
     goal = Objective(Coefficients(balance=0.5), token_loss=loss)
     batch = pairs(rng, loss)
 

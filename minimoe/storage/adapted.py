@@ -30,7 +30,7 @@ def are_in(tensors: Tensors) -> bool:
 def blank(plain: Decoder, tensors: Tensors) -> Decoder:
     """A decoder without memory, in the shapes of ``plain``, with adapters where ``tensors`` has them.
 
-    What does not fit is found when the tensors are put into their places.
+    Tensors that do not fit are found later, when they are put into their places.
     """
 
     def place(name: str, leaf: Array) -> Any:
@@ -47,7 +47,7 @@ def blank(plain: Decoder, tensors: Tensors) -> Decoder:
 
 
 def merged(params: Decoder) -> Decoder:
-    """The decoder without adapters that computes the same; the same decoder if it has none."""
+    """An ordinary decoder that computes the same; ``params`` itself if it has no adapters."""
     plain: Decoder = lora.replace(params, lora.merged)
     return plain
 

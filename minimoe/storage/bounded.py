@@ -6,7 +6,7 @@
 The weights keep the form of their file, 16 bits or the codes of a quantised matrix, and become float32 when they are
 used, one matrix at a time. The layers need no change for this: the tree of parameters contains objects that behave like
 arrays where the layers use them. A product gets the same float32 numbers in the same order as in a model that is loaded
-whole, so its results are the same to the bit.
+whole, so the results of both are the same to the bit.
 
 The bound is for all that a model adds to its process: weights, one matrix in float32, what a pass computes, keys and
 values. The memory of Python and of its libraries is not included.
@@ -60,7 +60,7 @@ class Budget(NamedTuple):
 
     @property
     def least(self) -> int:
-        """All but the experts."""
+        """The bytes of all parts but the experts."""
         return self.resident + self.matrix + self.work + self.keys
 
 
@@ -90,7 +90,7 @@ class Bounded(NamedTuple):
 
 @brief
 class Opened(NamedTuple):
-    """A model of which only the descriptions were read."""
+    """A model of which no weights have been read yet, only their descriptions."""
 
     located: Located
     config: ModelConfig
@@ -102,7 +102,7 @@ class Opened(NamedTuple):
         """Reads what is always in memory, and prepares the cache for the experts.
 
         ``memory`` is the bound in bytes. At most ``tokens`` tokens are read at once, and a text has at most ``length``
-        tokens; in a longer text, keys and values may need more memory than the bound allows. ``forget`` is that of
+        tokens; in a longer text, keys and values may need more memory than the bound allows. ``forget`` is passed on to
         ``FileReader``.
 
         Raises:
@@ -221,7 +221,7 @@ def _stacks(located: Located) -> dict[int, dict[str, list[Encoded]]]:
 
 
 def _places(located: Located) -> dict[Key, list[slice]]:
-    """Where each matrix of an expert is within its bytes. The experts of a folder need not be of one type."""
+    """Where each matrix of an expert is within its bytes. The experts of one folder may be of several types."""
     places: dict[Key, list[slice]] = {}
     for layer, stacks in _stacks(located).items():
         for e in range(located.config.experts):
@@ -231,7 +231,7 @@ def _places(located: Located) -> dict[Key, list[slice]]:
 
 
 def _stack_names(located: Located) -> dict[str, tuple[int, str]]:
-    """The names of the stacks of experts, each with its layer, counted without the dense ones, and its field."""
+    """The names of the stacks of experts, each with its layer (dense ones are not counted) and its field."""
     first = located.config.dense_layers
     return {
         f"blocks[{first + layer}].moe.experts.{field}": (layer, field)

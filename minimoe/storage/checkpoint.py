@@ -7,8 +7,9 @@
     resume.safetensors    parameters, optimiser, random state and position: all that a resumed run needs
 
 Each name always holds a whole file (see ``core.files``), except that the last line of the metrics may be cut short. All
-data that must be consistent are in one file, resume.safetensors, which is written last. If a crash comes before this
-file is written, the steps since the previous one was written are taken again, and the model is written again.
+data that must be consistent are in one file, resume.safetensors, which is written last. If a crash comes before
+resume.safetensors is written, the run continues from its previous version: the steps since then are taken again, and
+the model is written again.
 
 Every file has a checksum, and so has every line of the metrics, so damage is reported and never used. The two
 safetensors files also record the settings, the characters and the text of their run, so files of two runs cannot be
@@ -16,7 +17,7 @@ mixed up.
 
 A run that trains adapters has them in resume.safetensors, and their sum with the base in model.safetensors: see
 ``adapted``. A tuned run that may stop early keeps the parameters with the lowest validation loss in model.safetensors,
-and the last ones in resume.safetensors.
+and the parameters of the last step in resume.safetensors.
 
 The model of a run can be written to a folder of its own: with quantised weights (``save_quantized``), or after it was
 changed (``save_changed``). Such a folder has neither metrics nor resume.safetensors, because it is not a run that can
@@ -64,15 +65,15 @@ KEYS = {"format", "model", "train", "tokenizer", "source"}
 """What config.json holds besides its checksum: ``model`` is a ``ModelConfig``, ``train`` a ``TrainConfig``."""
 
 QUANTIZATION = "quantization"
-"""What the config.json of a quantised model holds besides: its ``Plan``."""
+"""The entry that only a quantised model has in its config.json: its ``Plan``."""
 
 TUNING = "tuning"
-"""What the config.json of a tuned run holds besides: its ``Tuning``."""
+"""The entry that only a tuned run has in its config.json: its ``Tuning``."""
 
 STRANGERS = "the two do not belong to one run; restore the right file, or train again."
 
 CHANGEABLE = ("steps", "evaluate_every", "save_every")
-"""Settings that may change when a run is resumed; with any other change, it would not be the same run."""
+"""Settings that may change when a run is resumed; a change of any other setting would make it a different run."""
 
 
 @brief
@@ -335,7 +336,7 @@ def _named(plan: Plan) -> str:
 def load_model(folder: str | Path) -> Model:
     """The trained model of a run, on the host; raises ``UserError`` if it is missing or damaged, or of another run.
 
-    Quantised weights become float32 again, so such a model takes as much memory as before.
+    Quantised weights become float32 again, so such a model takes as much memory as before it was quantised.
     """
     folder = files.user_path(folder)
     run = load_config(folder)
@@ -477,7 +478,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    """SHA-256 of the values of config.json, which does not depend on their layout."""
+    """SHA-256 of the values of config.json; the layout of the file does not change it."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -519,9 +520,10 @@ def _refuse_other_settings(metadata: dict[str, str], run: RunConfig, path: Path)
 
 
 def _blank(run: RunConfig, tensors: Tensors, path: Path) -> Decoder:
-    """A decoder in the shapes of config.json, without memory; raises ``UserError`` if it is larger than the file.
+    """A decoder in the shapes of config.json, without memory; ``UserError`` if it has more numbers than ``tensors``.
 
-    If the tensors have adapters, so has the decoder. Its bases may be quantised, and then the file is smaller.
+    If the tensors have adapters, the decoder has adapters too. There may be fewer numbers in ``tensors`` then, because
+    bases may be quantised.
     """
     if run.tuning is not None and adapted.are_in(tensors):
         return adapted.blank(decoder.blank(run.config, lambda shape: placeholder(shape, run.recipe.dtype)), tensors)

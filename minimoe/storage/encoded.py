@@ -71,7 +71,7 @@ class Located(NamedTuple):
 
 
 def locate(folder: Path) -> Located:
-    """Where the tensors of the model in ``folder`` are; only descriptions are read, and tensors that repeat others.
+    """Where the tensors of the model in ``folder`` are; only descriptions and tensors that repeat others are read.
 
     The checksum of a file covers all of its bytes, so it is not compared.
 

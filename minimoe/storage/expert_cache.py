@@ -1,4 +1,5 @@
-"""Keeps the experts that were used last in memory, in the form that they have on the disk, and reads the others.
+"""Keeps the experts that were used last in memory, in the form that they have on the disk, and reads others when they
+are used.
 
 A router names the experts of a token only when the token has come to their layer. An expert that is in memory (a hit)
 costs nothing more; one that is not (a miss) is read from its file and replaces the expert whose last use is longest
@@ -76,9 +77,9 @@ def shares(slots: int, layers: int, together: int) -> list[int]:
 class ExpertCache:
     """The experts that were used last, at most ``slots`` of ``size`` bytes each, for ``layers`` that take turns.
 
-    ``read`` fills the bytes of an expert. A layer uses ``together`` experts for one token, and they are all in memory
-    then. Uses are counted in the phase that ``begin`` has set. Threads may use one cache: while an expert is in use,
-    nothing takes its place.
+    ``read`` fills the bytes of an expert. A layer uses ``together`` experts for one token, and all of these are in
+    memory at the same time. Uses are counted in the phase that ``begin`` has set. Threads may use one cache: while an
+    expert is in use, nothing takes its place.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class ExpertCache:
 
     @contextmanager
     def use(self, key: Key, counted: bool = True) -> Iterator[Content]:
-        """The bytes of an expert, valid within the block; ``counted`` as a use, or as a part of the latest one."""
+        """The bytes of an expert, valid within the block. Without ``counted``, this is a part of the latest use."""
         with self.lock:
             if counted:
                 self._add(uses=1, hits=int(key in self.held))
@@ -127,7 +128,7 @@ class ExpertCache:
         return self.held.pop(key)
 
     def begin(self, phase: str, tokens: int) -> None:
-        """A pass of ``tokens`` begins; the time since the last one belongs to the phase of that one."""
+        """A pass of ``tokens`` tokens begins; the time since the last pass began belongs to the phase of that pass."""
         self.end()
         self.phase = phase
         self._add(tokens=tokens)

@@ -2,7 +2,8 @@
 
 Each file is opened once, and every read is checked: whether the file still has the size and the time of change that it
 had at first, and whether all bytes came. Files are read into allocated memory and not mapped, which keeps the memory of
-the process bounded: of a mapped file, the system decides how much is in memory and is counted as the process's own.
+the process bounded: the system alone decides how many pages of a mapped file it keeps in memory, and it counts these
+pages as memory of the process.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class FileReader:
             self._fill(stored.path, stored.start, content[place].data)
 
     def close(self) -> None:
-        """Closes all files; a later read opens its file again, but still refuses another version of it."""
+        """Closes all files; a later read opens its file again, but still refuses the file if it has changed."""
         for file, _ in self.files.values():
             file.close()
 

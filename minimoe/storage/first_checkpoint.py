@@ -46,7 +46,7 @@ def load(folder: str | Path) -> Model:
     """The model of a run, if new runs can be made from it.
 
     Raises:
-        UserError: it is damaged or quantised, or it was not trained here and so has no recipe and no text.
+        UserError: the run is damaged or quantised, or it was not trained here and so has no recipe and no text.
     """
     if huggingface.is_folder(files.user_path(folder)):
         raise UserError(f"{folder} is a Hugging Face model, which has no recipe and no text: give the folder of a run.")
@@ -65,7 +65,7 @@ def _without_adapters(run: RunConfig) -> RunConfig:
 
 
 def with_text(run: RunConfig, corpus: str | Corpus | None) -> RunConfig:
-    """The run on another text, encoded by its own tokenizer; ``None`` leaves the text as it is.
+    """The run on another text, encoded by the run's own tokenizer; ``None`` leaves the text as it is.
 
     Raises:
         UserError: the run reads no text; or the text cannot be read, is too short, or holds a character that the

@@ -4,8 +4,9 @@
     model.safetensors                    the weights; or several files, which model.safetensors.index.json lists
     tokenizer.json and files beside it   huggingface_tokenizer
 
-The names and the orientation differ. A matrix is (outputs, inputs) there and (inputs, outputs) here, so every matrix is
-transposed. Reading and writing both use ``layout``, which matches the tensors. RoPE pairs channels by halves in both.
+Names and orientation of the matrices differ from minimoe's. A matrix is (outputs, inputs) there and (inputs, outputs)
+here, so every matrix is transposed. Reading and writing both use ``layout``, which matches the tensors. RoPE pairs
+channels by halves, there and here.
 
 Newer versions of transformers keep a layer's experts in two fused tensors, gate_up_proj (E, 2F, D) and down_proj
 (E, D, F). Both forms can be read. The older form, with one tensor per matrix, is the one that is written, because all
@@ -18,7 +19,8 @@ versions can read it. Mixtral's names of a layer's router and experts differ fro
 
 A folder with quantised weights has the same config.json with a plan in it, and quantized.safetensors with the arrays
 that ``compression.quantize`` describes. The file has another name because transformers ignores a plan that it does not
-know: it would find none of its tensors in a file of the usual name, print a warning, and use random weights.
+know: in a file of the usual name, transformers would find none of the tensors it looks for, print a warning, and use
+random weights.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ __all__ = ["Pretrained", "is_folder", "layout", "load", "load_params", "save"]
 MODEL, INDEX, PACKED = "model.safetensors", "model.safetensors.index.json", "quantized.safetensors"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 MATRICES = {"w1": "gate", "w2": "down", "w3": "up"}
-"""Mixtral's names of the matrices of an expert, and the beginnings of those of the other families."""
+"""Mixtral's names of the matrices of an expert, and the beginnings of their names in the other families."""
 
 Tokens = Tokenizer | PretrainedTokenizer | MissingTokenizer | None
 Write = Callable[[Path], None]
@@ -215,7 +217,7 @@ def save(
 def save_quantized(
     folder: Path, config: ModelConfig, tokenizer: Tokens, end_tokens: tuple[int, ...], plan: Plan, write: Write
 ) -> None:
-    """Like ``save`` with a ``plan``, but ``write`` makes the file of the weights, so they need not be in memory.
+    """Like ``save`` with a ``plan``, but ``write`` makes the file of the weights, so the weights need not be in memory.
 
     Raises:
         UserError: as for ``save``. The folder is removed again if ``write`` fails.
@@ -404,7 +406,7 @@ def _is_implied(tensor: Stored, config: ModelConfig) -> bool:
 
 
 def _rows_of_fused(fused: Stored, experts: int, e: int, matrix: str, shape: tuple[int, ...]) -> Stored:
-    """The rows of down_proj (E, D, F) of expert e, or the rows of gate_up_proj (E, 2F, D) of its gate or its up."""
+    """The rows of down_proj (E, D, F) of expert e, or those of gate_up_proj (E, 2F, D) of its gate or up."""
     rows, columns = shape  # whole rows, so that the part is contiguous in the file
     rows_of_expert = rows if matrix == "down" else 2 * rows
     _check_shape(fused, (experts, rows_of_expert, columns))

@@ -55,7 +55,7 @@ HARMLESS = """
 """Fields that do not change what a model computes for a text, or that only training or sampling uses."""
 
 HARMLESS_ENDS = ("dropout", "pdrop", "loss_coef", "token_id", "_ids", "_version", "_path")
-"""Fields whose names end in one of these are harmless too, as are those that begin with an underscore."""
+"""Fields whose names end in one of these are harmless too, and so are fields whose names begin with an underscore."""
 
 
 class Description(NamedTuple):
@@ -122,7 +122,8 @@ def to_dict(
     The ids of the tokens that begin and pad a text are those of ``generation``, as in a ``Description``.
 
     Raises:
-        UserError: the model's router or experts are not Mixtral's, or the family lacks another of its settings.
+        UserError: the model's router or experts are not Mixtral's, or the model has another setting that its family
+            lacks.
     """
     families.check(config)
     model_type = families.model_type_of(config)
@@ -197,7 +198,7 @@ def of_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _plan(value: Any) -> Plan | None:
-    """How the weights are quantised, if minimoe did it; weights that another program quantised are refused."""
+    """How the weights are quantised, if minimoe quantised them; weights that another program quantised are refused."""
     if value is None:
         return None
     if not isinstance(value, dict) or value.get("quant_method") != QUANT_METHOD:

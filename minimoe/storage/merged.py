@@ -40,8 +40,8 @@ def merge(
     """Merges the runs in ``sources`` into a new run in ``out``, with the recipe of the first.
 
     ``method`` and the numbers are those of ``compression.vectors.merge``. ``align`` puts the experts and neurons of
-    each run in the order of the first (or of ``base``, if the method needs it). The new run continues on the text of
-    the first one, or on ``corpus``.
+    each run in the order of the first run (or in that of ``base``, if the method needs a base). The new run continues
+    on the text of the first one, or on ``corpus``.
 
     Raises:
         UserError: the runs differ in shape or in tokenizer, one cannot be loaded, the method does not fit, or ``out``
@@ -100,7 +100,7 @@ def upcycled(
     corpus: str | Corpus | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Makes a mixture of experts of the dense run in ``sources``, or of several (Branch-Train-MiX), in ``out``.
+    """Makes a mixture of experts in ``out`` from one dense run in ``sources``, or from several (Branch-Train-MiX).
 
     One run is copied into ``experts`` experts, 8 by default. Several runs give one expert each. The arguments are those
     of ``compression.upcycle``. The recipe is that of the first run, with the balancing losses on, and with ``changes``.

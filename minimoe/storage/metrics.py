@@ -40,7 +40,8 @@ NUMBERS = ("loss", "total", "learning_rate", "gradient_norm", "tokens_per_second
 BY_LAYER = ("dropped", "router_entropy")
 AUXILIARY = ("balance", "importance", "load", "z")
 """The fields of a row, besides ``load`` (L, E) and, after an evaluation, ``val_loss``; ``auxiliary`` has one list of L
-numbers for each of these names. L counts the layers with a router: a dense layer has no number anywhere."""
+numbers for each of these names. L counts the layers with a router: a dense layer has no number in any of these lists.
+"""
 
 LONGEST_LINE = 100_000_000
 """The longest line that is read, in bytes; the line of a model with 100 layers of 256 experts has 300 kB."""

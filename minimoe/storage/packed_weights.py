@@ -4,7 +4,7 @@
     x @ query.weight    Matrix    in memory in the form of its file, made float32 for each product
     table[tokens]       Table     only the rows of the tokens are made float32
 
-Each array that they give is new, so one may be kept while the next is made.
+Each access gives a new array, so an array may be kept while the next one is made.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Matrix:
         return product
 
     def dense(self) -> Array:
-        """The matrix in float32, for code that uses it otherwise."""
+        """The matrix in float32, for code that needs it for more than a product."""
         return _timed(self.of, self.content, self.cache)
 
 

@@ -1,7 +1,8 @@
 """Reads a folder with a model and writes a new one with fewer experts per layer, in the same layout.
 
 Every command opens the new folder as it opens the old one. The sample on which the experts are compared is drawn from
-the text that the run was trained on, never from the part that it held out; or from another text.
+another text if one is given. Otherwise it is drawn from the text of the run, but never from the part that the run held
+out.
 """
 
 from __future__ import annotations
@@ -56,12 +57,13 @@ def write(
     """Writes the model of the folder ``source`` with ``keep`` experts per layer to the new folder ``out``.
 
     ``method`` is one of ``prune.METHODS``. The experts are compared on about ``tokens`` tokens of ``corpus``; without
-    it, on the text that the run was trained on. ``seed`` draws the sample and the experts of the method ``random``.
+    ``corpus``, of the text that the run was trained on. ``seed`` draws the sample and the experts of the method
+    ``random``.
 
     Raises:
-        UserError: there is no such method; ``source`` cannot be loaded, is quantised, or cannot lose experts; it was
-            trained elsewhere and there is no ``corpus``; the text of the run has changed; or ``out`` is not empty or
-            cannot be written.
+        UserError: there is no such method; ``source`` cannot be loaded, is quantised, or cannot lose experts; the model
+            was trained elsewhere and there is no ``corpus``; the text of the run has changed; or ``out`` is not empty
+            or cannot be written.
     """
     source, out = files.user_path(source), files.user_path(out)
     files.refuse_occupied(out)  # before the work, not after it

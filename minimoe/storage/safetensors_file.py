@@ -35,7 +35,7 @@ CODES = {"U8": "u1", "I8": "i1", "I32": "<i4"}
 TYPES = NUMBERS | CODES
 
 LARGEST = 2**63
-"""Every size and offset in a file must be smaller, because Python would accept integers of any length."""
+"""Every size and offset in a file must be smaller than this, because Python would accept integers of any length."""
 
 LONGEST_HEADER = 100_000_000
 """The limit of the safetensors library, in bytes; the header of a model of 100,000 tensors has a tenth of this."""
@@ -55,7 +55,7 @@ class Stored(NamedTuple):
 
 
 def describe(path: Path, only: Collection[str] | None = None, types: Collection[str] = NUMBERS) -> dict[str, Stored]:
-    """Every tensor of a file by its name, or those of the names in ``only``; no tensor is read.
+    """Every tensor of a file by its name, or only the tensors that ``only`` names; no tensor is read.
 
     Tensors that are left out may be of any type, but the file must be whole all the same.
 

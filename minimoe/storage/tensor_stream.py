@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from minimoe.core import files
 
 TYPES = {"u1": "U8", "i1": "I8", "f2": "F16", "i4": "I32", "f4": "F32", "f8": "F64"}
-"""NumPy's and safetensors' names of types, in the order of the latter; a file begins with the last of these."""
+"""NumPy's and safetensors' names of types, in safetensors' order; a file begins with the tensors of the last type."""
 
 
 def write(
@@ -32,7 +32,7 @@ def write(
 ) -> None:
     """Writes the file that ``write_tensors`` writes, but takes the tensors one at a time, in the order of their names.
 
-    ``expected`` has a placeholder for each of them, because the header, which comes first, states all shapes. Only the
+    ``expected`` has a placeholder for each tensor, because the header, which comes first, states all shapes. Only the
     order of the entries of the metadata may differ: the safetensors library leaves it to chance.
 
     Raises:

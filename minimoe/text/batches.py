@@ -2,9 +2,9 @@
 
 A run reads its text in epochs. Each epoch cuts every document into sequences, starting at another offset, shuffles the
 sequences and reads each once, so that an epoch reads nothing twice. Both ends of a document may be too short for a
-sequence. They are left to another epoch. Together they have up to two sequences' worth of tokens: a small part of a
-long text, but a large part of a document that is only a few sequences long. If sequences were drawn at random instead,
-a fraction e⁻ᵗ of a text of n tokens would still be unread after t·n tokens: a fifth at t = 1.5.
+sequence. Such ends are left to another epoch. The two ends together have up to two sequences' worth of tokens: a small
+part of a long text, but a large part of a document that is only a few sequences long. If sequences were drawn at random
+instead, a fraction e⁻ᵗ of a text of n tokens would still be unread after t·n tokens: a fifth at t = 1.5.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def prepare_for(corpus: str | Corpus, codec: Tokenizer, context: int) -> tuple[T
 def prepare_again(
     corpus: str | Corpus, codec: Tokenizer | PretrainedTokenizer, context: int
 ) -> tuple[Texts, Source]:
-    """Like ``prepare``, with the tokenizer of an earlier run; ``UserError`` also for a character that it lacks."""
+    """Like ``prepare``, with the tokenizer of an earlier run; ``UserError`` also for a character unknown to it."""
     read = _as_corpus(corpus)
     texts, digest = _encode(read, codec, context)
     return texts, Source(read.name, [str(path) for path in read.paths], digest)

@@ -9,7 +9,7 @@ exact, and public code broke each of them:
 - Special ids are written as ids and never read from a text: a user who types "</s>" ends nothing.
 - Every piece (a question with its marks, an answer) is encoded on its own and the ids are joined. If the whole were
   encoded as one text, letters on both sides of a border could become one token.
-- The id of the beginning occurs once. Encoding the prompt as a text would add another one.
+- The id of the beginning occurs once. Encoding the prompt as a text would add this id once more.
 
 The system's text has no mark of its own. It opens the first question, followed by an empty line. In Mixtral, "[INST]"
 is ordinary text, so there a user can close a question by typing "[/INST]"; in minimoe's own template nobody can.
@@ -98,7 +98,7 @@ def end_ids(tokenizer: AnyTokenizer) -> tuple[int, ...]:
 
 
 def can_chat(tokenizer: AnyTokenizer) -> bool:
-    """Whether the tokenizer has tokens for a chat. Mixtral has the same ones before it is tuned to answer."""
+    """Whether the tokenizer has tokens for a chat. A Mixtral has these tokens even before it is tuned to answer."""
     try:
         return bool(end_ids(tokenizer))
     except UserError:

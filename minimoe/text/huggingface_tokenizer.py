@@ -71,7 +71,7 @@ class PretrainedTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id; a model's V may be larger, and then its last rows are unused."""
+        """One more than the largest id; a model's V may be larger, and the last rows of the model are then unused."""
         return 1 + max(_ask(self.backend, "get_vocab", with_added_tokens=True).values(), default=-1)
 
     @property
@@ -79,7 +79,7 @@ class PretrainedTokenizer:
         """One more than the largest id that plain text can give.
 
         A special token such as ``<pad>`` results only if the text contains its name. The exceptions are the special
-        tokens that are added to every text, and the one for unknown characters.
+        tokens that are added to every text, and the token for unknown characters.
         """
         ids = set(_ask(self.backend, "get_vocab", with_added_tokens=True).values()) - self._special
         with contextlib.suppress(_LibraryError):
@@ -107,7 +107,7 @@ class PretrainedTokenizer:
             ) from None
 
     def encode_text(self, text: str) -> Ids:
-        """The ids of ``text`` and of nothing else: none is added to it, and a text such as "</s>" is only letters.
+        """The ids of ``text`` and of nothing else: no special id is added, and a text such as "</s>" is only letters.
 
         Raises:
             UserError: the tokenizer cannot encode this text.
@@ -267,7 +267,7 @@ class _LibraryError(UserError):
 
 
 def _ask(library: Any, method: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a method of the library; raises ``_LibraryError`` however the call fails, also if the library panics."""
+    """Calls a method of the library; raises ``_LibraryError`` however the call fails, even if the library panics."""
     try:
         return getattr(library, method)(*args, **kwargs)
     except BaseException as error:

@@ -5,7 +5,7 @@
 
 A document is what an exchange is about. ``split`` holds out whole documents, so a question of the validation part is
 never a question of the training part. The same document falls on the same side in every file: a model that was tuned
-with instructions and then with preferences has seen none of the documents that either of them held out.
+with instructions and then with preferences has seen none of the documents that are held out in either file.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def read_pairs(path: str | Path | None = None) -> list[Pair]:
 def split(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
     """The items to train on, and those to validate on: about a tenth of the documents, always the same ones.
 
-    A document is held out by the checksum of its name alone, so it stays where it is when others are added.
+    A document is held out by the checksum of its name alone, so it stays in its part when other documents are added.
 
     Raises:
         UserError: one of the two parts is empty, because there are too few documents.

@@ -78,7 +78,8 @@ def download(
 def _fetch(url: str, part: Path, progress: bool) -> None:
     """Download the rest of ``url`` into ``part``; the bytes that have arrived stay there if the connection breaks.
 
-    If the server has no bytes after the end of ``part``, it stays as it is: its digest shows whether it is complete.
+    If the server has no bytes after the end of ``part``, the file ``part`` stays as it is: its digest shows whether it
+    is complete.
 
     Raises:
         OSError: the server cannot be reached or refuses, the connection breaks, or the disk is full.

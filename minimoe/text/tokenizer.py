@@ -203,7 +203,7 @@ class ChatTokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """The number of different tokens: V, which is that of the text and four more."""
+        """The number of different tokens: V, four more than the text's tokenizer has."""
         return self.of_text.vocab_size + len(CHAT_TOKENS)
 
     def id_of(self, name: str) -> int:

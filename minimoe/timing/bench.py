@@ -38,7 +38,7 @@ GEMM = 2048
 
 WARM_UP, LEAST_RUNS = 2, 3
 PROMPT, WRITTEN = 8, 256
-"""Tokens in the prompt of the decoding test, and the most that it writes: fewer if the model's context is shorter."""
+"""Tokens in the prompt of the decoding test, and the most tokens that it writes; fewer if the context is shorter."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Report:
 
 
 def run(chosen: Preset, device: str = "auto", threads: int | None = None, seconds: float = 3.0) -> Report:
-    """Measures a model and a recipe; each part takes about ``seconds``.
+    """Measures a model and a recipe; each part of the measurement takes about ``seconds`` seconds.
 
     Raises:
         UserError: the device or the number of threads is not available, there is too little memory, or ``seconds`` is
@@ -134,7 +134,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
 
 
 def measure(work: Callable[[], Any], seconds: float) -> list[float]:
-    """The seconds of each run; ``LEAST_RUNS`` or more fill ``seconds``. ``WARM_UP`` runs come first, uncounted."""
+    """The seconds of each run: at least ``LEAST_RUNS``, for ``seconds`` in all, after ``WARM_UP`` uncounted runs."""
     for _ in range(WARM_UP):
         work()
     times: list[float] = []

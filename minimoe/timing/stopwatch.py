@@ -6,8 +6,8 @@
 
 A layer calls another layer through its module, as ``linear.forward``. While the stopwatch runs, the two functions of
 each module are replaced by timed ones. A layer's time is its own: the time that it spends in another layer is counted
-there. If several workers share a step, only the worker that opened the stopwatch is timed; the time to exchange rows
-with other workers counts as ``moe``.
+for the other layer. If several workers share a step, only the worker that opened the stopwatch is timed; the time to
+exchange rows with other workers counts as ``moe``.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def train(
 
 
 def changed(recipe: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The recipe with other settings; raises ``UserError`` for one that the parameters already determine."""
+    """The recipe with other settings; raises ``UserError`` for a setting that the parameters already determine."""
     free = {field.name for field in dataclasses.fields(TrainConfig)} - {"tokenizer", "dtype"}
     for name, value in changes.items():
         if name not in free:

@@ -67,9 +67,9 @@ def distill(
     Without ``out``, the new run has the name of the teacher, followed by ``-student``.
 
     Raises:
-        UserError: ``teacher`` is no run; a setting is not possible; the student is to have another tokenizer; its
-            shapes are not those of the teacher, and ``from_teacher`` asks for that; the text has changed, or has a
-            character that the teacher does not know; or ``out`` holds a run or cannot be written.
+        UserError: ``teacher`` is no run; a setting is not possible; the student is to have another tokenizer;
+            ``from_teacher`` is set, but the student's shapes are not those of the teacher; the text has changed, or has
+            a character that the teacher does not know; or ``out`` holds a run or cannot be written.
     """
     distillation.check(settings)
     folder = files.user_path(teacher)
@@ -129,7 +129,7 @@ def task_of(run: RunConfig) -> Task:
 
 
 def take_over(student: Decoder, teacher: Decoder) -> Decoder:
-    """The student with every weight of the teacher outside the mixtures: all but routers and experts. They are copied.
+    """The student with every weight of the teacher outside the mixtures: all but routers and experts (copies).
 
     Raises:
         UserError: a weight of the student has another shape than that of the teacher, or the teacher lacks it.

@@ -87,7 +87,7 @@ def learn(
 
 
 def only(data: Texts, *names: str) -> Texts:
-    """The documents of these names alone; raises ``KeyError`` if there is none of that name."""
+    """The documents of these names alone; raises ``KeyError`` if no document has one of the names."""
     numbers = {name: number for number, name in enumerate(data.names)}
     chosen = [numbers[name] for name in names]
     starts = [data.starts[data.spans[number]] for number in chosen]

@@ -23,7 +23,7 @@ from minimoe.text.batches import Texts
 LOSS, EXPERTS, SAMPLE, PAGE = "loss.png", "experts.png", "sample.txt", "routing.html"
 PROMPT_TOKENS, SAMPLE_TOKENS, TEMPERATURE = 40, 300, 0.7
 PAGE_TOKENS = 10_000
-"""Tokens of each validation text that the page shows, at most: it is written in seconds."""
+"""Tokens of each validation text that the page shows, at most, so that the page is written in seconds."""
 
 
 def opening(folder: Path, run: RunConfig, reads: str, device: Device, threads: int, first: int) -> str:

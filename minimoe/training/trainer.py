@@ -130,9 +130,9 @@ def resume(
 ) -> Trained:
     """Continues the run in ``folder`` from its last checkpoint, or from the start if it has none.
 
-    ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now, which
-    the run then remembers. ``changes`` may hold new values of the settings in ``checkpoint.CHANGEABLE``. ``task`` makes
-    the task of a tuned run again; ``tuning.resume`` knows it for every kind of run.
+    ``corpus`` is needed only if the run began with a corpus made in Python, or if its text is in another place now; the
+    run then remembers the new place. ``changes`` may hold new values of the settings in ``checkpoint.CHANGEABLE``.
+    ``task`` makes the task of a tuned run again; ``tuning.resume`` knows the right ``task`` for every kind of run.
 
     Raises:
         UserError: another setting differs, ``steps`` is less than the steps already taken, the run's text has changed
@@ -177,7 +177,7 @@ def train_dense_twin(
     """Trains a dense model with the same number of active parameters as the run in ``folder``, on its text, by its
     recipe.
 
-    ``corpus`` is needed only if the run began with one made in Python, or if its text is in another place now.
+    ``corpus`` is needed only if the run began with a corpus made in Python, or if its text is in another place now.
     ``changes`` may hold other settings, for example of the recipe: the best recipe for a mixture need not be the best
     for a dense model. Without ``out``, the new run has the name of the old one, followed by ``-dense``.
 

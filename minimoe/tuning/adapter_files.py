@@ -1,16 +1,16 @@
 """Adapters in the layout of the library peft: adapter_config.json and adapter_model.safetensors.
 
-A folder of these two files fits the model of transformers that the base was read from or is written to. A matrix is
-(outputs, inputs) there, so A is stored as (r, inputs) and B as (outputs, r), both transposed. The experts of a layer
-are two fused tensors there, gate_up_proj and down_proj, and their adapters are fused too:
+A folder of these two files fits the model of transformers that the base was read from or is written to. In this layout
+a matrix is (outputs, inputs), so A is stored as (r, inputs) and B as (outputs, r), both transposed. The experts of a
+layer are two fused tensors, gate_up_proj and down_proj, and their adapters are fused too:
 
     lora_A (E·r, inputs)     read as (E, r, inputs): the experts one below the other
     lora_B (outputs, r·E)    read as (outputs, r, E): the expert changes fastest
 
 Reading lora_B as (outputs, E, r) gives a matrix of the right shape with the wrong numbers. gate_up_proj has one A for
 both of its matrices, but here w_gate and w_up have an A each. ``save`` therefore places the two adapters side by side,
-with zeros in B where an adapter must not change the outputs of the other matrix. When such a file is read, they become
-two adapters again.
+with zeros in B where an adapter must not change the outputs of the other matrix. When such a file is read, the adapter
+of gate_up_proj becomes two adapters again.
 
 peft 0.19.1 and newer read and write fused experts; tests compare with 0.21.2.  Lesson: lessons/42_lora.ipynb
 """
@@ -41,17 +41,17 @@ PREFIX = "base_model.model.model.layers"
 
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"}
 MATRICES = {"w_gate": "gate_proj", "w_up": "up_proj", "w_down": "down_proj"}
-"""The names in a layer with a single expert, which is a Mistral there."""
+"""The stored names in a layer with a single expert: transformers calls such a model a Mistral."""
 
 FUSED = ("gate_up_proj", "down_proj")
-"""The names in a layer with several experts."""
+"""The stored names in a layer with several experts."""
 
 REFUSED = ("use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "use_qalora")
 """Settings of peft that change what an adapter computes and that this package does not have."""
 
 
 class Factors(NamedTuple):
-    """An adapter as it is stored, in the orientation of the file; for a fused tensor, that of all experts."""
+    """An adapter as it is stored, in the orientation of the file; for a fused tensor, the adapter of all experts."""
 
     a: NDArray[Any]  # (E·r, inputs)
     b: NDArray[Any]  # (outputs, r·E)
@@ -62,8 +62,8 @@ class Factors(NamedTuple):
 def save(folder: str | Path, params: Decoder, config: ModelConfig, base: str | None = None) -> None:
     """Writes the adapters of ``params`` into a new folder that peft and ``load`` can read; ``base`` names the model.
 
-    The layout has one s for all directions of a matrix. If an adapter has several, as after ``adapters.concatenate``,
-    they are multiplied into B.
+    The layout has one s for all directions of a matrix. If an adapter has several values of s, as after
+    ``adapters.concatenate``, they are multiplied into B.
 
     Raises:
         UserError: the folder is not empty or cannot be written, there are no adapters, their ranks differ from layer to
@@ -151,7 +151,7 @@ def load(folder: str | Path, params: Decoder, config: ModelConfig) -> Decoder:
 
 
 def _factors(weights: Mapping[str, Adapted], layer: int, config: ModelConfig) -> dict[str, Factors]:
-    """The adapters of a layer, by their names there."""
+    """The adapters of a layer, by their names in the file."""
     found = {}
     for field, name in ATTENTION.items():
         if (weight := weights.get(f"blocks[{layer}].attention.{field}.weight")) is not None:
@@ -191,7 +191,7 @@ def _side_by_side(gate: Adapted, up: Adapted) -> Adapted:
 
 
 def _place(name: str, layer: int, config: ModelConfig, both: bool) -> str:
-    """Where an adapter is stored. The one of gate_up_proj is inside that of down_proj if there are ``both``."""
+    """Where an adapter is stored. If there are ``both``, that of gate_up_proj is inside that of down_proj."""
     if name in ATTENTION.values():
         return f"{PREFIX}.{layer}.self_attn.{name}"
     if config.experts == 1:
@@ -210,7 +210,7 @@ def _tensors(path: Path) -> dict[str, NDArray[np.float32]]:
 def _take(
     tensors: dict[str, NDArray[np.float32]], layer: int, config: ModelConfig, values: Mapping[str, Any], folder: Path
 ) -> dict[str, Factors]:
-    """The adapters of a layer by their names, which are removed from ``tensors``."""
+    """The adapters of a layer by their names; they are removed from ``tensors``."""
     D, F, E, C = config.width, config.expert_width, config.experts, config.head_width
     heads, kv_heads = config.heads * C, config.kv_heads * C
     shapes = {"q_proj": (D, heads), "k_proj": (D, kv_heads), "v_proj": (D, kv_heads), "o_proj": (heads, D)}
@@ -250,7 +250,7 @@ def _scale(values: Mapping[str, Any], name: str, rank: int, folder: Path) -> flo
 
 
 def _unfused(name: str, layer: int, stored: Factors, config: ModelConfig) -> dict[str, Adapted]:
-    """A stored adapter → the adapted weights that it belongs to, by their names here and without their bases."""
+    """A stored adapter → the adapted weights that it belongs to, by their names in minimoe and without their bases."""
     of_attention = {there: here for here, there in ATTENTION.items()}
     if name in of_attention:
         return {f"blocks[{layer}].attention.{of_attention[name]}.weight": lora.expert(_stack(stored, 1), 0)}

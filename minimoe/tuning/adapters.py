@@ -183,8 +183,8 @@ def concatenate(models: Sequence[Decoder], weights: Sequence[float] | None = Non
     weight 1 is returned as it is.
 
     Raises:
-        UserError: there is no model; there is not one weight for each, or one is not finite; or the models do not have
-            adapters in the same places.
+        UserError: there is no model; there is not one weight for each model, or a weight is not finite; or the models
+            do not have adapters in the same places.
     """
     weights = [1.0] * len(models) if weights is None else list(weights)
     if not models or len(weights) != len(models) or not np.isfinite(weights).all():
@@ -209,11 +209,11 @@ def concatenate(models: Sequence[Decoder], weights: Sequence[float] | None = Non
 
 
 def draw_dropout(params: Decoder, rate: float, rng: np.random.Generator) -> list[Array]:
-    """What dropout keeps of the input of each adapter in one step: 0 with probability ``rate``, or else 1/(1 − rate).
+    """The factors of dropout for the input of each adapter in one step: 0 with probability ``rate``, else 1/(1 − rate).
 
     One mask is drawn for each matrix, (D_in,) or (E, D_in) for a stack, and is the same for all tokens of a step. The
-    masks therefore need not be sorted and sent to the experts with the tokens. They drop whole rows of A; in peft, each
-    token has a mask of its own, and adapters of experts cannot have dropout.
+    masks therefore need not be sorted and sent to the experts with the tokens. A mask drops whole rows of A; in peft,
+    each token has a mask of its own, and adapters of experts cannot have dropout.
 
     Raises:
         UserError: the rate is not in [0, 1).

@@ -1,7 +1,7 @@
 """Answers: what a tuned model says to instructions, and how many of its answers are exactly right.
 
     answers.write(model, [turns, …])              one answer for each prompt
-    answers.score(model, instructions)            by kind: how many are right, of how many
+    answers.score(model, instructions)            for each kind: how many answers are right, and how many there are
 
 Decoding is greedy and stops at the id that ends an answer, so nothing is random. Prompts of the same length are
 answered together.
@@ -81,7 +81,7 @@ def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST
 
 
 def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> dict[str, Score]:
-    """For each kind, how often the model writes exactly the last answer and ends it; it reads the turns before.
+    """For each kind, how often the model writes exactly the last answer and ends it, given the turns before.
 
     Raises:
         UserError: as for ``write``.

@@ -128,7 +128,7 @@ def task_of(run: RunConfig, folder: Path) -> Task:
     """The task of a run that ``tune`` began.
 
     Raises:
-        UserError: its pairs or its reference have changed or are gone.
+        UserError: the pairs or the reference of the run have changed or are gone.
     """
     assert run.tuning is not None
     settings = run.tuning.settings

@@ -6,9 +6,9 @@ A model that learned from plain text knows no token that begins an answer or end
 knows stay the same, up to the rounding of a wider product.
 
 A new row of the embedding is drawn around the mean of the table, with the spread of each of its columns, so that the
-new tokens differ from each other from the first step on. A new column of the output layer is the mean of its columns:
-the new token is then about as likely as an average one. A table that is also the output layer gets the rows of an
-embedding.
+new tokens differ from each other from the first step on. A new column of the output layer is the mean of the old
+columns, which makes the new token about as likely as an average one. A table that is also the output layer gets the
+rows of an embedding.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def vocabulary(
     """The model with ``size`` ids, the new ones last. ``params`` are on the host; other leaves are the same arrays.
 
     Raises:
-        UserError: ``size`` is less than the model has; or the router chooses experts by the id, from a table that
-            depends on the number of ids.
+        UserError: ``size`` is less than the number of ids that the model has; or the router chooses experts by the id,
+            from a table that depends on the number of ids.
     """
     V = config.vocab_size
     if size < V:

@@ -3,8 +3,8 @@
     params, frozen = lora_run.begin(params, Lora(rank=8), parts, also=("embedding.table",), seed=0)
 
 Everything but the adapters is frozen. If the model has gained tokens, the embedding and the output layer must learn
-too: the new column of the output layer is the mean of the others, so without learning no new token is ever the
-likeliest.
+too: the new column of the output layer is the mean of the others, so a new token could never become the likeliest one
+if this column did not learn.
 
 The folder of such a run is an ordinary one: its model has the adapters merged. ``of_run`` reads the adapters apart.
 """

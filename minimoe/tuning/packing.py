@@ -6,8 +6,8 @@
 
 A document of n ids gives n − 1 pairs of a token and its target, so no pair crosses a border: the last token of a
 document never predicts the first one of the next. There are two masks. ``mask`` is 0 for padding, which is no token at
-all. ``loss_mask`` is 1 where the target counts, which here is a token of an answer or its end; the other tokens are
-read, routed and balanced, but not learned.
+all. ``loss_mask`` is 1 where the target counts, that is, where it is a token of an answer or the end of an answer; the
+other tokens are read, routed and balanced, but not learned.
 
 Krell et al. 2021, arXiv 2107.02027.  Lesson: lessons/40_instruct.ipynb
 """
@@ -25,9 +25,10 @@ from minimoe.text.chat import Encoded
 
 
 def rows_of(lengths: Sequence[int], space: int, pack: bool) -> list[list[int]]:
-    """Which documents, by number, share a row of ``space`` places; in the order given, each in the first row with room.
+    """Which documents, by number, share a row of ``space`` places.
 
-    Without ``pack``, each document has a row of its own.
+    In the order given, each document goes to the first row with room. Without ``pack``, each document
+    has a row of its own.
 
     Raises:
         UserError: a document is longer than a row, or empty.
@@ -83,7 +84,7 @@ class Batches(NamedTuple):
     seed: int = 0
 
     def read(self, first: int = 0) -> Iterator[Shard]:
-        """Yields batches without end, without the ``first`` batches. A seed always gives the same batches.
+        """Yields batches without end, but skips the ``first`` batches. A seed always gives the same batches.
 
         Rows that are left over at the end of an epoch begin the first batch of the next epoch.
         """

@@ -110,7 +110,7 @@ class Batches(NamedTuple):
     seed: int = 0
 
     def read(self, first: int = 0) -> Iterator[Shard]:
-        """Yields batches without end, without the ``first`` batches. A seed always gives the same batches.
+        """Yields batches without end, but skips the ``first`` batches. A seed always gives the same batches.
 
         A batch may hold the end of one epoch and the beginning of the next.
         """
@@ -131,7 +131,7 @@ class Batches(NamedTuple):
 def in_pieces(
     examples: Sequence[Example], sequences: int, reference: NDArray[np.floating] | None = None
 ) -> list[tuple[NDArray[np.intp], Shard]]:
-    """All pairs in shards of at most so many ``sequences``, each with the indices of its pairs.
+    """All pairs in shards of at most ``sequences`` sequences, each shard with the indices of its pairs.
 
     Pairs of similar length stand together.
     """

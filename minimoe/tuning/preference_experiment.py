@@ -3,7 +3,7 @@
     base = begin(seed=0)                                      a small model that answers sums and greetings
     rows = prefer(base, Preference("dpo", beta=0.1))          how its answers change, step by step
 
-Runs that begin with one base read the same pairs in the same order, whatever their loss is.
+Runs that begin with the same base read the same pairs in the same order, whatever their loss is.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ANSWERING = TrainConfig(steps=400, batch=12, learning_rate=1e-2, warmup=20)
 PREFERRING = TrainConfig(batch=32, learning_rate=3e-4, warmup=5, weight_decay=0.0, final_rate=1.0, schedule="linear")
 
 INSTRUCTIONS, PAIRS = ("sums", "yes or no", "manners"), ("truth", "politeness")
-"""The kinds of data/ that these models learn; of the pairs, those whose prompt is one of the instructions."""
+"""The kinds of data/ that these models learn. A pair is used only if one of these instructions has its prompt."""
 
 
 @brief

@@ -8,7 +8,7 @@ learned: L = Σ_t m_t · nll_t / Σ_t m_t with m_t = 1 where the target of posit
 taken over all shards before the division, so the loss of a batch does not depend on how it is cut into shards.
 
 A model that is tuned on few examples soon begins to learn them by heart. So the run validates on instructions about
-documents that it never sees, stops when that loss has not fallen for some time, and keeps the best model.
+documents that it never sees, stops when the validation loss has not fallen for some time, and keeps the best model.
 
 Ouyang et al. 2022, arXiv 2203.02155; Zoph et al. 2022, arXiv 2202.08906 (ST-MoE: fine-tuning mixtures of experts).
 Lesson: lessons/40_instruct.ipynb
@@ -64,7 +64,7 @@ GROUPS = {
 """What ``--freeze`` names, and how the names of its leaves begin or what they contain."""
 
 MIXTRAL = "mixtral"
-"""The folder in a finished run in which a model that came in Hugging Face's layout is written in that layout again."""
+"""If the model came in Hugging Face's layout, a finished run has this folder, with its result in that layout."""
 
 SHOWN = 50
 """Held-out instructions that a finished run answers, at most, to say how many of its answers are right."""
@@ -107,12 +107,12 @@ def tune(
 
     ``data`` is a file of instructions, by default the one of ``data/``. The parts named by ``freeze`` (``GROUPS``) stay
     as they are. With ``lora``, only adapters learn, and the embedding and the output layer if the model gains tokens:
-    see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence, by
-    default unless experts have a capacity or a sequence_loss. Without ``patience``, the run takes all its steps and
-    keeps the last model.
+    see ``lora_run``. ``changes`` sets fields of the recipe. ``pack`` puts several instructions into one sequence; this
+    is the default unless experts have a capacity or there is a ``sequence_loss``. Without ``patience``, the run takes
+    all its steps and keeps the last model.
 
-    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids; its run folder is an ordinary one
-    too, and at the end of the run also holds the result in Hugging Face's layout, in ``mixtral/``.
+    A run gets ids for a chat (``grow``). A Mixtral keeps its tokenizer and its ids. Its run folder is an ordinary one
+    too, but when the run ends, ``mixtral/`` in this folder holds the result in Hugging Face's layout.
 
     Raises:
         UserError: the folder holds no model or a quantised one; a setting, the file or the folder ``out`` is not

@@ -86,7 +86,7 @@ def check_forward(config: ModelConfig) -> None:
 
 
 def width_of(config: ModelConfig) -> int:
-    """W, the width of the projected token: that of the form, or half of D if that is less."""
+    """W, the width of the projected token: the width that the form has, or D/2 if D/2 is less."""
     return min(WIDEST[config.cosine_form], max(config.width // 2, 1))
 
 

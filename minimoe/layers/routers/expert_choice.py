@@ -81,7 +81,7 @@ def forward(
 ) -> tuple[Routing, RouterStats, Cache]:
     """x (B, T, D) → the routing of its N tokens, c entries of each sequence per expert, and the sums over them.
 
-    The factor in c is the mode's capacity factor, or 1.
+    The factor in c is the mode's capacity factor, or 1 if the mode has none.
     """
     B, T, D = x.shape
     rows = x.reshape(-1, D)

@@ -149,9 +149,9 @@ def backward(
 def next_state(
     params: Sequence[ExpertThreshold], stats: Sequence[RouterStats], config: ModelConfig, recipe: TrainConfig
 ) -> list[ExpertThreshold]:
-    """Thresholds move up where an expert took more than its fair share of the step's tokens, and down where less.
+    """Thresholds rise where an expert took more than its fair share of the step's tokens, and fall where it took less.
 
-    ``assignments`` counts what the thresholds let through, whether or not a capacity then refused it.
+    ``assignments`` counts what the thresholds let through, whether or not a capacity then refused the token.
     """
     return [
         layer._replace(threshold=moved(layer.threshold, sums.assignments, sums.tokens, config.active_experts))

@@ -183,7 +183,8 @@ def gate(
 
     ``noise`` (N, E) is ξ, drawn from N(0, 1) by the caller. Without it, or without W_noise, the clean logits decide.
     ``mask`` (N,) of 0 and 1 leaves padding out of the sums. ``estimate_load=False`` skips the estimate of P(t, i), for
-    when no loss uses it. ``sequences``, the number of sequences in x, is given when a loss uses the balance of each.
+    when no loss uses it. ``sequences``, the number of sequences in x, is given when a loss uses the balance of each
+    sequence.
     """
     xp = array_module(x)
     experts = params.w_gate.shape[1]
@@ -291,8 +292,8 @@ def _probability_of_being_chosen(
 ) -> tuple[Array, LoadCache]:
     """P(t, i): the probability that expert i is chosen if only its own noise is drawn again.
 
-    Expert i is chosen if it beats the K-th best of the *others*. If i is one of the K best, that is the (K+1)-th best
-    of all; otherwise it is the K-th best.
+    Expert i is chosen if it beats the K-th best of the *others*. If i is one of the K best, the K-th best of the others
+    is the (K+1)-th best of all; otherwise it is the K-th best of all.
     """
     xp = array_module(clean)
     last_in, first_out = ranking[:, -2], ranking[:, -1]

@@ -55,7 +55,7 @@ FACTOR = 1.2
 """What λ is multiplied with, or divided by, after each step."""
 
 LEAST_PENALTY = 1e-30
-"""The smallest λ. In float32, one below 1e-44 would be rounded to itself when multiplied, and never rise again."""
+"""The smallest λ. In float32, a λ below 1e-44 would be rounded to itself when multiplied, and never rise again."""
 
 
 @tree.marks(state=("penalty",), not_negative=("penalty",), training_only=("penalty",))

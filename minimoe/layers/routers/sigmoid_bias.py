@@ -18,9 +18,9 @@ the balance losses over all experts, so there is no division by a sum that may b
 
 What the losses see: ``squared_lse`` is that of the raw logits, as in every router, so that the coefficient of the
 z-loss has the same meaning; DeepSeek has no z-loss. ``sequence_loss`` is DeepSeek's sequence-wise loss. As in the
-paper, it is 1 at perfect balance, so its coefficient is the paper's α, per layer. Its f is E times an expert's
-share of the sequence's assignments. It counts the actual choices, the K largest s + b; Eq. 18 of the paper counts the K
-largest s. The load is a count and has no gradient.
+paper, it is 1 at perfect balance, so its coefficient is the paper's α, per layer. Its f is E times an expert's share of
+the sequence's assignments. f counts the actual choices, the K largest s + b; Eq. 18 of the paper counts the K largest
+s. The load is a count and has no gradient.
 
 DeepSeek-AI 2024, arXiv 2412.19437 (router, groups, sequence-wise loss); Wang et al. 2024, arXiv 2408.15664 (bias).
 Lesson: lessons/22_balance_without_a_loss.ipynb
