@@ -1,4 +1,4 @@
-"""What the experts do: the experts to which a trained model sends each token of a text, and statistics of this.
+"""What the experts do: the experts to which a trained model sends each token of a text, and their statistics.
 
     seen = trace(params, config, tokens)        the routing of every token in every layer
     load(seen)                                  (L, E)  each expert's share of the work

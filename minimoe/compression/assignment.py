@@ -3,7 +3,7 @@
 Rows are added one at a time. For each row, Dijkstra's algorithm finds the cheapest path of exchanges to a free column
 in O(n²) steps, so n rows take O(n³). A price u_i for each row and a price v_j for each column keep all reduced costs
 c_ij − u_i − v_j at zero or above. For each row and the column that it is given, the reduced cost is zero. These two
-facts prove that the result is the best one: every assignment costs at least Σu + Σv, and this one costs exactly that.
+facts prove that the result is the best one: every assignment costs at least Σu + Σv, this one exactly that sum.
 
 Kuhn 1955 (the Hungarian method); Jonker and Volgenant 1987 (shortest augmenting paths).
 Lesson: lessons/52_merging_and_upcycling.ipynb

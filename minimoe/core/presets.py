@@ -80,7 +80,7 @@ SFT_RECIPE: dict[str, Any] = {
     "evaluate_every": 100,
     "save_every": 100,
 }
-"""Where the recipe of a run that learns to answer instructions differs from that of the run that it begins with."""
+"""How a run that learns to answer instructions changes the recipe of the run that it begins with."""
 
 SFT_PATIENCE = 4
 """A run that learns to answer stops after this many evaluations in a row without a new lowest loss."""
@@ -100,7 +100,7 @@ DPO_RECIPE: dict[str, Any] = {
     "evaluate_every": 20,
     "save_every": 20,
 }
-"""Where the recipe of a run that learns preferences differs from that of the run that it begins with.
+"""How a run that learns preferences changes the recipe of the run that it begins with.
 
 A batch of 32 sequences is 16 pairs of answers."""
 
@@ -119,7 +119,7 @@ def override(chosen: Preset, settings: Mapping[str, Any]) -> Preset:
     """``chosen`` with new values for some fields of its config and of its recipe.
 
     Raises:
-        UserError: a name is not a field of either, or a value is invalid.
+        UserError: a name is a field of neither config nor recipe, or a value is invalid.
     """
     of_model = {field.name for field in dataclasses.fields(ModelConfig)}
     known = [*of_model, *(field.name for field in dataclasses.fields(TrainConfig))]

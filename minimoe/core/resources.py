@@ -54,8 +54,8 @@ def memory_limit() -> int | None:
 def _group_folders(controller: str) -> Iterator[Path]:
     """The folders of this process's group and of those around it, of a controller of version 1, or "" for version 2.
 
-    Inside a container, the path that the process is told may be that of the host, and only its end, or none of it,
-    exists. So every folder on the way is yielded, whether it exists or not.
+    Inside a container, the path that the process is told may be that of the host; of this path, only the end may exist
+    in the container, or nothing. So every folder on the way is yielded, whether it exists or not.
     """
     try:
         lines = Path(MINE).read_text().splitlines()

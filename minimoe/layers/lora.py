@@ -39,7 +39,7 @@ class QuantizedBase(Protocol):
 
 
 class Adapted(NamedTuple):
-    """A frozen weight with an adapter; a stack of experts has one more axis, E, in front of each of these."""
+    """A frozen weight with an adapter; a stack of experts has one more axis, E, in front of each field."""
 
     base: Any  # (D_in, D_out), or a QuantizedBase
     a: Array  # (D_in, r)

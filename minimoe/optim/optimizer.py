@@ -5,7 +5,7 @@ Muon updates the parameters that the components mark as ``matrices``; AdamW upda
 routers and the norms. The moments of a parameter show which of the two updates it: only AdamW keeps a mean square.
 
 A frozen parameter has no moments, and a parameter without moments is left alone: no update and no decay. ``trainable``
-leaves it out of a gradient, so that it has no share in the norm by which the gradient is clipped either.
+leaves frozen parameters out of a gradient, so they have no share in the norm by which the gradient is clipped.
 
 Lesson: lessons/11_training.ipynb
 """

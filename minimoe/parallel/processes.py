@@ -38,7 +38,7 @@ def can_fork() -> bool:
 
 
 def shared(array: Array) -> Array:
-    """A copy in memory that this process shares with those that it forks, or ``MemoryError`` if there is too little."""
+    """A copy in memory that this process shares with its forks; ``MemoryError`` if there is too little memory."""
     copy = np.frombuffer(shared_memory(array.nbytes), array.dtype, array.size).reshape(array.shape)
     copy[...] = array
     return copy

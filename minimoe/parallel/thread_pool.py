@@ -27,7 +27,7 @@ HAND_OVER = 2e-5
 
 @contextlib.contextmanager
 def pool(threads: int) -> Iterator[Map]:
-    """A ``map`` over ``threads`` threads. While it is open, BLAS is limited to one thread in each of them."""
+    """A ``map`` over ``threads`` threads. While it is open, BLAS is limited to one thread per thread of the pool."""
     with one_blas_thread_each(), _handing_over_quickly(), ThreadPoolExecutor(threads) as executor:
         yield executor.map if threads > 1 else map
 

@@ -10,10 +10,10 @@ points must rank the experts as the centre does. If they do not, the probe is tr
 that fails too, it is refused, and refusals are reported. In this way an unlucky point does not look like a wrong
 gradient, and the tolerance can be narrow enough to find a gradient that is wrong.
 
-At a kink, such as the one of ReLU at 0, the slopes on the two sides differ, and a probe across it finds a mean of them.
-So before a difference counts against ``backward``, the slopes ahead and behind, and those of two step sizes, are
-compared. Where they disagree as much as ``backward`` does, the probe says nothing and is refused. If ``backward`` is
-wrong at a smooth point, the slopes agree with each other and not with ``backward``.
+At a kink, such as the one of ReLU at 0, the slopes on the two sides differ, and a probe across the kink finds a mean of
+the two slopes. So before a difference counts against ``backward``, the slopes ahead and behind, and those of two step
+sizes, are compared. Where they disagree as much as ``backward`` does, the probe says nothing and is refused. If
+``backward`` is wrong at a smooth point, the slopes agree with each other and not with ``backward``.
 """
 
 from __future__ import annotations

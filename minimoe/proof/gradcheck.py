@@ -1,7 +1,7 @@
 """The proof of every gradient: each component, and the whole decoder, against finite differences in float64.
 
-No check is at a special point: parameters that start at zero or one are moved away from it, so that no gradient is zero
-by accident and no wrong factor is hidden by a one. ``results.Row`` explains what a row says.
+No check is at a special point: parameters that start at zero or one are moved away from this value, so that no gradient
+is zero by accident and no wrong factor is hidden by a one. ``results.Row`` explains what a row says.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Three kinds of folders are described in the same way, so that a model can be quantised or run without loading it whole:
 a Mixtral or Mistral in Hugging Face's layout, a folder with quantised weights, and a run. Stacks of experts are
-described expert by expert, because a token needs only some of them.
+described expert by expert, because a token needs only some of the experts.
 
     located = locate(folder)            names, shapes and places; no weight is read
     values = decode(encoded, bytes)     the numbers that loading the whole model gives, to the bit

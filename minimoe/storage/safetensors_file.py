@@ -38,7 +38,7 @@ LARGEST = 2**63
 """Every size and offset in a file must be smaller than this, because Python would accept integers of any length."""
 
 LONGEST_HEADER = 100_000_000
-"""The limit of the safetensors library, in bytes; the header of a model of 100,000 tensors has a tenth of this."""
+"""The limit of the safetensors library, in bytes; the header of a model of 100,000 tensors takes a tenth."""
 
 ROWS = 128
 """Rows copied at a time: transposing a few rows is 3 times faster, because they stay in the processor's cache."""

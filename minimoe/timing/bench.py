@@ -149,8 +149,8 @@ def matrix_operations(config: ModelConfig, batch: int) -> int:
     """Operations (products and sums) in the matrix products of one step: forward, and twice as many backward.
 
     The count is exact: every active parameter that multiplies a token counts 2, and every pair of a query and a key
-    that it sees counts 4·H·C in each layer. Anything else that an implementation computes, such as masked scores or
-    scores computed again, is not counted, because the result does not need it.
+    that this query sees counts 4·H·C in each layer. Anything else that an implementation computes, such as masked
+    scores or scores computed again, is not counted, because the result does not need it.
     """
     plan = blueprint.of_config("", config)
     weights = sum(part.active for part in plan.parts if part.multiplied) + parameters.count(config).noise

@@ -160,7 +160,7 @@ def next_state(
 
 
 def moved(threshold: Array, load: Array, tokens: Array | int, active: int) -> Array:
-    """The thresholds (E,) after a step of N = ``tokens``, in which the experts took ``load`` (E,) of them.
+    """The thresholds (E,) after a step of N = ``tokens``, in which the experts took ``load`` (E,) tokens.
 
     A factor makes the size of a step independent of the size of τ, and keeps τ positive. The logarithm of τ moves by
     η (E/K − 1) for an expert that took every token, and by −η for one that took none. Without tokens, nothing moves.
