@@ -182,7 +182,7 @@ def predict(model: Model, tokens: Array) -> Array:
 
 
 def losses(model: Model, sequences: Array, lengths: Sequence[int]) -> Compared:
-    """sequences (B, T + 1) → the loss of the tokens that follow the first n, for each n of ``lengths``.
+    """sequences (B, T + 1) → for each n of ``lengths``, the loss of the one token that follows the first n.
 
     In a whole sequence, the model sees all T tokens, and the token to be predicted is one of them. A prefix ends before
     that token.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def of_sft(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, and the settings of the recipe, which by default are those of the run."""
+    """Adds options: what to tune, with what, and the settings of the recipe, by default those of the run."""
     sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a run, or of a Hugging Face model")
     sub.add_argument("--instructions", metavar="PATH", help="a file like data/instructions.jsonl, which is the default")
     sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")
@@ -44,7 +44,7 @@ def of_sft(sub: argparse.ArgumentParser) -> None:
 
 
 def of_dpo(sub: argparse.ArgumentParser) -> None:
-    """Adds what to tune, with what, by which loss, and the settings of the recipe."""
+    """Adds options: what to tune, with what, by which loss, and the settings of the recipe."""
     sub.add_argument("folder", nargs="?", metavar="MODEL", help="folder of a model that answers instructions")
     sub.add_argument("--pairs", metavar="PATH", help="a file like data/preferences.jsonl, which is the default")
     sub.add_argument("--out", metavar="DIR", help="folder of the new run (a new one under runs/)")

@@ -103,7 +103,7 @@ def dequantize(q: Quantized) -> NDArray[np.float32]:
 
 
 def absmax_of(q: Quantized) -> NDArray[np.float32]:
-    """The c of every block, (R,); c that have been quantised too are computed from their codes."""
+    """The c of every block, (R,). If the c have been quantised too, they are computed from their codes."""
     if q.nested_absmax is None or q.offset is None:
         return q.absmax.astype(np.float32)
     return DYNAMIC_MAP[q.absmax] * np.repeat(q.nested_absmax, NESTED_BLOCK)[: q.absmax.size] + q.offset

@@ -1,8 +1,8 @@
 """Dequantises a matrix some outputs at a time, so that the memory for intermediate results stays small.
 
-The blocks of a matrix follow each other output by output, so whole outputs are a range of blocks if their weights fill
-whole blocks. The numbers are those of ``dequantize``, to the bit: every weight is computed from its own code and the
-numbers of its block, in the same operations.
+The blocks of a matrix follow each other output by output. So a few neighbouring outputs are a range of
+blocks, provided that their weights together fill whole blocks. The numbers are those of ``dequantize``, to
+the bit: every weight is computed from its own code and the numbers of its block, in the same operations.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ letters follow each other in a few tales. That a tale has a kind widow and a foo
 pairs of words are few, and five rows are tested at once, so more than one table in five shows an interval without 0 by
 luck alone. An interval around 0 is no proof of fairness: it covers neither other words, nor other groups, nor what the
 model writes. The sentences are plain text. A model that was tuned on chats alone may predict plain text badly. The
-suite's loss on held-out text shows whether a model does. For a model that does, d is large, uncertain and without
+suite's loss on held-out text shows whether this is the case; if it is, d is large, uncertain and without
 meaning. These numbers cannot be compared with those of a benchmark.
 
 Large models are measured with thousands of examples. Of the base model Mixtral 8x7B, Jiang et al. 2024 (arXiv

@@ -90,7 +90,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
     params = tree.map(lambda leaf: to_device(leaf, where), decoder.init(rng, config, recipe.dtype))
 
     def wait() -> None:
-        """Waits for the device: a copy from it is made only after all its earlier work."""
+        """Waits for the device by copying from it: the copy is made only after all of the device's earlier work."""
         to_host(array_module(params.norm.gain).zeros(1))
 
     moments = optimizer.init(params, recipe)
@@ -134,7 +134,7 @@ def run(chosen: Preset, device: str = "auto", threads: int | None = None, second
 
 
 def measure(work: Callable[[], Any], seconds: float) -> list[float]:
-    """The seconds of each run: at least ``LEAST_RUNS``, for ``seconds`` in all, after ``WARM_UP`` uncounted runs."""
+    """The seconds of each run: ``WARM_UP`` uncounted runs, then runs for ``seconds``, ``LEAST_RUNS`` at least."""
     for _ in range(WARM_UP):
         work()
     times: list[float] = []

@@ -81,7 +81,7 @@ def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST
 
 
 def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> dict[str, Score]:
-    """For each kind, how often the model writes exactly the last answer and ends it, given the turns before.
+    """Given the turns before the last answer, how often the model writes exactly this answer, and ends it: per kind.
 
     Raises:
         UserError: as for ``write``.

@@ -173,7 +173,7 @@ def next_state(
 
 
 def compared(params: ReMoE, cache: Cache) -> list[tuple[Array, int]]:
-    """The logits (N, E), and a pair of 0 and z for each logit z (N·E, 2): an expert is awake if z is the larger one."""
+    """The logits (N, E), and (N·E, 2) the pair (0, z) of each logit z: an expert is awake if its z is the larger."""
     xp = array_module(cache.logits)
     each = cache.logits.reshape(-1)
     # Zero is the first column, so it wins a tie: an expert with z = 0 sleeps.

@@ -67,7 +67,7 @@ def check(config: ModelConfig) -> None:
 
 
 def check_forward(config: ModelConfig) -> None:
-    """Allows every config: a gate without a choice cannot be trained, but it can be run."""
+    """Allows every config: a gate for a set of one expert cannot be trained, but it can be run."""
 
 
 def init(rng: np.random.Generator, config: ModelConfig, dtype: DTypeLike = np.float32) -> TokenHash:
@@ -132,7 +132,7 @@ def backward(params: TokenHash, cache: Cache, dweight: Array, dstats: RouterStat
 
         dz = p ⊙ (dw − Σ p dw),    dx = dz Wᵀ,    dW = xᵀ dz
 
-    A logit outside the set gets exactly 0. Without a gate, all logits do.
+    A logit outside the set gets a gradient of exactly 0. Without a gate, every logit gets 0.
     """
     xp = array_module(dweight)
     if params.w_gate is None:
