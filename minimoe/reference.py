@@ -100,7 +100,7 @@ def rope(x: Array, direction: int = 1) -> Array:
 
 def attention(w: Weights, x: Array, T: int, config: Config) -> tuple[Array, Backward]:
     """x (N, D) → x + o W_output (N, D), with A = softmax(q kᵀ / √C) and o = A v, where q, k, v come from the normed x.
-    Grouped queries: k and v have length 1 on the axis of the H/G query heads that share them; products repeat them."""
+    H/G query heads share one key/value head: k and v have length 1 on the axis of these heads and are broadcast."""
     H, G, C = config.H, config.G, config.C
     split, merge = (0, 2, 3, 1, 4), (0, 3, 1, 2, 4)  # transpose (B, T, G, H/G, C) to (B, G, H/G, T, C), and back
     u, norm_backward = rmsnorm(w["attention_norm"], x)

@@ -148,7 +148,7 @@ def _joined(parts: Sequence[Array], axis: int, fill: int) -> Array:
 
 
 def alike(traces: Sequence[Trace]) -> list[Trace]:
-    """The traces with equally many columns of experts and weights; the added columns are those of missing experts.
+    """The traces, padded to the same number of columns of experts and weights; an added column means "no expert".
 
     The tokens of one text may have more experts than those of another.
     """
@@ -262,8 +262,9 @@ def repetition(trace: Trace, choice: Choice = "first", *, shuffles: int = 20, se
 
         uniform     1 − C(E−k, k)/C(E, k): 1/E for k = 1, and 46.4 % for 2 of 8. If k differs between tokens, the mean
                     over all pairs and layers
-        load        Σ p_S p_S' over all pairs of sets that share an expert, with p as observed: Σ p² for k = 1. An
-                    uneven load makes neighbours share an expert, whatever the order of the text.
+        load        Σ p_S p_S' over all pairs of sets S, S' that share an expert, where p_S is the observed
+                    frequency of S: Σ p² for k = 1. An uneven load makes neighbours share an expert, whatever
+                    the order of the text.
         shuffled    the mean rate over ``shuffles`` random orders within each window, drawn by ``seed``. A window keeps
                     its subject and therefore its load, so a higher observed rate is due to order alone.
 

@@ -77,7 +77,7 @@ def groups(seen: Seen, count: int) -> NDArray[np.int64]:
 
 
 def bind(moe: MoE, seen: Seen, group: Sequence[int] | NDArray[np.int64]) -> Bound:
-    """The experts of each group, aligned with the one that has most tokens; averages weighted by numbers of tokens."""
+    """The mean expert of each group: aligned with the one with most tokens, then averaged, weighted by tokens."""
     index = np.asarray(group)
     merged = []
     for g in range(int(index.max()) + 1):

@@ -54,8 +54,8 @@ def borders(axes: Axes, x: Array, y: Array, winner: Array) -> None:
 
 
 def clouds(axes: Axes, points: Array, label: Array, names: Sequence[str], colours: Sequence[str] | None = None) -> None:
-    """Draws points (N, 2) as dots, grey without colours, and the name of each label (N,) in the middle of its
-    points."""
+    """Draws points (N, 2) as dots, grey if no colours are given, and the name of each label (N,) in the middle of
+    its points."""
     from matplotlib.patheffects import withStroke
 
     for number, name in enumerate(names):

@@ -127,7 +127,7 @@ def exchange_is_faster(config: ModelConfig, rows: int) -> bool:
 
 
 def split(named: Mapping[str, Tree], by_expert: Collection[str]) -> tuple[dict[str, Tree], dict[str, Tree]]:
-    """Parameters by name, or other values by the name of a parameter → those named in ``by_expert``, and the others."""
+    """A dictionary whose keys are names of parameters → its entries named in ``by_expert``, and the other entries."""
     return (
         {name: one for name, one in named.items() if name in by_expert},
         {name: one for name, one in named.items() if name not in by_expert},

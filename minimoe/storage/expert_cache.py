@@ -1,5 +1,5 @@
-"""Keeps the experts that were used last in memory, in the form that they have on the disk, and reads others when they
-are used.
+"""Keeps in memory the experts that were used last, in the form that they have on the disk, and reads others
+when they are used.
 
 A router names the experts of a token only when the token has come to their layer. An expert that is in memory (a hit)
 costs nothing more; one that is not (a miss) is read from its file and replaces the expert whose last use is longest
@@ -10,11 +10,11 @@ the system, so the memory of the cache neither grows beyond its slots nor become
     held   a ab ab ac bc    LRU: c takes the place of b, whose last use is longer ago than that of a
                     ^ a miss again
 
-Layers take turns, so the expert whose last use is longest ago is often one of the layer that comes next. With a single
-queue for all layers, and fewer slots than one token needs in all layers together, the other layers would have replaced
-the experts of a layer before its next turn, and hits would be rare. So each layer has a share of the slots that the
-others cannot take. Some slots belong to no layer, as many as a token has experts in a layer; the layer that is being
-computed uses them.
+Layers take turns, so the expert whose last use is longest ago often belongs to the layer that comes next.
+With a single queue for all layers, and fewer slots than one token needs in all layers together, the other
+layers would have replaced the experts of a layer before its next turn, and hits would be rare. So each
+layer has a share of the slots that the others cannot take. Some slots belong to no layer, as many
+as a token has experts in a layer; the layer that is being computed uses them.
 
 Eliseev and Mazur 2023, arXiv 2312.17238, keep experts in this way.  Lesson: lessons/53_mixtral_on_a_laptop.ipynb
 """
@@ -103,7 +103,7 @@ class ExpertCache:
 
     @contextmanager
     def use(self, key: Key, counted: bool = True) -> Iterator[Content]:
-        """The bytes of an expert, valid within the block. Without ``counted``, this is a part of the latest use."""
+        """The bytes of an expert, valid within the block. Without ``counted``, the call belongs to the latest use."""
         with self.lock:
             if counted:
                 self._add(uses=1, hits=int(key in self.held))
@@ -141,7 +141,7 @@ class ExpertCache:
         self.phase, self.since = "", now
 
     def unpacked(self, seconds: float) -> None:
-        """Adds the time that it took to convert numbers of files to float32."""
+        """Adds the time that it took to convert the numbers in files to float32."""
         self._add(unpacking=seconds)
 
     def _add(self, **more: float) -> None:

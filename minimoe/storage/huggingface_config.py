@@ -119,7 +119,7 @@ def to_dict(
 ) -> dict[str, Any]:
     """The values of config.json for a model, in the family that ``huggingface_families.model_type_of`` finds for it.
 
-    The ids of the tokens that begin and pad a text are those of ``generation``, as in a ``Description``.
+    ``generation`` holds the ids of the tokens that begin and pad a text, in the form that a ``Description`` has.
 
     Raises:
         UserError: the model's router or experts are not Mixtral's, or the model has another setting that its family

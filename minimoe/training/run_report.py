@@ -1,4 +1,4 @@
-"""What the user sees of a training run: the opening, and at the end figures, a sample and a page."""
+"""What the user sees of a training run: first the opening; at the end, figures, a sample and a page."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def command() -> str:
 
 
 def sample(model: Model, data: Texts) -> str:
-    """For each document, a passage that the model never saw, the mark ``|>``, and its continuation."""
+    """For each document, a passage that the model never saw, the mark ``|>``, and the model's continuation."""
     parts = []
     for name, ids in zip(data.names, data.validation, strict=True):
         prompt = ids[:PROMPT_TOKENS]
