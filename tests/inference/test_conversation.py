@@ -256,7 +256,14 @@ def test_in_a_terminal(tmp_path: Path) -> None:
     folder = small_chats.save(tmp_path / "run", small_chats.tuned(context=100_000))
     ours, theirs = pty.openpty()
     words = [sys.executable, "-m", "minimoe", "chat", str(folder), "--temperature", "0", "--threads", "1"]
-    chatting = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    chatting = subprocess.Popen(  # a shell's background job ignores Ctrl-C, and so would all that it starts
+        words,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = ""
 

@@ -96,7 +96,8 @@ def column_by_column(deltas, keep):
 def by_halves(deltas, keep):
     trimmed = cut(deltas, keep)
     up, down = np.maximum(trimmed, 0), np.minimum(trimmed, 0)
-    winner = np.where(up.sum(0) > -down.sum(0), up, down)
+    plus, minus = up.sum(0), -down.sum(0)
+    winner = np.where(plus > minus, up, np.where(plus < minus, down, 0))
     count = (winner != 0).sum(0)
     return np.divide(winner.sum(0), count, out=np.zeros(deltas.shape[1]), where=count > 0)
 
