@@ -10,17 +10,16 @@ answered together.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minimoe.core.arrays import to_host
-from minimoe.core.config import ModelConfig
 from minimoe.core.errors import UserError
 from minimoe.inference import generation, kv_cache
-from minimoe.layers.decoder import Decoder
+from minimoe.inference.conversation import Talker
 from minimoe.text import chat
-from minimoe.text.chat import AnyTokenizer, Turn
+from minimoe.text.chat import Turn
 from minimoe.text.instructions import Instruction
 from minimoe.text.tokenizer import Ids
 
@@ -29,17 +28,6 @@ LONGEST = 200
 
 TOGETHER = 32
 """Prompts that are answered together, at most."""
-
-
-class Tuned(Protocol):
-    """A model that can answer: ``checkpoint.Model`` or ``huggingface.Pretrained``."""
-
-    @property
-    def params(self) -> Decoder: ...
-    @property
-    def config(self) -> ModelConfig: ...
-    @property
-    def tokenizer(self) -> AnyTokenizer: ...
 
 
 class Answer(NamedTuple):
@@ -56,7 +44,7 @@ class Score(NamedTuple):
     asked: int
 
 
-def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST) -> list[Answer]:
+def write(model: Talker, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST) -> list[Answer]:
     """The likeliest answer to each prompt, of at most ``tokens`` tokens.
 
     Raises:
@@ -80,7 +68,7 @@ def write(model: Tuned, prompts: Sequence[Sequence[Turn]], tokens: int = LONGEST
     return [found[number] for number in range(len(rows))]
 
 
-def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> dict[str, Score]:
+def score(model: Talker, items: Sequence[Instruction], tokens: int = LONGEST) -> dict[str, Score]:
     """Given the turns before the last answer, how often the model writes exactly this answer, and ends it: per kind.
 
     Raises:
@@ -94,7 +82,7 @@ def score(model: Tuned, items: Sequence[Instruction], tokens: int = LONGEST) -> 
     return dict(sorted(scores.items()))
 
 
-def _greedy(model: Tuned, prompts: Ids, ends: tuple[int, ...], tokens: int) -> list[list[int]]:
+def _greedy(model: Talker, prompts: Ids, ends: tuple[int, ...], tokens: int) -> list[list[int]]:
     """prompts (B, n) → for each, the likeliest ids up to one of ``ends`` or to as many as ``tokens``."""
     cache = kv_cache.init(model.params, model.config, len(prompts))
     written: list[list[int]] = [[] for _ in prompts]

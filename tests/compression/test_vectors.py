@@ -24,7 +24,7 @@ def models(count: int, config: ModelConfig = CONFIG, seed: int = 0) -> list[Deco
     return [drawn(np.random.default_rng(seed + i), config) for i in range(count)]
 
 
-def equal(ours: Any, theirs: Any, atol: float = 0.0) -> None:
+def assert_equal(ours: Any, theirs: Any, atol: float = 0.0) -> None:
     for (name, a), b in zip(tree.named_leaves(ours), tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
@@ -50,8 +50,8 @@ def test_slerp_keeps_the_length_and_divides_the_angle(n: int, t: float, seed: in
     if abs(a @ b) < vectors.PARALLEL:
         assert np.linalg.norm(found) == pytest.approx(1, abs=1e-9)
         assert a @ found == pytest.approx(math.cos(t * angle), abs=1e-9)
-    equal(vectors.slerp(a, b, 0.0), a, atol=1e-12)
-    equal(vectors.slerp(a, b, 1.0), b, atol=1e-12)
+    assert_equal(vectors.slerp(a, b, 0.0), a, atol=1e-12)
+    assert_equal(vectors.slerp(a, b, 1.0), b, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1.0, 1e30])
@@ -97,16 +97,16 @@ def test_weights_have_no_part_in_the_vote() -> None:
 @given(count=st.integers(1, 4), seed=st.integers(0, 2**16))
 def test_ties_of_equal_vectors_is_the_vector(count: int, seed: int) -> None:
     delta = np.random.default_rng(seed).standard_normal((3, 4))
-    equal(vectors.ties([delta] * count, 1), delta, atol=1e-15)
-    equal(vectors.ties([delta] * count, 0.3), vectors.trim(delta, 0.3), atol=1e-15)
+    assert_equal(vectors.ties([delta] * count, 1), delta, atol=1e-15)
+    assert_equal(vectors.ties([delta] * count, 0.3), vectors.trim(delta, 0.3), atol=1e-15)
 
 
 @given(seed=st.integers(0, 2**16), keep=st.floats(0.05, 1))
 def test_ties_knows_no_order_and_no_sign(seed: int, keep: float) -> None:
     deltas = list(np.random.default_rng(seed).standard_normal((3, 7)))
     found = vectors.ties(deltas, keep)
-    equal(vectors.ties(deltas[::-1], keep), found, atol=1e-15)
-    equal(vectors.ties([-delta for delta in deltas], keep), -found, atol=1e-15)
+    assert_equal(vectors.ties(deltas[::-1], keep), found, atol=1e-15)
+    assert_equal(vectors.ties([-delta for delta in deltas], keep), -found, atol=1e-15)
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.75])
@@ -124,20 +124,21 @@ def test_dare_is_unbiased(keep: float) -> None:
 def test_merging_a_model_with_itself_changes_nothing(method: str) -> None:
     (base, model), count = models(2), 2 if method == "slerp" else 3
     found = vectors.merge([model] * count, method, base=base, keep=1)
-    equal(found, model, atol=1e-14)
+    assert_equal(found, model, atol=1e-14)
 
 
 def test_one_model_through_ties_is_itself() -> None:
     base, model = models(2)
-    equal(vectors.merge([model], "ties", base=base, keep=1), model, atol=1e-15)
+    assert_equal(vectors.merge([model], "ties", base=base, keep=1), model, atol=1e-15)
 
 
 def test_task_vectors_are_added_to_the_base() -> None:
     base, a, b = models(3)
     found = vectors.merge([a, b], "task", base=base, strength=0.5)
-    equal(found, tree.map(lambda o, x, y: o + 0.25 * (x - o) + 0.25 * (y - o), base, a, b), atol=1e-14)
-    equal(vectors.merge([a, b], "task", base=base), vectors.merge([a, b]), atol=1e-14)  # at strength 1, the average
-    equal(vectors.merge([a, b], "ties", base=base, strength=0.0), base)
+    assert_equal(found, tree.map(lambda o, x, y: o + 0.25 * (x - o) + 0.25 * (y - o), base, a, b), atol=1e-14)
+    # at strength 1, the average
+    assert_equal(vectors.merge([a, b], "task", base=base), vectors.merge([a, b]), atol=1e-14)
+    assert_equal(vectors.merge([a, b], "ties", base=base, strength=0.0), base)
 
 
 def test_each_matrix_is_merged_by_itself() -> None:
@@ -149,11 +150,11 @@ def test_each_matrix_is_merged_by_itself() -> None:
         return model.blocks[1].moe.experts.w_up[e]
 
     for e in range(3):
-        equal(up(by_slerp, e), vectors.slerp(up(a, e), up(b, e), 0.3), atol=1e-15)
+        assert_equal(up(by_slerp, e), vectors.slerp(up(a, e), up(b, e), 0.3), atol=1e-15)
         deltas = [up(a, e) - up(base, e), up(b, e) - up(base, e)]
-        equal(up(by_ties, e), up(base, e) + vectors.ties(deltas, 0.4), atol=1e-15)
+        assert_equal(up(by_ties, e), up(base, e) + vectors.ties(deltas, 0.4), atol=1e-15)
     w = [model.blocks[0].attention.query.weight for model in (a, b)]
-    equal(by_slerp.blocks[0].attention.query.weight, vectors.slerp(*w, 0.3), atol=1e-15)
+    assert_equal(by_slerp.blocks[0].attention.query.weight, vectors.slerp(*w, 0.3), atol=1e-15)
 
 
 def test_dare_draws_from_the_generator() -> None:
